@@ -1,0 +1,171 @@
+"""What every room needs: errors that speak to the user, files written whole or not at all, JSON, seeds, digests."""
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+
+class BadInput(Exception):
+    """Input that a person can mend. The message is one sentence that names the file or the flag, and the remedy."""
+
+
+def script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; bad input ends in one sentence on stderr and exit status 2, never in a traceback."""
+    try:
+        main()
+    except BadInput as error:
+        sys.exit(_say(str(error), 2))
+    except KeyboardInterrupt:
+        sys.exit(_say("stopped; repeat the command and it continues", 130))
+    except BrokenPipeError:  # the reader of a pipe (head, less) went away: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "check that it exists, that you may read and write there, and that the disk is not full"
+        sys.exit(_say(f"{where}{error.strerror or error}; {remedy}", 2))
+
+
+def _say(sentence: str, status: int) -> int:
+    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    return status
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the nearest known one, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+
+
+@contextlib.contextmanager
+def write_whole(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that appears under its name only when it is complete: temporary name, fsync, rename.
+
+    Whoever reads `path` sees the old file or the new one, never half of one. If the block raises, nothing changes.
+    """
+    path = Path(path)
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(scratch, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        os.replace(scratch, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch)
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path | str) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def make_folder(folder: Path | str, flag: str) -> Path:
+    """Create `folder` if need be and make sure that files can be written into it; `flag` names where it came from."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadInput(
+            f"{folder}: cannot be written ({error.strerror}); choose another folder with {flag}"
+        ) from error
+    return folder
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    with write_whole(path) as file:
+        json.dump(value, file, ensure_ascii=False, indent=1)
+        file.write("\n")
+
+
+def read_json(path: Path | str, remedy: str) -> Any:
+    """The value in a JSON file. Raises BadInput, ending in `remedy`, if it is missing, cut short or not UTF-8."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file; {remedy}") from None
+    except IsADirectoryError:
+        raise BadInput(f"{path}: is a folder, not a JSON file; {remedy}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 text (byte {error.start}); {remedy}") from None
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}: not JSON, or cut short (line {error.lineno}: {error.msg}); {remedy}") from None
+
+
+def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> None:
+    with write_whole(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_jsonl(path: Path | str, remedy: str) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; blank lines are passed over. Raises BadInput, ending in `remedy`."""
+    rows = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        row = json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise BadInput(
+                            f"{path}: line {number} is not JSON, or cut short ({error.msg}); {remedy}"
+                        ) from None
+                    if not isinstance(row, dict):
+                        raise BadInput(f"{path}: line {number} is not a JSON object; {remedy}")
+                    rows.append(row)
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file; {remedy}") from None
+    except IsADirectoryError:
+        raise BadInput(f"{path}: is a folder, not a JSON-lines file; {remedy}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 text (byte {error.start}); {remedy}") from None
+    return rows
+
+
+def digest_text(text: str) -> str:
+    """SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def unit_hash(text: str) -> float:
+    """A number in [0, 1) that depends on `text` alone: the same on every machine, in every Python, for ever."""
+    return int(hashlib.sha256(text.encode("utf-8")).hexdigest()[:13], 16) / 16**13
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch. torch is imported here, so that readers and tables start without it."""
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
