@@ -95,9 +95,7 @@ def make_folder(folder: Path | str, flag: str) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise BadInput(
-            f"{folder}: cannot be written ({error.strerror}); choose another folder with {flag}"
-        ) from error
+        raise BadInput(f"{folder}: cannot be written ({error.strerror}); choose another folder with {flag}") from error
     return folder
 
 

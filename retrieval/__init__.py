@@ -1,1 +1,1 @@
-"""The measured half: similarity, ranks, metrics, protocols and tables. Similarity, ranks and metrics know only arrays."""
+"""The measured half: similarity, ranks, metrics, protocols, tables. Similarity, ranks and metrics know only arrays."""

@@ -1,0 +1,137 @@
+"""The prepared folder data/NAME/: what prep.py leaves and train.py, eval.py and search.py read."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from features.dataset import SPLITS, Dataset
+from features.store import FeatureStore
+from features.vocabulary import Vocabulary
+from utils import BadInput, nearest, read_json, read_jsonl, write_json, write_jsonl
+
+FORMAT = 1
+CAPTIONS, DATASET, VOCABULARY = "captions.jsonl", "dataset.json", "vocabulary.json"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and captions of one split, in dataset order. Captions of one image stand together.
+
+    features: (images, D) float32; image_of_caption: (captions,) int64, the row of each caption's image.
+    """
+
+    name: str
+    images: list[str]
+    captions: list[str]
+    image_of_caption: np.ndarray
+    features: np.ndarray
+
+
+def write_prepared(folder: Path, dataset: Dataset, images: Path | None, vocabulary: Vocabulary) -> None:
+    """Write captions.jsonl, vocabulary.json and dataset.json (where the photographs lie, and what was left out).
+
+    A line of captions.jsonl has a "path" only where the photograph is not at the images' folder / id.
+    """
+
+    def line(image):
+        path = {} if images is None or image.path in (None, images / image.id) else {"path": str(image.path)}
+        return {"image": image.id, "split": image.split, "captions": list(image.captions), **path}
+
+    vocabulary.save(folder / VOCABULARY)
+    root = None if images is None else str(images.resolve())
+    write_json(folder / DATASET, {"format": FORMAT, "dataset": dataset.name, "images": root, "notes": dataset.notes})
+    write_jsonl(folder / CAPTIONS, map(line, dataset.images))
+
+
+class Prepared:
+    """A prepared folder, open for reading.
+
+    name: of the dataset. rows: the lines of captions.jsonl. vocabulary: of the training split.
+    """
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        remedy = f"prepare it with prep.py --data {self.folder.parent}"
+        if not (self.folder / CAPTIONS).is_file():
+            raise BadInput(f"{self.folder}: not a prepared folder (no {CAPTIONS}); {remedy}")
+        head = read_json(self.folder / DATASET, remedy)
+        self.name: str = head["dataset"]
+        self.images_folder = None if head["images"] is None else Path(head["images"])
+        self.rows = read_jsonl(self.folder / CAPTIONS, remedy)
+        for number, row in enumerate(self.rows, 1):
+            if not isinstance(row.get("captions"), list) or row.get("split") not in SPLITS or "image" not in row:
+                raise BadInput(f"{self.folder / CAPTIONS}: line {number} lacks image, split or captions; {remedy}")
+        self.vocabulary = Vocabulary.load(self.folder / VOCABULARY)
+
+    def path_of(self, row: dict) -> Path | None:
+        """Where the photograph of a line of captions.jsonl lies; None where features came ready-made."""
+        if "path" in row:
+            return Path(row["path"])
+        return None if self.images_folder is None else self.images_folder / row["image"]
+
+    def stores(self) -> list[str]:
+        """Names of the complete feature stores, the newest first."""
+        files = [file for file in self.folder.glob("*.h5") if not file.name.endswith(".text.h5")]
+        return [file.name.removesuffix(".h5") for file in sorted(files, key=lambda f: (-f.stat().st_mtime, f.name))]
+
+    def store(self, name: str) -> FeatureStore:
+        """The feature store `name`. Raises BadInput that names the stores there are."""
+        if name not in self.stores():
+            there = self.stores()
+            remedy = nearest(name, there) if there else "it has no features at all"
+            raise BadInput(
+                f"--features {name}: {self.folder} has no such features ({remedy}); "
+                f"prepare them with: python prep.py {self.name} --backbone {name}"
+            )
+        return FeatureStore.open(self.folder / f"{name}.h5")
+
+    def split(self, name: str, features: Sequence[str], normalise: bool = True) -> Split:
+        """One split with its features joined. Raises BadInput if a store lacks one of its images."""
+        rows = [row for row in self.rows if row["split"] == name]
+        if not rows:
+            raise BadInput(f"{self.folder}: the {name} split has no image; name another with --split")
+        ids = [row["image"] for row in rows]
+        stores = [self.store(feature) for feature in features]
+        parts = [store.read(store.rows(ids)) for store in stores]
+        captions = [caption for row in rows for caption in row["captions"]]
+        owners = np.repeat(np.arange(len(rows)), [len(row["captions"]) for row in rows])
+        return Split(name, ids, captions, owners, join_features(parts, normalise))
+
+
+def join_features(parts: Sequence[np.ndarray], normalise: bool) -> np.ndarray:
+    """(N, D1), (N, D2), … → (N, D1 + D2 + …) float32.
+
+    Several features are L2-normalised each before they are joined, so that none drowns the others; one feature is
+    where `normalise` says so. A row of zeros stays zero.
+    """
+    if normalise or len(parts) > 1:
+        parts = [part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in parts]
+    return np.ascontiguousarray(np.concatenate(parts, axis=1, dtype=np.float32))
+
+
+def newest_prepared(root: Path) -> Path:
+    """The prepared folder under `root` that was written last."""
+    found = [path.parent for path in root.glob(f"*/{CAPTIONS}")] if root.is_dir() else []
+    if not found:
+        raise BadInput(f"{root}: holds no prepared folder; run prep.py first, or name one with --data")
+    return max(found, key=_last_change)
+
+
+def _last_change(folder: Path) -> float:
+    """When a store was completed or the captions were written, whichever is later."""
+    return max(path.stat().st_mtime for path in (folder / CAPTIONS, *folder.glob("*.h5")))
+
+
+def same_rows(folder: Path, dataset: Dataset) -> bool:
+    """Whether captions.jsonl of `folder` already says what `dataset` says."""
+    try:
+        lines = (folder / CAPTIONS).read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return False
+    return [(row["image"], row["split"], tuple(row["captions"])) for row in rows] == [
+        (image.id, image.split, image.captions) for image in dataset.images
+    ]

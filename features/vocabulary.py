@@ -1,0 +1,160 @@
+"""Words and stems: how a caption is cut, and which words the training split holds.
+
+The tokeniser and the stemmer are NLTK's and need no NLTK download. The vocabulary keeps every word of the training
+split with its count and its stem; whether stems or words are used, and from which count on, is up to the text branch.
+"""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import regex
+from nltk.stem.snowball import SnowballStemmer
+from nltk.tokenize import TweetTokenizer
+from tqdm import tqdm
+
+from utils import BadInput, nearest, read_json, write_json
+
+FORMAT = 1
+TOKENISER = (
+    "nltk.TweetTokenizer; NFC, lower case; Han and kana cut into characters; tokens without letter or digit dropped"
+)
+LANGUAGES = ("none", *SnowballStemmer.languages)
+UNKNOWN = 0  # the number of every word that the vocabulary does not hold
+
+# Scripts written without blanks; a whole clause would otherwise be one word that never comes again.
+_UNSPACED = regex.compile(r"([\p{Han}\p{Hiragana}\p{Katakana}])")
+_WORD = regex.compile(r"[\p{L}\p{N}]")
+_TOKENISER = TweetTokenizer(preserve_case=True)
+
+
+def tokenise(sentence: str) -> list[str]:
+    """The words of a sentence, lower case, punctuation left out.
+
+    >>> tokenise("Two dogs' frisbee, here.")
+    ['two', 'dogs', 'frisbee', 'here']
+    """
+    sentence = _UNSPACED.sub(r" \1 ", unicodedata.normalize("NFC", sentence).lower())
+    return [token for token in _TOKENISER.tokenize(sentence) if _WORD.search(token)]
+
+
+def make_stemmer(language: str) -> Any:
+    """A function from word to stem; for "none", the word itself. Raises BadInput for a language Snowball lacks."""
+    if language == "none":
+        return lambda word: word
+    if language not in LANGUAGES:
+        raise BadInput(f"--language {language}: no stemmer for it; {nearest(language, LANGUAGES)}")
+    return SnowballStemmer(language).stem
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Every word of the training split: `counts[word]` and `stems[word]`, most frequent first."""
+
+    language: str
+    counts: dict[str, int]
+    stems: dict[str, str]
+
+    @classmethod
+    def build(cls, captions: Iterable[str], language: str = "english", progress: bool = False) -> "Vocabulary":
+        stem = make_stemmer(language)
+        counter = Counter(
+            word
+            for caption in tqdm(captions, "vocabulary", unit=" captions", disable=not progress)
+            for word in tokenise(caption)
+        )
+        words = sorted(counter, key=lambda word: (-counter[word], word))
+        return cls(language, {word: counter[word] for word in words}, {word: stem(word) for word in words})
+
+    def save(self, path: Path) -> None:
+        stemmer = "none" if self.language == "none" else "nltk.SnowballStemmer"
+        words = [{"word": word, "count": self.counts[word], "stem": self.stems[word]} for word in self.counts]
+        head = {"format": FORMAT, "tokeniser": TOKENISER, "stemmer": stemmer, "language": self.language}
+        write_json(path, {**head, "words": words})
+
+    @classmethod
+    def load(cls, path: Path) -> "Vocabulary":
+        remedy = "prepare the dataset again with prep.py"
+        table = read_json(path, remedy)
+        try:
+            if table["format"] != FORMAT or table["tokeniser"] != TOKENISER:
+                raise BadInput(f"{path}: written by another version of this project; {remedy}")
+            words = table["words"]
+            counts = {row["word"]: row["count"] for row in words}
+            return cls(table["language"], counts, {row["word"]: row["stem"] for row in words})
+        except (KeyError, TypeError):
+            raise BadInput(f"{path}: not a vocabulary of this project; {remedy}") from None
+
+
+class Encoder:
+    """From sentences to word numbers, as one text branch wants them: words or stems, from `min_count` on.
+
+    Number 0 is every unknown word; the others follow by falling count.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, stem: bool, min_count: int):
+        self._stem = make_stemmer(vocabulary.language) if stem else None
+        self._stems = dict(vocabulary.stems) if stem else {}
+        counter: Counter[str] = Counter()
+        for word, count in vocabulary.counts.items():
+            counter[self._stems[word] if stem else word] += count
+        kept = sorted((w for w, n in counter.items() if n >= min_count), key=lambda w: (-counter[w], w))
+        self.words = ["<unknown>", *kept]
+        self.numbers = {word: number for number, word in enumerate(self.words) if number != UNKNOWN}
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, sentence: str) -> list[int]:
+        """One number a word. A word the training split never held is stemmed too: its stem may be known."""
+        return [self.numbers.get(self._form(word), UNKNOWN) for word in tokenise(sentence)]
+
+    def unknown_words(self, sentence: str) -> list[str]:
+        return [word for word in tokenise(sentence) if self._form(word) not in self.numbers]
+
+    def _form(self, word: str) -> str:
+        if self._stem is None:
+            return word
+        if word not in self._stems:
+            self._stems[word] = self._stem(word)
+        return self._stems[word]
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Encoded sentences, end to end: sentence i is `numbers[starts[i] : starts[i + 1]]` (int64)."""
+
+    numbers: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def encode(cls, sentences: Iterable[str], encoder: Encoder, progress: bool = False) -> "Sentences":
+        """A sentence without a single word becomes one unknown word, so that every sentence has a length."""
+        bar = tqdm(sentences, "encode", unit=" captions", disable=not progress, leave=False)
+        return cls.of([encoder.encode(sentence) or [UNKNOWN] for sentence in bar])
+
+    @classmethod
+    def of(cls, lists: list[list[int]]) -> "Sentences":
+        starts = np.zeros(len(lists) + 1, np.int64)
+        np.cumsum([len(numbers) for numbers in lists], out=starts[1:])
+        return cls(np.fromiter((n for numbers in lists for n in numbers), np.int64, count=int(starts[-1])), starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+    def take(self, rows: np.ndarray) -> "Sentences":
+        """Sentences `rows` (any order, repeats allowed)."""
+        lengths = self.lengths[rows]
+        starts = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(lengths, out=starts[1:])
+        # Position k of the result lies `k - starts[i]` words into its sentence i.
+        places = np.repeat(self.starts[:-1][rows] - starts[:-1], lengths) + np.arange(starts[-1])
+        return Sentences(self.numbers[places], starts)

@@ -1,0 +1,80 @@
+"""Losses: functions of scores and of who belongs to whom. None sees settings, models or features.
+
+Scores are (B, B): rows are images, columns are captions, larger is closer; pair i is image i with caption i. `images`
+(B,) names each pair's image; two pairs of one image are never each other's negatives.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def negatives_mask(images: Tensor) -> Tensor:
+    """(B,) image of each pair → (B, B) bool: where image i and caption j do not belong together."""
+    return images[:, None] != images[None, :]
+
+
+def hinge(
+    scores: Tensor,
+    images: Tensor,
+    margin: float,
+    negatives: str = "sum",
+    reduction: str = "sum",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Bidirectional hinge triplet loss: negatives that come closer to a query than `margin` below its positive.
+
+    scores: (B, B); images: (B,) image of each pair; margin: in units of the scores.
+    negatives: "sum" over all (Kiros et al., 2014; Vendrov et al., 2016), the "hardest" (Faghri et al., 2018, VSE++),
+    "semihard": the hardest among those that score below the positive, none if there is none (Schroff et al., 2015),
+    "random": one of them, uniform, drawn with `generator`.
+    reduction: "sum" over the batch, or "mean" over its B pairs; both directions are always added up.
+
+    >>> scores = torch.tensor([[0.9, 0.8], [0.1, 0.5]])
+    >>> hinge(scores, torch.tensor([0, 1]), margin=0.2)  # image 0: 0.1 too close; caption 1: 0.5
+    tensor(0.6000)
+    """
+    mask = negatives_mask(images)
+    positives = scores.diagonal()
+    pick = NEGATIVES[negatives]
+    total = scores.new_zeros(())
+    for by_query in (scores, scores.T):  # rows: image queries against captions, then caption queries against images
+        violation = (margin + by_query - positives[:, None]).clamp(min=0)  # (B, B)
+        allowed = mask & (by_query < positives[:, None]) if negatives == "semihard" else mask
+        total = total + pick(violation.masked_fill(~allowed, 0), allowed, generator)
+    return total / len(scores) if reduction == "mean" else total
+
+
+def _sum(violation: Tensor, allowed: Tensor, generator: torch.Generator | None) -> Tensor:
+    return violation.sum()
+
+
+def _hardest(violation: Tensor, allowed: Tensor, generator: torch.Generator | None) -> Tensor:
+    # max, not amax: where negatives tie, one of them takes the whole gradient, as in VSE++
+    return violation.max(dim=1).values.sum()
+
+
+def _random(violation: Tensor, allowed: Tensor, generator: torch.Generator | None) -> Tensor:
+    queries = allowed.any(dim=1)  # in a batch of one image's captions nothing is a negative
+    if not queries.any():
+        return violation.sum()
+    chosen = torch.multinomial(allowed[queries].float(), 1, generator=generator)
+    return violation[queries].gather(1, chosen).sum()
+
+
+NEGATIVES: dict[str, Callable[[Tensor, Tensor, torch.Generator | None], Tensor]] = {
+    "sum": _sum,
+    "hardest": _hardest,
+    "semihard": _hardest,
+    "random": _random,
+}
+
+
+def hinge_of_equal_scores(images: Tensor, margin: float, negatives: str, reduction: str) -> Tensor:
+    """The hinge loss as all scores come to be the same: where a collapsed model stays.
+
+    Equal scores leave "semihard" without a negative, but scores that only come near each other give it a hardest one.
+    """
+    equal = torch.zeros(len(images), len(images), device=images.device)
+    return hinge(equal, images, margin, "hardest" if negatives == "semihard" else negatives, reduction)

@@ -1,0 +1,130 @@
+"""The trained half: an image branch and a text branch that end in one space, compared by cosine or order similarity."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from features.vocabulary import UNKNOWN, Sentences
+from settings import ImageSettings, Settings, TextSettings
+
+
+class Linear(nn.Linear):
+    """A fully connected layer with Glorot's uniform weights and a zero bias, as VSE++ begins."""
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+def linear_image(features: int, dim: int, s: ImageSettings) -> nn.Module:
+    """(B, features) → (B, dim)."""
+    return nn.Sequential(nn.Dropout(s.dropout), Linear(features, dim))
+
+
+def perceptron_image(features: int, dim: int, s: ImageSettings) -> nn.Module:
+    """(B, features) → (B, hidden) → (B, dim)."""
+    return nn.Sequential(
+        nn.Dropout(s.dropout), Linear(features, s.hidden), nn.ReLU(), nn.Dropout(s.dropout), Linear(s.hidden, dim)
+    )
+
+
+class OneHotText(nn.Module):
+    """A bag of words (or stems) through one or two fully connected layers.
+
+    A one-hot vector times a weight matrix is a sum of its rows, so the first layer is an embedding bag: with
+    weighting "mean" and one layer the sentence is the mean of its word embeddings. Unknown words count for nothing.
+    """
+
+    def __init__(self, words: int, dim: int, s: TextSettings):
+        super().__init__()
+        self.weighting = s.weighting
+        width = dim if s.layers == 1 else s.hidden
+        self.bag = nn.EmbeddingBag(words, width, mode="mean" if s.weighting == "mean" else "sum", padding_idx=UNKNOWN)
+        nn.init.normal_(self.bag.weight, std=width**-0.5)
+        with torch.no_grad():
+            self.bag.weight[UNKNOWN].zero_()
+        self.dropout = nn.Dropout(s.dropout)
+        self.second = None if s.layers == 1 else nn.Sequential(nn.ReLU(), Linear(width, dim))
+        self.bias = None if s.layers == 1 else nn.Parameter(torch.zeros(width))
+
+    def forward(self, sentences: Sentences) -> Tensor:
+        """B sentences → (B, dim)."""
+        if self.weighting == "binary":
+            sentences = Sentences.of([sorted(set(words)) for words in _lists(sentences)])
+        device = self.bag.weight.device
+        x = self.bag(_tensor(sentences.numbers, device), _tensor(sentences.starts[:-1], device))
+        if self.second is None:
+            return self.dropout(x)
+        return self.second(self.dropout(x + self.bias))
+
+
+class GRUText(nn.Module):
+    """Word embeddings through a GRU of `dim` units; pooled by its last state, the mean or the maximum over words."""
+
+    def __init__(self, words: int, dim: int, s: TextSettings):
+        super().__init__()
+        self.pooling = s.pooling
+        self.embedding = nn.Embedding(words, s.words)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        self.dropout = nn.Dropout(s.dropout)
+        self.gru = nn.GRU(s.words, dim, batch_first=True, bidirectional=s.bidirectional)
+
+    def forward(self, sentences: Sentences) -> Tensor:
+        """B sentences → (B, dim)."""
+        lengths = torch.from_numpy(sentences.lengths)  # on the CPU: packing wants them there
+        words = _tensor(sentences.numbers, self.embedding.weight.device).split(lengths.tolist())
+        padded = nn.utils.rnn.pad_sequence(list(words), batch_first=True, padding_value=UNKNOWN)
+        packed = pack_padded_sequence(
+            self.dropout(self.embedding(padded)), lengths, batch_first=True, enforce_sorted=False
+        )
+        states, last = self.gru(packed)
+        if self.pooling == "last":
+            return self.dropout(last.mean(dim=0))  # (directions, B, dim): the directions are averaged
+        return self.dropout(self._pooled(states, lengths))
+
+    def _pooled(self, packed, lengths: Tensor) -> Tensor:
+        states, _ = pad_packed_sequence(packed, batch_first=True)  # (B, longest, directions x dim), padded with zeros
+        if self.gru.bidirectional:
+            states = states.unflatten(2, (2, -1)).mean(dim=2)
+        lengths = lengths.to(states.device)
+        if self.pooling == "mean":
+            return states.sum(dim=1) / lengths[:, None]
+        padding = torch.arange(states.shape[1], device=states.device)[None, :] >= lengths[:, None]
+        return states.masked_fill(padding[:, :, None], -torch.inf).amax(dim=1)
+
+
+IMAGE_BRANCHES = {"linear": linear_image, "perceptron": perceptron_image}
+TEXT_BRANCHES = {"gru": GRUText, "onehot": OneHotText}
+
+
+class TwoBranch(nn.Module):
+    """Both branches, and the normalisation that the similarity wants: evaluation cannot disagree with training."""
+
+    def __init__(self, settings: Settings, features: int, words: int):
+        super().__init__()
+        self.order = settings.similarity == "order"
+        self.image = IMAGE_BRANCHES[settings.image.branch](features, settings.dim, settings.image)
+        self.text = TEXT_BRANCHES[settings.text.branch](words, settings.dim, settings.text)
+
+    def embed_images(self, features: Tensor) -> Tensor:
+        """(B, features) float32 → (B, dim), unit length; non-negative too for order similarity."""
+        return self._normalised(self.image(features))
+
+    def embed_sentences(self, sentences: Sentences) -> Tensor:
+        """B sentences → (B, dim), unit length; non-negative too for order similarity."""
+        return self._normalised(self.text(sentences))
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        x = F.normalize(x, dim=1)
+        return x.abs() if self.order else x  # Vendrov et al., 2016, section 3.2
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device)
+
+
+def _lists(sentences: Sentences) -> list[list[int]]:
+    return [words.tolist() for words in np.split(sentences.numbers, sentences.starts[1:-1])]

@@ -1,0 +1,206 @@
+"""The run folder runs/RUN/: what train.py leaves, and all that is needed to embed images and sentences with it.
+
+recipe.toml         every setting, resolved, and under [run] what it was trained on
+model.safetensors   the weights that were best on val
+vocabulary.json     a copy of the dataset's: a run stands alone
+log.jsonl           one line per epoch
+last.pt             all that resuming needs; plain tensors and numbers, loads with weights_only=True
+result.json         the metrics on val; it appears when training is over
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import tomli_w
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from features.vocabulary import Encoder, Sentences, Vocabulary
+from model import TwoBranch
+from settings import Settings, from_table, read_toml, to_table
+from utils import BadInput, make_folder, nearest, read_json, write_whole
+
+RECIPE, MODEL, VOCABULARY = "recipe.toml", "model.safetensors", "vocabulary.json"
+LOG, LAST, RESULT = "log.jsonl", "last.pt", "result.json"
+BATCH = 1000  # images or sentences embedded at a time
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run was trained on. `digests` and `sizes` belong to `features`, one each."""
+
+    recipe: str
+    dataset: str
+    data: str  # the prepared folder
+    features: tuple[str, ...]
+    digests: tuple[str, ...]
+    sizes: tuple[int, ...]
+    seed: int
+
+    def run_name(self, settings: Settings) -> str:
+        parts = (self.recipe, self.dataset, "+".join(self.features), str(self.seed), settings.digest())
+        return "-".join(parts)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def begin_run(folder: Path, settings: Settings, facts: Facts, vocabulary: Vocabulary) -> None:
+    """Write what a run needs before its first epoch. recipe.toml comes last: with it the folder is a run."""
+    make_folder(folder, "--runs")
+    vocabulary.save(folder / VOCABULARY)
+    run = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(facts).items()}
+    with write_whole(folder / RECIPE, "wb") as file:
+        tomli_w.dump({"run": run, **to_table(settings)}, file)
+
+
+def read_recipe_of(folder: Path) -> tuple[Settings, Facts]:
+    """The settings and the facts of a run folder."""
+    path = folder / RECIPE
+    if not path.is_file():
+        raise BadInput(f"{folder}: not a run folder (no {RECIPE}); train one with train.py, or name another")
+    table = read_toml(path)
+    try:
+        run: dict[str, Any] = table.pop("run")
+        lists = {key: tuple(value) for key, value in run.items() if isinstance(value, list)}
+        facts = Facts(**{**run, **lists})
+    except (KeyError, TypeError, AttributeError):
+        raise BadInput(f"{path}: not the recipe of a run of this version; train it again with --fresh") from None
+    return from_table(table, str(path)), facts
+
+
+def new_model(settings: Settings, facts: Facts, encoder: Encoder) -> TwoBranch:
+    """A model with first weights that depend on the seed alone."""
+    torch.manual_seed(facts.seed)
+    return TwoBranch(settings, sum(facts.sizes), len(encoder)).to(device())
+
+
+def save_model(path: Path, model: TwoBranch) -> None:
+    with write_whole(path, "wb") as file:
+        file.write(safetensors.torch.save({name: t.cpu().contiguous() for name, t in model.state_dict().items()}))
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with write_whole(path, "wb") as file:
+        file.write(buffer.getbuffer())
+
+
+class Run:
+    """A finished run, open for embedding.
+
+    >>> run = Run.open("runs/strong-scenes-efficientnet_lite0-0-1a2b3c4d")  # doctest: +SKIP
+    >>> run.embed_sentences(["a dog runs on the beach"]).shape  # doctest: +SKIP
+    (1, 1024)
+    """
+
+    def __init__(self, folder: Path, settings: Settings, facts: Facts, vocabulary: Vocabulary, model: TwoBranch):
+        self.folder, self.settings, self.facts, self.model = folder, settings, facts, model
+        self.encoder = Encoder(vocabulary, settings.text.stem, settings.text.min_count)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "Run":
+        """Raises BadInput if `folder` is no run, or one whose training has not finished."""
+        folder = Path(folder)
+        settings, facts = read_recipe_of(folder)
+        if not (folder / RESULT).is_file():
+            raise BadInput(f"{folder}: its training has not finished; repeat the train.py command and it continues")
+        vocabulary = Vocabulary.load(folder / VOCABULARY)
+        model = new_model(settings, facts, Encoder(vocabulary, settings.text.stem, settings.text.min_count))
+        load_weights(model, folder / MODEL)
+        return cls(folder, settings, facts, vocabulary, model.eval())
+
+    def embed_features(self, features: np.ndarray) -> np.ndarray:
+        """(N, D) joined features, as Prepared.split gives them → (N, dim) float32."""
+        return embed_features(self.model, features).cpu().numpy()
+
+    def embed_sentences(self, sentences: Sequence[str]) -> np.ndarray:
+        """N sentences → (N, dim) float32."""
+        return embed_sentences(self.model, Sentences.encode(sentences, self.encoder)).cpu().numpy()
+
+    def result(self) -> dict[str, Any]:
+        return read_json(self.folder / RESULT, "train the run again with --fresh")
+
+
+def load_weights(model: TwoBranch, path: Path) -> None:
+    remedy = "train the run again with --fresh"
+    try:
+        model.load_state_dict(safetensors.torch.load(path.read_bytes()))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file; {remedy}") from None
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{path}: cut short, or not the weights of this recipe ({reason}); {remedy}") from None
+
+
+@torch.inference_mode()
+def embed_features(model: TwoBranch, features: np.ndarray) -> Tensor:
+    """(N, D) float32 → (N, dim) on the model's device, in blocks. The model must be in eval mode."""
+    blocks = (features[start : start + BATCH] for start in range(0, len(features), BATCH))
+    parts = [model.embed_images(torch.from_numpy(np.ascontiguousarray(block)).to(device())) for block in blocks]
+    return torch.cat(parts) if parts else torch.empty(0, 0)
+
+
+@torch.inference_mode()
+def embed_sentences(model: TwoBranch, sentences: Sentences) -> Tensor:
+    """N sentences → (N, dim) on the model's device, those of like length together. The model must be in eval mode."""
+    order = np.argsort(sentences.lengths, kind="stable")
+    parts = [model.embed_sentences(sentences.take(order[i : i + BATCH])) for i in range(0, len(order), BATCH)]
+    if not parts:
+        return torch.empty(0, 0)
+    embedded = torch.cat(parts)
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return embedded[torch.from_numpy(back).to(embedded.device)]
+
+
+def run_folders(root: Path) -> list[Path]:
+    """Run folders under `root`, finished or not, the newest first."""
+    found = [path.parent for path in root.glob(f"*/{RECIPE}")]
+    return sorted(found, key=lambda folder: (-_last_change(folder), folder.name))
+
+
+def newest_run(root: Path) -> Path:
+    """The finished run under `root` that was written last."""
+    finished = [folder for folder in run_folders(root) if (folder / RESULT).is_file()]
+    if not finished:
+        raise BadInput(f"{root}: holds no finished run; run train.py first, or name a run folder")
+    return finished[0]
+
+
+def _last_change(folder: Path) -> float:
+    return max(path.stat().st_mtime for path in folder.iterdir())
+
+
+def find_runs(patterns: Sequence[str], root: Path) -> Iterator[Path]:
+    """Run folders named by paths, by names under `root`, or by patterns such as 'runs/*'. Each once, in order."""
+    seen = set()
+    for pattern in patterns:
+        found = _matches(pattern, root)
+        if not found:
+            known = [folder.name for folder in run_folders(root)]
+            hint = nearest(Path(pattern).name, known) if known else f"{root} holds no run: train one with train.py"
+            raise BadInput(f"{pattern}: no such run folder, here or under {root}; {hint}")
+        for folder in found:
+            if folder.resolve() not in seen:
+                seen.add(folder.resolve())
+                yield folder
+
+
+def _matches(pattern: str, root: Path) -> list[Path]:
+    for path in (Path(pattern), root / pattern):
+        if path.is_dir():
+            return [path]
+        base, glob = (Path(path.anchor), path.relative_to(path.anchor)) if path.is_absolute() else (Path(), path)
+        found = sorted(hit for hit in base.glob(str(glob)) if (hit / RECIPE).is_file())
+        if found:
+            return found
+    return []

@@ -1,0 +1,207 @@
+"""The settings of a run: one tree of frozen dataclasses, read from a TOML recipe, overridden by `--set key=value`.
+
+The classes below are the whole list: every key a recipe may hold, its default and the values it takes.
+"""
+
+import dataclasses
+import itertools
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from utils import BadInput, digest_text, nearest
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def choice(default: str, *others: str) -> Any:
+    """A setting that takes one of a few words."""
+    return field(default=default, metadata={"choices": (default, *others)})
+
+
+def number(default: float, low: float, high: float = float("inf")) -> Any:
+    """A setting that takes a number from `low` to `high`."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    branch: str = choice("linear", "perceptron")
+    hidden: int = number(2048, 1)  # width of the perceptron's middle layer
+    dropout: float = number(0.0, 0, 0.99)  # on the features, and on the perceptron's middle layer
+    normalise: bool = True  # L2-normalise each feature; several features always are, before they are joined
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    branch: str = choice("gru", "onehot")
+    stem: bool = False  # stems rather than words
+    min_count: int = number(1, 1)  # rarer words (or stems) count as unknown
+    dropout: float = number(0.0, 0, 0.99)  # gru: on word embeddings and output; onehot: on the first layer's output
+    # branch = "gru"
+    words: int = number(300, 1)  # size of a word embedding
+    pooling: str = choice("last", "mean", "max")
+    bidirectional: bool = False  # the two directions are averaged
+    # branch = "onehot"
+    weighting: str = choice("mean", "binary", "count")  # of the words of a caption
+    layers: int = number(1, 1, 2)
+    hidden: int = number(1024, 1)  # width between the two layers
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    name: str = choice("hinge")
+    margin: float = number(0.2, 0)
+    negatives: str = choice("sum", "hardest", "semihard", "random")
+    sum_epochs: int = number(0, 0)  # so many first epochs take negatives = "sum", whatever `negatives` says
+    reduction: str = choice("sum", "mean")  # over the batch
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    epochs: int = number(30, 1)
+    batch: int = number(128, 2)
+    rate: float = number(2e-4, 1e-9)  # Adam's learning rate
+    schedule: str = choice("constant", "step", "cosine")
+    step_every: int = number(15, 1)  # schedule = "step": multiply the rate by `step_factor` after every so many epochs
+    step_factor: float = number(0.1, 0, 1)
+    clip: float = number(0.0, 0)  # largest norm of the gradient; 0 leaves it as it is
+    weight_decay: float = number(0.0, 0)
+    patience: int = number(0, 0)  # stop after so many epochs without a better rsum on val; 0 never does
+
+
+@dataclass(frozen=True)
+class Settings:
+    source: str = ""  # the paper or the measurement that the recipe rests on
+    features: tuple[str, ...] = ()  # which features the recipe is meant for; empty: whichever is newest
+    similarity: str = choice("cosine", "order")
+    dim: int = number(1024, 1)  # size of the common space
+    image: ImageSettings = field(default_factory=ImageSettings)
+    text: TextSettings = field(default_factory=TextSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def digest(self) -> str:
+        """Eight hexadecimal digits that differ when a setting differs. Where a recipe comes from is no setting."""
+        table = to_table(self)
+        del table["source"], table["features"]
+        return digest_text(json.dumps(table, sort_keys=True))[:8]
+
+
+def known_recipes() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def read_recipe(name: str) -> Settings:
+    """The settings of a recipe: a name in recipes/, or a path that ends in .toml."""
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    if not path.is_file():
+        if name.endswith(".toml"):
+            raise BadInput(f"{name}: no such recipe file; name one of {', '.join(known_recipes())}, or a file of yours")
+        raise BadInput(f"{name}: no such recipe; {nearest(name, known_recipes())}")
+    return from_table(read_toml(path), str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not a TOML file, or cut short ({error}); mend it, or copy one of recipes/") from None
+
+
+def from_table(table: dict[str, Any], where: str, kind: type = Settings, prefix: str = "") -> Any:
+    """Build settings from nested dicts. Raises BadInput for an unknown key (naming the nearest) or a wrong value."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = get_type_hints(kind)
+    values = {}
+    for key, value in table.items():
+        if key not in fields:
+            raise BadInput(f"{where}: unknown setting {prefix}{key}; {nearest(prefix + key, all_keys())}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise BadInput(f"{where}: {prefix}{key} is a group of settings; write it as a table [{prefix}{key}]")
+            values[key] = from_table(value, where, hints[key], f"{prefix}{key}.")
+        else:
+            values[key] = _checked(value, hints[key], fields[key].metadata, f"{where}: {prefix}{key}")
+    return kind(**values)
+
+
+def _checked(value: Any, hint: Any, metadata: Any, where: str) -> Any:
+    """`value` as the type of its setting; an integer may stand for a float, nothing else is converted."""
+    if hint == tuple[str, ...]:
+        if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+            raise BadInput(f"{where} takes a list of names, not {value!r}")
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+        raise BadInput(f"{where} takes {names[hint]}, not {value!r}")
+    choices = metadata.get("choices")
+    if choices and value not in choices:
+        raise BadInput(f"{where} is {value!r}; {nearest(value, choices)}")
+    if "low" in metadata and not metadata["low"] <= value <= metadata["high"]:
+        span = f"from {metadata['low']:g}" + (f" to {metadata['high']:g}" if metadata["high"] < 1e300 else " up")
+        raise BadInput(f"{where} is {value:g}; it takes a number {span}")
+    return value
+
+
+def all_keys(kind: type = Settings, prefix: str = "") -> list[str]:
+    """Every setting's full name: `similarity`, …, `loss.margin`, …"""
+    hints = get_type_hints(kind)
+    keys = []
+    for f in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[f.name]):
+            keys += all_keys(hints[f.name], f"{prefix}{f.name}.")
+        else:
+            keys.append(prefix + f.name)
+    return keys
+
+
+def to_table(settings: Settings) -> dict[str, Any]:
+    """Nested dicts, as TOML and JSON write them; `from_table` gives the same settings back."""
+    table = dataclasses.asdict(settings)
+    table["features"] = list(settings.features)
+    return table
+
+
+def override(settings: Settings, changes: dict[str, Any]) -> Settings:
+    """Settings with `changes`, from full names such as "loss.margin" to values."""
+    table = to_table(settings)
+    for key, value in changes.items():
+        if key not in all_keys():
+            raise BadInput(f"--set {key}: unknown setting; {nearest(key, all_keys())}")
+        *groups, leaf = key.split(".")
+        inner = table
+        for group in groups:
+            inner = inner[group]
+        inner[leaf] = value
+    return from_table(table, "--set")
+
+
+def parse_changes(assignments: list[str]) -> list[dict[str, Any]]:
+    """Every combination that `--set key=value,value …` asks for, in the order given; one empty dict for none.
+
+    >>> parse_changes(["loss.margin=0.1,0.2", "dim=64"])
+    [{'loss.margin': 0.1, 'dim': 64}, {'loss.margin': 0.2, 'dim': 64}]
+    """
+    options: dict[str, list[Any]] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = key.strip()
+        if not equals or not text.strip():
+            raise BadInput(f"--set {assignment}: write it as key=value, for example --set loss.margin=0.1")
+        if key in options:
+            raise BadInput(f"--set {key}: given twice; several values go into one, as in --set {key}=A,B")
+        options[key] = [_value(word.strip()) for word in text.split(",")]
+    return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
+
+
+def _value(text: str) -> Any:
+    """A TOML value; a bare word is text, so that no shell quoting is needed around words."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,106 @@
+"""Every loss against plain loops, in value and gradient."""
+
+import itertools
+
+import pytest
+import torch
+
+from losses import hinge, hinge_of_equal_scores
+
+NEGATIVES = ("sum", "hardest", "semihard")
+
+
+def plain_hinge(scores, images, margin, negatives, reduction):
+    """The definition, pair by pair."""
+    n, total = len(scores), torch.zeros((), dtype=scores.dtype)
+    for i in range(n):
+        positive = scores[i, i]
+        others = [j for j in range(n) if images[j] != images[i]]
+        for row in ([scores[i, j] for j in others], [scores[j, i] for j in others]):  # captions, then images
+            if negatives == "semihard":
+                row = [score for score in row if score < positive]
+            costs = [torch.clamp(margin + score - positive, min=0) for score in row]
+            if costs:
+                total = total + (sum(costs) if negatives == "sum" else max(costs))
+    return total / n if reduction == "mean" else total
+
+
+@pytest.mark.parametrize(("negatives", "reduction"), list(itertools.product(NEGATIVES, ("sum", "mean"))))
+@pytest.mark.parametrize("images", [[0, 1, 2, 3, 4, 5], [0, 1, 0, 2, 1, 3], [7, 7, 7, 7, 7, 1]])
+def test_value_and_gradient_equal_plain_loops(negatives, reduction, images):
+    images = torch.tensor(images)
+    for seed in range(5):
+        scores = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) / 3
+        mine, plain = scores.clone().requires_grad_(), scores.clone().requires_grad_()
+        loss = hinge(mine, images, 0.2, negatives, reduction)
+        reference = plain_hinge(plain, images, 0.2, negatives, reduction)
+        torch.testing.assert_close(loss, reference)
+        loss.backward()
+        reference.backward()
+        torch.testing.assert_close(mine.grad, plain.grad)
+
+
+def test_by_hand():
+    scores = torch.tensor([[0.9, 0.8], [0.1, 0.5]])
+    images = torch.tensor([0, 1])
+    # image 0: 0.2 + 0.8 - 0.9 = 0.1; image 1: none; caption 0: none; caption 1: 0.2 + 0.8 - 0.5 = 0.5
+    assert hinge(scores, images, 0.2).item() == pytest.approx(0.6)
+    # semihard: 0.8 lies above caption 1's positive, so what is left for it is nothing
+    assert hinge(scores, images, 0.2, "semihard").item() == pytest.approx(0.1)
+    assert hinge(scores, images, 0.2, reduction="mean").item() == pytest.approx(0.3)
+
+
+def test_random_takes_one_valid_negative_uniformly():
+    images = torch.tensor([0, 0, 1, 2])
+    scores = torch.randn(4, 4, generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(4, 4)
+    draws = 3000
+    for _ in range(draws):
+        leaf = scores.clone().requires_grad_()
+        hinge(leaf, images, 10.0, "random", generator=generator).backward()  # so wide that every negative violates
+        counts += (leaf.grad * (1 - torch.eye(4))).round()
+    assert counts[0, 1] == 0, "captions of one image are never each other's negatives"
+    assert counts[1, 0] == 0
+    # caption queries draw along columns, image queries along rows: 1/valid each way
+    valid = torch.tensor([2.0, 2.0, 3.0, 3.0])
+    expected = draws * (1 / valid[:, None] + 1 / valid[None, :]) * (images[:, None] != images[None, :])
+    assert (counts - expected).abs().max() < 0.06 * draws
+
+
+def test_captions_of_one_image_get_no_gradient_as_negatives():
+    images = torch.tensor([4, 4, 9])
+    for negatives in (*NEGATIVES, "random"):
+        scores = torch.zeros(3, 3, requires_grad=True)
+        hinge(scores - torch.eye(3), images, 5.0, negatives).backward()
+        assert scores.grad[0, 1] == 0
+        assert scores.grad[1, 0] == 0
+
+
+@pytest.mark.parametrize("negatives", [*NEGATIVES, "random"])
+def test_a_batch_of_one_image_costs_nothing(negatives):
+    scores = torch.randn(3, 3, requires_grad=True)
+    loss = hinge(scores, torch.tensor([5, 5, 5]), 0.2, negatives)
+    loss.backward()
+    assert loss.item() == 0
+    assert scores.grad.abs().max() == 0
+
+
+def test_finite_at_zero_violation_identical_embeddings_and_in_bfloat16():
+    images = torch.arange(4)
+    for negatives in (*NEGATIVES, "random"):
+        for scores in (torch.eye(4), torch.ones(4, 4), torch.eye(4, dtype=torch.bfloat16)):
+            leaf = scores.clone().requires_grad_()
+            loss = hinge(leaf, images, 0.2, negatives)
+            loss.backward()
+            assert torch.isfinite(loss)
+            assert torch.isfinite(leaf.grad).all()
+    assert hinge(torch.eye(4), images, 0.2) == 0
+
+
+def test_equal_scores_give_the_margin_per_negative():
+    images = torch.tensor([0, 0, 1, 2])  # valid negatives: 2 + 2 + 3 + 3, each way
+    assert hinge_of_equal_scores(images, 0.2, "sum", "sum") == pytest.approx(0.2 * 20)
+    for negatives in ("hardest", "semihard", "random"):
+        assert hinge_of_equal_scores(images, 0.2, negatives, "sum") == pytest.approx(0.2 * 8)
+        assert hinge_of_equal_scores(images, 0.2, negatives, "mean") == pytest.approx(0.2 * 2)

@@ -1,0 +1,269 @@
+"""Training: epochs, validation, the best on val, checkpoints, and going on after a stop exactly where it was.
+
+Every random choice of an epoch (order of captions, dropout, random negatives) is drawn from the seed and the epoch's
+number, so that an epoch begins the same whether or not the program was stopped before it.
+"""
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from features.prepared import Split
+from features.vocabulary import Encoder, Sentences, Vocabulary
+from losses import hinge, hinge_of_equal_scores
+from model import TwoBranch
+from retrieval.metrics import metrics_of, rsum
+from retrieval.ranks import Ranks, ranks_by_block
+from retrieval.similarity import RANKING, TRAINING
+from runs import (
+    LAST,
+    LOG,
+    MODEL,
+    RESULT,
+    Facts,
+    begin_run,
+    device,
+    embed_features,
+    embed_sentences,
+    new_model,
+    read_recipe_of,
+    save_checkpoint,
+    save_model,
+)
+from settings import LossSettings, Settings, TrainingSettings
+from utils import BadInput, read_json, write_json, write_jsonl
+
+
+def train(
+    folder: Path,
+    settings: Settings,
+    facts: Facts,
+    vocabulary: Vocabulary,
+    splits: dict[str, Split],
+    sentences: dict[str, Sentences],
+    fresh: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train one run into `folder`, from its last checkpoint if there is one; a finished run is left as it is.
+
+    splits and sentences: "train" and "val", the sentences encoded as the text branch wants them.
+    Returns the content of result.json. Raises BadInput if the folder holds a run of other features.
+    """
+    if fresh and folder.exists():
+        shutil.rmtree(folder)
+    if (folder / "recipe.toml").is_file():
+        _check_same(folder, settings, facts)
+        if (folder / RESULT).is_file():
+            return read_json(folder / RESULT, "train the run again with --fresh")
+    else:
+        begin_run(folder, settings, facts, vocabulary)
+
+    model = new_model(settings, facts, Encoder(vocabulary, settings.text.stem, settings.text.min_count))
+    optimiser = torch.optim.Adam(
+        model.parameters(), lr=settings.training.rate, weight_decay=settings.training.weight_decay, fused=True
+    )
+    log = _resume(folder / LAST, model, optimiser)
+    if log and progress:
+        tqdm.write(f"{folder.name}: continues after epoch {len(log)}", file=sys.stderr)
+    while len(log) < settings.training.epochs and not _out_of_patience(log, settings.training.patience):
+        row = _epoch(len(log), model, optimiser, settings, facts.seed, splits, sentences, progress)
+        log.append(row)
+        if row["rsum"] == max(r["rsum"] for r in log) and row["rsum"] not in [r["rsum"] for r in log[:-1]]:
+            save_model(folder / MODEL, model)
+        # The checkpoint comes after the best weights: stopped in between, the epoch is done again, to the same bits.
+        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "log": log}
+        save_checkpoint(folder / LAST, state)
+        write_jsonl(folder / LOG, log)
+        if progress:
+            tqdm.write(_line(folder.name, row, settings.training.epochs), file=sys.stderr)
+        if row["collapsed"]:
+            tqdm.write(_advice(folder.name, row, settings), file=sys.stderr)
+
+    best = max(log, key=lambda row: row["rsum"])
+    result = {
+        "split": "val",
+        "best_epoch": best["epoch"],
+        "epochs": len(log),
+        "rsum": best["rsum"],
+        **best["val"],
+        "images": len(splits["val"].images),
+        "captions": len(splits["val"].captions),
+        "seconds": round(sum(row["seconds"] for row in log), 1),
+        "collapsed": best["collapsed"],
+    }
+    write_json(folder / RESULT, result)
+    return result
+
+
+def _check_same(folder: Path, settings: Settings, facts: Facts) -> None:
+    """A folder is continued only with the settings and the features it was begun with."""
+    old_settings, old = read_recipe_of(folder)
+    for name, was, now in zip(old.features, old.digests, facts.digests, strict=False):
+        if was != now:
+            raise BadInput(
+                f"{folder}: was trained on {name} features of other weights than {facts.data} holds now; "
+                f"start over with --fresh, or give another --runs"
+            )
+    if old.sizes != facts.sizes or old_settings.digest() != settings.digest():
+        raise BadInput(f"{folder}: was begun with other settings or features; start over with --fresh")
+
+
+def _resume(path: Path, model: TwoBranch, optimiser: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Put the last checkpoint into model and optimiser; returns its log, empty if there is no checkpoint."""
+    if not path.is_file():
+        return []
+    try:
+        state = torch.load(path, map_location=device(), weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{path}: not a checkpoint of this run ({reason}); start over with --fresh") from None
+    return state["log"]
+
+
+def _epoch(
+    number: int,
+    model: TwoBranch,
+    optimiser: torch.optim.Optimizer,
+    settings: Settings,
+    seed: int,
+    splits: dict[str, Split],
+    sentences: dict[str, Sentences],
+    progress: bool,
+) -> dict[str, Any]:
+    """One epoch, every training caption once, and its measure on val: a line of log.jsonl."""
+    began = time.monotonic()
+    torch.manual_seed(seed * 1_000_003 + number + 1)
+    data, words, t = splits["train"], sentences["train"], settings.training
+    features = torch.from_numpy(data.features)
+    owners = torch.from_numpy(data.image_of_caption)
+    # A GRU runs over padding too, so its batches hold sentences of like length, as in Kiros et al.'s code.
+    lengths = words.lengths if settings.text.branch == "gru" else None
+    batches = list(epoch_batches(len(words), t.batch, np.random.default_rng([seed, number]), lengths))
+    loss_of, equal_of = loss_functions(settings.loss, number)
+    total = equal = 0.0
+    model.train()
+    with tqdm(batches, f"epoch {number + 1}/{t.epochs}", unit=" batches", leave=False, disable=not progress) as bar:
+        for step, rows in enumerate(bar):
+            for group in optimiser.param_groups:
+                group["lr"] = rate_at(t, number, step / len(batches))
+            images = owners[torch.from_numpy(rows)]
+            total += _step(model, optimiser, settings, loss_of, features[images], words.take(rows), images)
+            equal += float(equal_of(images))
+            bar.set_postfix(loss=f"{total / (step + 1):.3f}", refresh=False)
+    model.eval()
+    trained = time.monotonic() - began
+    metrics = metrics_of(ranks_on(model, settings.similarity, splits["val"], sentences["val"]))
+    score, chance = rsum(metrics), chance_rsum(len(splits["val"].images))
+    return {
+        "epoch": number + 1,
+        "loss": total / len(batches),
+        "rate": rate_at(t, number, 0.0),
+        "rsum": score,
+        "val": metrics,
+        "collapsed": bool(score < 2 * chance and abs(total - equal) < 0.02 * equal),
+        "seconds": round(time.monotonic() - began, 2),
+        "seconds_training": round(trained, 2),
+    }
+
+
+def _step(
+    model: TwoBranch, optimiser, settings: Settings, loss_of, features: Tensor, sentences: Sentences, images: Tensor
+) -> float:
+    """One step on B pairs; returns the loss."""
+    images = images.to(device())
+    embedded = model.embed_images(features.to(device())), model.embed_sentences(sentences)
+    scores = TRAINING[settings.similarity](*embedded)
+    loss = loss_of(scores, images)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    if settings.training.clip:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.training.clip)
+    optimiser.step()
+    return float(loss.detach())
+
+
+def loss_functions(
+    s: LossSettings, epoch: int
+) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """The loss of an epoch (from 0) as a function of scores and images, and what it is when all scores are equal."""
+    negatives = "sum" if epoch < s.sum_epochs else s.negatives
+    return (
+        partial(hinge, margin=s.margin, negatives=negatives, reduction=s.reduction),
+        partial(hinge_of_equal_scores, margin=s.margin, negatives=negatives, reduction=s.reduction),
+    )
+
+
+def epoch_batches(
+    captions: int, batch: int, random: np.random.Generator, lengths: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Rows of captions, `batch` at a time, each caption once; the last batch may be smaller.
+
+    With `lengths` (captions,) the captions of a batch are of like length, and the batches come in random order.
+    """
+    order = random.permutation(captions)
+    if lengths is not None:
+        order = order[np.argsort(lengths[order], kind="stable")]
+    starts = np.arange(0, captions, batch)
+    if lengths is not None:
+        random.shuffle(starts)
+    for start in starts:
+        yield order[start : start + batch]
+
+
+def rate_at(t: TrainingSettings, epoch: int, part: float) -> float:
+    """Adam's learning rate in epoch `epoch` (from 0), of which `part` (0 to 1) is done."""
+    if t.schedule == "step":
+        return t.rate * t.step_factor ** (epoch // t.step_every)
+    if t.schedule == "cosine":
+        return t.rate * 0.5 * (1 + math.cos(math.pi * (epoch + part) / t.epochs))
+    return t.rate
+
+
+def ranks_on(model: TwoBranch, similarity: str, split: Split, sentences: Sentences) -> Ranks:
+    """Ranks of a model in eval mode on one split."""
+    images, captions = embed_features(model, split.features), embed_sentences(model, sentences)
+    return ranks_by_block(RANKING[similarity], images, captions, split.image_of_caption)
+
+
+def chance_rsum(images: int) -> float:
+    """About what random scores reach among `images`: K in `images`, for each K and both ways."""
+    return 2 * sum(min(100.0, 100.0 * k / images) for k in (1, 5, 10))
+
+
+def _out_of_patience(log: list[dict[str, Any]], patience: int) -> bool:
+    if not patience or not log:
+        return False
+    best = max(log, key=lambda row: row["rsum"])  # the first of equals
+    return len(log) - best["epoch"] >= patience
+
+
+def _line(name: str, row: dict[str, Any], epochs: int) -> str:
+    i2t, t2i = row["val"]["image_to_text"], row["val"]["text_to_image"]
+    return (
+        f"{name}  epoch {row['epoch']:>2}/{epochs}  loss {row['loss']:9.3f}  val rsum {row['rsum']:5.1f}  "
+        f"R@1 {i2t['R@1']:4.1f} {t2i['R@1']:4.1f}  {row['seconds']:5.1f} s"
+    )
+
+
+def _advice(name: str, row: dict[str, Any], settings: Settings) -> str:
+    ways = ["a smaller training.rate"]
+    if settings.loss.negatives in ("hardest", "semihard"):
+        ways.insert(0, "a warm-up with --set loss.sum_epochs=1 or more")
+    if not settings.image.normalise:
+        ways.append("--set image.normalise=true")
+    return (
+        f"{name}: collapsed: the loss ({row['loss']:.3f}) is what equal scores give, rsum {row['rsum']:.1f} is near "
+        f"chance; every image and caption lies at one place. Try {', or '.join(ways)}."
+    )
