@@ -5,6 +5,7 @@ number, so that an epoch begins the same whether or not the program was stopped 
 """
 
 import math
+import pickle
 import shutil
 import sys
 import time
@@ -126,7 +127,7 @@ def _resume(path: Path, model: TwoBranch, optimiser: torch.optim.Optimizer) -> l
         state = torch.load(path, map_location=device(), weights_only=True)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
+    except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"{path}: not a checkpoint of this run ({reason}); start over with --fresh") from None
     return state["log"]
@@ -234,6 +235,10 @@ def rate_at(t: TrainingSettings, epoch: int, part: float) -> float:
 def ranks_on(model: TwoBranch, similarity: str, split: Split, sentences: Sentences) -> Ranks:
     """Ranks of a model in eval mode on one split."""
     images, captions = embed_features(model, split.features), embed_sentences(model, sentences)
+    return ranks_of_embeddings(similarity, images, captions, split)
+
+
+def ranks_of_embeddings(similarity: str, images: Tensor, captions: Tensor, split: Split) -> Ranks:
     return ranks_by_block(RANKING[similarity], images, captions, split.image_of_caption)
 
 

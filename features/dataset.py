@@ -21,11 +21,16 @@ class Image:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images in dataset order: the order of folds and of ready-made features. `notes` are said aloud by prep.py."""
+    """Images in dataset order: the order of folds and of ready-made features. `notes` are said aloud by prep.py.
+
+    `source_ids` are all ids of the caption file in its own order, those left out included: ready-made features that lie
+    beside such a file have a row for each of them.
+    """
 
     name: str
     images: tuple[Image, ...]
     notes: tuple[str, ...] = field(default=())
+    source_ids: tuple[str, ...] = field(default=())
 
     def count(self, split: str) -> int:
         return sum(image.split == split for image in self.images)
@@ -74,7 +79,7 @@ def check(dataset: Dataset, source: Path | str) -> Dataset:
                 f"{source}: the {split} split has no image; name the splits with --splits, "
                 f"or leave the split column out and let --split-ratio draw them"
             )
-    return Dataset(dataset.name, tuple(images), tuple(notes))
+    return replace(dataset, images=tuple(images), notes=tuple(notes))
 
 
 def check_on_disk(images: Iterable[Image], folder: Path | str) -> None:

@@ -1,0 +1,328 @@
+"""Caption files that have one caption a line: tokens, pipes, Kaggle's commas, tables, JSON lines. Bad ones speak."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils import BadInput
+
+AGAIN = "get the file again, or check that --captions names the right one"
+
+IMAGE_COLUMNS = ("image", "filename", "file", "file_name", "image_name")
+CAPTION_COLUMNS = ("caption", "captions", "sentence", "text", "comment")
+SPLIT_WORDS = {"train": "train", "val": "val", "test": "test", "validation": "val", "valid": "val", "dev": "val"}
+
+# How files begin that people hand over in place of text.
+BEGINNINGS = {
+    b"\xff\xd8": "a JPEG picture; point --captions to the text file that holds the captions",
+    b"\x89PNG": "a PNG picture; point --captions to the text file that holds the captions",
+    b"PK\x03\x04": "a spreadsheet or a zip archive; save the sheet as CSV in UTF-8, or unpack the archive first",
+    b"\x1f\x8b": "a gzip archive; unpack it first",
+    b"%PDF": "a PDF; point --captions to the text file that holds the captions",
+    b"\x89HDF": "an HDF5 file of features; point --captions to the text file that holds the captions",
+    b"\x93NUMPY": "a numpy array; point --captions to the text file that holds the captions",
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+}
+
+_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_TOKEN_ID = re.compile(r"(.+)#\d+")
+
+
+@dataclass
+class Source:
+    """What a caption file says by itself, before splits are settled; every dict has image ids for keys.
+
+    `splits` has the split of every image or is empty; `subfolders` names where an image lies within the image folder;
+    `split_note` is said only if these splits are the ones that are used.
+    """
+
+    captions: dict[str, list[str]] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
+    subfolders: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    split_note: str = ""
+
+
+def read_text(path: Path) -> str:
+    """A text file whole, a byte order mark taken off. Raises BadInput if it is missing, empty, binary or not UTF-8."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file; check the path given") from None
+    except IsADirectoryError:
+        raise BadInput(f"{path}: is a folder, not a file; name the file in it") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); check that you may read it") from None
+    for beginning, kind in BEGINNINGS.items():
+        if raw.startswith(beginning):
+            raise BadInput(f"{path}: is {kind}")
+    if b"\0" in raw[:4096]:
+        raise BadInput(f"{path}: is a binary file, not text; {AGAIN}")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        start = error.start + (3 if raw.startswith(b"\xef\xbb\xbf") else 0)  # the decoder does not count the mark
+        line = raw.count(b"\n", 0, start) + 1
+        raise BadInput(f"{path}: line {line} is not UTF-8 text (byte {start}); save it as UTF-8") from None
+    if not text.strip():
+        raise BadInput(f"{path}: is empty; {AGAIN}")
+    return text
+
+
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, with their numbers from 1.
+
+    Only ends of line count: str.splitlines would also cut at U+2028 and its like, which may stand in a caption.
+    """
+    text = text.replace("\r\n", "\n")
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, line
+
+
+def image_id(path: Path, where: str, text: Any) -> str:
+    """`text` as an image id: a path within the image folder. Raises BadInput, naming `where`, if it is none."""
+    if not isinstance(text, str) or not text.strip():
+        raise BadInput(f"{path}: {where} names no image; give every caption the file name of its image")
+    text = text.strip()
+    parts = text.replace("\\", "/").split("/")
+    if _ABSOLUTE.match(text) or ".." in parts:
+        raise BadInput(
+            f"{path}: {where} names the image {text!r}, outside the image folder; name images relative to --images"
+        )
+    if _CONTROL.search(text) or not _is_utf8(text) or max(len(part.encode()) for part in parts) > 255:
+        raise BadInput(f"{path}: {where} names the image {text[:60]!r}, which cannot be a file name; mend that name")
+    text = "/".join(part for part in text.split("/") if part not in (".", ""))
+    if not text:
+        raise BadInput(f"{path}: {where} names a folder, not an image; give every caption the file name of its image")
+    return text
+
+
+def caption_text(path: Path, where: str, caption: Any) -> str:
+    """`caption` if it is text that can be written as UTF-8, else BadInput that names `where`."""
+    if not isinstance(caption, str):
+        raise BadInput(f"{path}: {where} has a caption that is not text; write captions as strings")
+    if not _is_utf8(caption):
+        raise BadInput(f"{path}: {where} has a caption with half a character (a lone surrogate); save it as UTF-8")
+    return caption
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def unquoted(value: str) -> str:
+    """A field without its quotes if it is properly quoted as CSV, else as it stands: `"a" or "b"` keeps its quotes."""
+    value = value.strip()
+    if len(value) < 2 or value[0] != '"' or value[-1] != '"':
+        return value
+    inner = value[1:-1].replace('""', "\0")
+    return value if '"' in inner else inner.replace("\0", '"')
+
+
+def columns_of(line: str, delimiter: str) -> list[str]:
+    """The column names of a header line, in small letters."""
+    return [unquoted(name).strip().casefold() for name in line.split(delimiter)]
+
+
+def is_token(line: str) -> bool:
+    """Whether a line looks like `image.jpg#0<TAB>caption`."""
+    key, tab, _ = line.partition("\t")
+    return bool(tab and _TOKEN_ID.fullmatch(key.strip()))
+
+
+def read_tokens(path: Path, text: str) -> Source:
+    """Flickr8k.token.txt and Flickr30k's results_20130124.token: `image.jpg#0<TAB>caption`."""
+    source = Source()
+    for number, line in numbered_lines(text):
+        key, tab, caption = line.partition("\t")
+        match = _TOKEN_ID.fullmatch(key.strip())
+        if not tab or not match:
+            raise BadInput(
+                f"{path}: line {number} is not `image.jpg#0<TAB>caption`: the file is of another kind or cut short; "
+                f"{AGAIN}"
+            )
+        source.captions.setdefault(image_id(path, f"line {number}", match[1]), []).append(caption)
+    return source
+
+
+def read_numbered(path: Path, text: str) -> Source:
+    """`image_name| comment_number| comment`, with a header: Flickr30k's results.csv, and the same with commas.
+
+    The published file has a line without its second separator (`2199200615.jpg| 4   A dog ...`): it is read, and said.
+    """
+    separator = numbered_separator(next(numbered_lines(text))[1]) or "|"
+    whole = re.compile(rf"\s*\d+\s*{re.escape(separator)}(.*)", re.DOTALL)
+    broken = re.compile(r"\s*\d+\s+(.+)", re.DOTALL)
+    source, mended = Source(), []
+    for number, line in list(numbered_lines(text))[1:]:
+        name, _, rest = line.partition(separator)
+        if match := whole.fullmatch(rest):
+            caption = unquoted(match[1]) if separator == "," else match[1]
+        elif match := broken.fullmatch(rest):
+            caption = match[1].rstrip().removesuffix(separator)
+            mended.append(number)
+        else:
+            raise BadInput(
+                f"{path}: line {number} is not `image{separator} number{separator} caption`: "
+                f"the file is damaged or cut short; {AGAIN}"
+            )
+        source.captions.setdefault(image_id(path, f"line {number}", name), []).append(caption)
+    if mended:
+        source.notes.append(f"{len(mended):,} lines without their second {separator!r} mended, the first {mended[0]}")
+    return source
+
+
+def numbered_separator(header: str) -> str:
+    """The separator of a header `image_name, comment_number, comment`, or nothing if it is another header."""
+    for separator in "|,":
+        columns = columns_of(header, separator)
+        if len(columns) == 3 and columns[0] in IMAGE_COLUMNS and columns[1] == "comment_number":
+            return separator
+    return ""
+
+
+def read_kaggle(path: Path, text: str) -> Source:
+    """Kaggle's captions.txt: `image,caption` with a header. All after the first comma is caption, quoted or not."""
+    source = Source()
+    for number, line in list(numbered_lines(text))[1:]:
+        name, comma, caption = line.partition(",")
+        if not comma:
+            raise BadInput(
+                f"{path}: line {number} has no comma between image and caption: the file is damaged or cut short; "
+                f"{AGAIN}"
+            )
+        source.captions.setdefault(image_id(path, f"line {number}", unquoted(name)), []).append(unquoted(caption))
+    return source
+
+
+def table_delimiter(header: str) -> str:
+    """The delimiter under which a header has an image and a caption column, or nothing."""
+    for delimiter in "\t,;":
+        columns = columns_of(header, delimiter)
+        if set(columns) & set(IMAGE_COLUMNS) and set(columns) & set(CAPTION_COLUMNS):
+            return delimiter
+    return ""
+
+
+def read_table(path: Path, text: str) -> Source:
+    """CSV (comma or semicolon) or TSV with a header: image, caption and optional split; several rows an image."""
+    header = next(numbered_lines(text))[1]
+    delimiter = table_delimiter(header)
+    if not delimiter:
+        raise BadInput(
+            f"{path}: line 1 names the columns {header.strip()[:80]!r}; it needs a header with an image and a caption "
+            f"column (image,caption or image,caption,split)"
+        )
+    columns = columns_of(header, delimiter)
+    image, caption = _column(columns, IMAGE_COLUMNS), _column(columns, CAPTION_COLUMNS)
+    split = columns.index("split") if "split" in columns else None
+    source = Source()
+    rows = _tsv_rows(text) if delimiter == "\t" else _csv_rows(path, text, delimiter)
+    next(rows)
+    for number, row in rows:
+        where = f"line {number}"
+        if len(row) < len(columns):
+            raise BadInput(
+                f"{path}: {where} has {len(row)} of {len(columns)} columns: it is damaged or cut short; "
+                f"mend it, or get the file again"
+            )
+        if any(cell.strip() for cell in row[len(columns) :]):
+            raise BadInput(
+                f"{path}: {where} has {len(row)} columns where the header has {len(columns)}; "
+                f"put quotes around captions that hold the delimiter"
+            )
+        word = row[split] if split is not None else ""
+        add_record(source, path, where, row[image], [row[caption]], word)
+    check_split_column(source, path)
+    return source
+
+
+def _column(columns: list[str], known: tuple[str, ...]) -> int:
+    return next(columns.index(name) for name in known if name in columns)
+
+
+def _tsv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    # TSV seldom quotes: a caption that begins with a quotation mark must not swallow the lines after it.
+    for number, line in numbered_lines(text):
+        yield number, [unquoted(cell) for cell in line.split("\t")]
+
+
+def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise BadInput(
+            f"{path}: line {reader.line_num} is not proper CSV ({error}); close its quotes, and double quotes inside"
+        ) from None
+
+
+def read_json_lines(path: Path, text: str) -> Source:
+    """JSON lines: {"image": ..., "caption": "..." or "captions": [...], "split": ... if there are splits}."""
+    source = Source()
+    for number, line in numbered_lines(text):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", "cannot be read")
+            raise BadInput(f"{path}: line {number} is not JSON, or cut short ({reason}); {AGAIN}") from None
+        add_json_record(source, path, f"line {number}", row)
+    check_split_column(source, path)
+    return source
+
+
+def add_json_record(source: Source, path: Path, where: str, row: Any) -> None:
+    """Add one JSON object with an image, its caption or captions, and perhaps a split."""
+    if not isinstance(row, dict):
+        raise BadInput(f'{path}: {where} is not an object like {{"image": "a.jpg", "caption": "..."}}; mend that line')
+    row = {str(key).casefold(): value for key, value in row.items()}
+    image = next((row[name] for name in IMAGE_COLUMNS if name in row), None)
+    captions = next((row[name] for name in CAPTION_COLUMNS if name in row), None)
+    if captions is None:
+        raise BadInput(f'{path}: {where} has no "caption" or "captions"; give every image its captions')
+    word = row.get("split") or ""
+    if not isinstance(word, str):
+        raise BadInput(f"{path}: {where} has a split that is not text; it must be train, val or test")
+    add_record(source, path, where, image, captions if isinstance(captions, list) else [captions], word)
+
+
+def add_record(source: Source, path: Path, where: str, image: Any, captions: list[Any], word: str) -> None:
+    """Add captions of one image and its split (blank: not said here)."""
+    key = image_id(path, where, image)
+    source.captions.setdefault(key, []).extend(caption_text(path, where, caption) for caption in captions)
+    word = word.strip().casefold()
+    if not word:
+        return
+    if word not in SPLIT_WORDS:
+        raise BadInput(f"{path}: {where} has the split {word!r}; it must be train, val or test")
+    if source.splits.setdefault(key, SPLIT_WORDS[word]) != SPLIT_WORDS[word]:
+        raise BadInput(
+            f"{path}: {where} puts {key} into {word}, an earlier one into {source.splits[key]}; "
+            f"keep each image in one split"
+        )
+
+
+def check_split_column(source: Source, path: Path) -> None:
+    """Raises BadInput if some images have a split and some have none."""
+    without = [key for key in source.captions if key not in source.splits]
+    if source.splits and without:
+        raise BadInput(
+            f"{path}: {len(without):,} images have no split while others have one, the first {without[0]}; "
+            f"fill the split column, or leave it out and let --split-ratio draw it"
+        )

@@ -1,0 +1,121 @@
+"""Recipes, overrides, and what is said about a key or a value that is not known."""
+
+import dataclasses
+
+import pytest
+import tomli_w
+
+from settings import (
+    Settings,
+    all_keys,
+    from_table,
+    known_recipes,
+    override,
+    parse_changes,
+    read_recipe,
+    to_table,
+)
+from utils import BadInput
+
+
+@pytest.mark.parametrize("name", known_recipes())
+def test_every_recipe_reads_and_cites_its_source(name):
+    settings = read_recipe(name)
+    assert settings.source
+    assert from_table(to_table(settings), "round trip") == settings
+
+
+def test_the_recipes_of_the_papers_are_what_the_papers_say():
+    two_branch, order, vse0, vsepp = map(read_recipe, ("two_branch", "order_embedding", "vse0", "vsepp"))
+    assert (two_branch.dim, two_branch.loss.margin, two_branch.training.batch) == (128, 0.5, 64)
+    assert (two_branch.text.branch, two_branch.text.stem, two_branch.text.min_count) == ("onehot", True, 1)
+    assert two_branch.loss.negatives == "random"
+    assert (order.similarity, order.dim, order.loss.margin, order.training.rate) == ("order", 1024, 0.05, 1e-3)
+    assert (order.text.branch, order.text.words, order.loss.negatives) == ("gru", 300, "sum")
+    assert (vse0.dim, vse0.loss.margin, vse0.training.rate, vse0.training.clip) == (1024, 0.2, 2e-4, 2.0)
+    assert vsepp == dataclasses.replace(
+        vse0, source=vsepp.source, loss=dataclasses.replace(vse0.loss, negatives="hardest", sum_epochs=1)
+    )
+
+
+def test_an_unknown_key_names_the_nearest():
+    with pytest.raises(BadInput, match=r"loss\.margn.*did you mean loss\.margin"):
+        from_table({"loss": {"margn": 0.1}}, "mine.toml")
+    with pytest.raises(BadInput, match=r"trainign\.epochs: unknown setting; did you mean training\.epochs"):
+        override(Settings(), {"trainign.epochs": 3})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("loss.margin", "wide", "takes a number"),
+        ("loss.margin", -1, "from 0 up"),
+        ("dim", 1.5, "a whole number"),
+        ("dim", True, "a whole number"),
+        ("text.stem", 1, "true or false"),
+        ("similarity", "cosin", "did you mean cosine"),
+        ("image.dropout", 1.0, "from 0 to 0.99"),
+        ("features", "inception_v3", "a list of names"),
+    ],
+)
+def test_a_wrong_value_says_what_is_taken(key, value, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        override(Settings(), {key: value})
+
+
+def test_a_group_must_be_a_table():
+    with pytest.raises(BadInput, match=r"write it as a table \[loss\]"):
+        from_table({"loss": 3}, "mine.toml")
+
+
+def test_unknown_recipe_and_broken_file(tmp_path):
+    with pytest.raises(BadInput, match="did you mean strong"):
+        read_recipe("stronk")
+    with pytest.raises(BadInput, match="no such recipe file"):
+        read_recipe(str(tmp_path / "none.toml"))
+    broken = tmp_path / "broken.toml"
+    broken.write_text("dim = [1")
+    with pytest.raises(BadInput, match=r"broken\.toml: not a TOML file"):
+        read_recipe(str(broken))
+
+
+def test_a_recipe_of_ones_own(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(tomli_w.dumps(to_table(override(Settings(), {"loss.margin": 0.3, "features": ["a", "b"]}))))
+    settings = read_recipe(str(path))
+    assert settings.loss.margin == 0.3
+    assert settings.features == ("a", "b")
+
+
+def test_changes_multiply():
+    assert parse_changes([]) == [{}]
+    changes = parse_changes(["loss.margin=0.1,0.2", "text.stem=true", "similarity=cosine,order"])
+    assert len(changes) == 4
+    assert changes[0] == {"loss.margin": 0.1, "text.stem": True, "similarity": "cosine"}
+    assert changes[3] == {"loss.margin": 0.2, "text.stem": True, "similarity": "order"}
+
+
+@pytest.mark.parametrize("words", [["loss.margin"], ["loss.margin="], ["dim=1", "dim=2"]])
+def test_changes_that_cannot_be_read(words):
+    with pytest.raises(BadInput, match="--set"):
+        parse_changes(words)
+
+
+def test_every_setting_changes_the_digest_but_source_and_features_do_not():
+    plain = Settings()
+    assert override(plain, {"source": "elsewhere", "features": ["vgg19"]}).digest() == plain.digest()
+    other = {str: None, bool: None}
+    for key in all_keys():
+        table = to_table(plain)
+        *groups, leaf = key.split(".")
+        for group in groups:
+            table = table[group]
+        value = table[leaf]
+        if isinstance(value, bool):
+            other = not value
+        elif isinstance(value, int | float):
+            other = 2 if value != 2 and key != "image.dropout" and "dropout" not in key else 0.5
+            other = 0.5 if key == "training.step_factor" else other
+        else:
+            continue
+        assert override(plain, {key: other}).digest() != plain.digest(), key

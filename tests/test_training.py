@@ -1,0 +1,245 @@
+"""Training: every caption once, exact resume after a kill, the best on val kept, collapse noticed, stops in time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import training
+from features.prepared import Split
+from features.vocabulary import Encoder, Sentences, Vocabulary
+from runs import Facts, Run
+from settings import Settings, override
+from training import chance_rsum, epoch_batches, rate_at, train
+from utils import BadInput
+
+SMALL = {
+    "dim": 16,
+    "text.words": 8,
+    "text.dropout": 0.2,
+    "image.dropout": 0.2,
+    "training.batch": 16,
+    "training.epochs": 4,
+    "training.rate": 0.01,
+    "training.clip": 2.0,
+}
+WORDS = ["red", "green", "blue", "dog", "cat", "house", "tree", "car", "big", "small"]
+
+
+def made_up_data(size=12):
+    """Images whose features say which words their captions hold, so that there is something to learn."""
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(len(WORDS), size)).astype(np.float32)
+    splits = {}
+    for name, images in (("train", 60), ("val", 20)):
+        bags = [rng.choice(len(WORDS), 3, replace=False) for _ in range(images)]
+        features = np.stack([mixing[bag].sum(0) for bag in bags]) + 0.1 * rng.normal(size=(images, size))
+        captions, owner = [], []
+        for image, bag in enumerate(bags):
+            for _ in range(rng.integers(1, 4)):
+                captions.append(" ".join(WORDS[i] for i in rng.permutation(bag)[: rng.integers(2, 4)]))
+                owner.append(image)
+        ids = [f"{name}{i}" for i in range(images)]
+        splits[name] = Split(name, ids, captions, np.array(owner), features.astype(np.float32))
+    return splits
+
+
+def facts(seed=0, digest="d"):
+    return Facts("test", "made-up", "nowhere", ("features",), (digest,), (12,), seed)
+
+
+def run(folder, seed=0, digest="d", fresh=False, **changes):
+    splits = made_up_data()
+    settings = override(Settings(), {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}})
+    vocabulary = Vocabulary.build(splits["train"].captions)
+    encoder = Encoder(vocabulary, settings.text.stem, settings.text.min_count)
+    sentences = {name: Sentences.encode(split.captions, encoder) for name, split in splits.items()}
+    return train(folder, settings, facts(seed, digest), vocabulary, splits, sentences, fresh, progress=False)
+
+
+def files(folder):
+    """Everything a run leaves that does not tell the time."""
+    checkpoint = torch.load(folder / "last.pt", weights_only=True)
+    log = [{k: v for k, v in row.items() if "seconds" not in k} for row in checkpoint["log"]]
+    result = json.loads((folder / "result.json").read_text())
+    del result["seconds"]
+    return safetensors.torch.load_file(folder / "model.safetensors"), checkpoint, log, result
+
+
+def assert_same_runs(one, other):
+    weights, checkpoint, log, result = files(one)
+    others, other_checkpoint, other_log, other_result = files(other)
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights), "best weights differ"
+    for part in ("model", "optimiser"):
+        flat, other_flat = (json.dumps(c[part], default=lambda t: t.tolist()) for c in (checkpoint, other_checkpoint))
+        assert flat == other_flat, f"{part} differs"
+    assert log == other_log
+    assert result == other_result
+
+
+BRANCHES = [
+    {"text__branch": "onehot", "loss__negatives": "random"},
+    {"text__branch": "gru", "similarity": "order", "loss__margin": 0.05},
+    {"text__branch": "gru", "loss__negatives": "hardest", "loss__sum_epochs": 1, "training__schedule": "cosine"},
+]
+
+
+@pytest.mark.parametrize("changes", BRANCHES, ids=["onehot random", "gru order", "gru hardest cosine"])
+@pytest.mark.parametrize("stop", [0, 1, 3])
+def test_going_on_after_a_stop_is_exact(tmp_path, monkeypatch, changes, stop):
+    run(tmp_path / "whole", **changes)
+    steps = {"left": 8 * stop + 3}  # stopped in the middle of an epoch
+    step = training._step
+
+    def stopping(*args):
+        steps["left"] -= 1
+        if steps["left"] < 0:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped", **changes)
+    assert not (tmp_path / "stopped" / "result.json").exists()
+    run(tmp_path / "stopped", **changes)
+    assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("name", ["save_model", "save_checkpoint", "write_jsonl", "write_json"])
+def test_going_on_after_a_stop_between_two_files_is_exact(tmp_path, monkeypatch, name):
+    """Stopped after any one file of the last epoch was written, and before the next."""
+    run(tmp_path / "whole")
+    write, calls = getattr(training, name), {"done": 0}
+
+    def stopping(*args):
+        write(*args)
+        calls["done"] += 1
+        if calls["done"] >= (1 if name == "write_json" else 2):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, name, stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped")
+    run(tmp_path / "stopped")
+    assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_killed_process_goes_on_exactly(tmp_path):
+    """The same with SIGKILL, which no handler sees."""
+    run(tmp_path / "whole", text__branch="onehot")
+    code = (
+        "import os, signal, sys; sys.path[:0] = ['.', 'tests']\n"
+        "import training, test_training\n"
+        "row = training._line; save = training.save_checkpoint\n"
+        "def kill(path, state):\n"
+        "    save(path, state)\n"
+        "    if len(state['log']) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "training.save_checkpoint = kill\n"
+        f"test_training.run(test_training.Path({str(tmp_path / 'killed')!r}), text__branch='onehot')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[1], check=False)
+    assert done.returncode == -9
+    run(tmp_path / "killed", text__branch="onehot")
+    assert_same_runs(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_it_learns_and_keeps_the_best(tmp_path):
+    result = run(tmp_path / "run", text__branch="onehot", training__epochs=12)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert result["rsum"] == max(row["rsum"] for row in log)
+    assert result["rsum"] > 2.5 * chance_rsum(20)
+    split = made_up_data()["val"]
+    opened = Run.open(tmp_path / "run")
+    images = torch.from_numpy(opened.embed_features(split.features))
+    captions = torch.from_numpy(opened.embed_sentences(split.captions))
+    metrics = training.metrics_of(training.ranks_of_embeddings(opened.settings.similarity, images, captions, split))
+    assert metrics == {"image_to_text": result["image_to_text"], "text_to_image": result["text_to_image"]}
+
+
+def test_seeds_differ_and_repeat(tmp_path):
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(tmp_path / folder, seed=seed)
+    assert_same_runs(tmp_path / "a", tmp_path / "b")
+    a, c = (safetensors.torch.load_file(tmp_path / f / "model.safetensors") for f in ("a", "c"))
+    assert not torch.equal(a["image.1.weight"], c["image.1.weight"])
+
+
+def test_a_finished_run_is_left_alone_unless_fresh(tmp_path):
+    run(tmp_path / "run")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    run(tmp_path / "run")
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    run(tmp_path / "run", fresh=True)
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns > before["result.json"]
+
+
+def test_a_run_of_other_features_or_settings_is_not_continued(tmp_path):
+    run(tmp_path / "run")
+    with pytest.raises(BadInput, match="other weights"):
+        run(tmp_path / "run", digest="other")
+    with pytest.raises(BadInput, match="other settings"):
+        run(tmp_path / "run", dim=8)
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path, monkeypatch):
+    run(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "last.pt").write_bytes(b"PK half a file")
+    with pytest.raises(BadInput, match=r"last\.pt: not a checkpoint"):
+        run(tmp_path / "run")
+
+
+def test_collapse_is_noticed_and_told(tmp_path, capsys, monkeypatch):
+    zero = training.TRAINING["cosine"]
+    monkeypatch.setitem(training.TRAINING, "cosine", lambda a, b: 0 * zero(a, b))
+    monkeypatch.setitem(training.RANKING, "cosine", lambda a, b: 0 * zero(a, b))
+    result = run(tmp_path / "run", loss__negatives="hardest")
+    assert result["collapsed"]
+    assert result["rsum"] == 0
+    said = capsys.readouterr().err
+    assert "collapsed" in said
+    assert "loss.sum_epochs" in said
+
+
+def test_a_run_that_learns_is_not_called_collapsed(tmp_path, capsys):
+    assert not run(tmp_path / "run", text__branch="onehot")["collapsed"]
+    assert "collapsed" not in capsys.readouterr().err
+
+
+def test_patience_stops_early(tmp_path, monkeypatch):
+    scores = iter([10.0, 30.0, 20.0, 30.0, 29.0, 50.0])
+    monkeypatch.setattr(training, "rsum", lambda metrics: next(scores))
+    result = run(tmp_path / "run", training__epochs=6, training__patience=3)
+    assert result["epochs"] == 5
+    assert result["best_epoch"] == 2  # the first of equals
+
+
+@pytest.mark.parametrize("lengths", [None, np.random.default_rng(1).integers(1, 9, 103)])
+def test_an_epoch_visits_every_caption_once(lengths):
+    batches = list(epoch_batches(103, 16, np.random.default_rng(0), lengths))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(103))
+    assert sorted(map(len, batches)) == [7, 16, 16, 16, 16, 16, 16]
+    other = list(epoch_batches(103, 16, np.random.default_rng(1), lengths))
+    assert not all(np.array_equal(a, b) for a, b in zip(batches, other, strict=True))
+    if lengths is not None:
+        assert max(np.ptp(lengths[rows]) for rows in batches) <= 2
+        assert len({tuple(rows) for rows in batches}) == 7
+
+
+def test_rates():
+    t = Settings().training
+    step = override(
+        Settings(), {"training.schedule": "step", "training.step_every": 6, "training.rate": 1.0, "training.epochs": 9}
+    ).training
+    assert [rate_at(step, epoch, 0.5) for epoch in (0, 5, 6, 8)] == pytest.approx([1, 1, 0.1, 0.1])
+    cosine = override(Settings(), {"training.schedule": "cosine", "training.rate": 1.0, "training.epochs": 10}).training
+    assert [rate_at(cosine, 0, 0), rate_at(cosine, 5, 0), rate_at(cosine, 9, 1)] == pytest.approx([1, 0.5, 0])
+    assert rate_at(t, 0, 0) == rate_at(t, 29, 0.9) == t.rate
