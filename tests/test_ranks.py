@@ -1,4 +1,4 @@
-"""Ranks, metrics, similarities and protocols against brute force, an independent library, and figures known by heart."""
+"""Ranks, metrics, similarities and protocols against brute force, an independent library, and by hand."""
 
 import numpy as np
 import pytest

@@ -1,0 +1,243 @@
+"""The three scripts in order on a handful of pictures, with the trained weights that come with the install, and what
+they say about bad input: one sentence that names the file or the flag, status 2, no traceback, nothing lost."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+import eval as evaluation
+import prep
+import train
+from utils import script
+
+ROOT = Path(__file__).resolve().parents[1]
+COLOURS = {"red": (220, 30, 30), "green": (20, 160, 40), "blue": (30, 60, 220), "yellow": (240, 220, 20)}
+SHAPES = {"circle": "ellipse", "square": "rectangle"}
+
+
+def draw_pictures(folder, images=24):
+    """Pictures of one shape in one colour, and a CSV of their captions; returns the CSV."""
+    (folder / "pictures").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    lines = ["image,caption,split"]
+    for number in range(images):
+        colour = rng.choice(list(COLOURS))
+        shape = rng.choice(list(SHAPES))
+        picture = Image.new("RGB", (64, 64), "white")
+        x, y, r = rng.integers(20, 44), rng.integers(20, 44), rng.integers(8, 18)
+        getattr(ImageDraw.Draw(picture), SHAPES[shape])((x - r, y - r, x + r, y + r), COLOURS[colour])
+        picture.save(folder / "pictures" / f"{number}.png")
+        split = ("train", "train", "val", "test")[number % 4]
+        lines.append(f"{number}.png,a {colour} {shape},{split}")
+        lines.append(f'{number}.png,"a {shape}, painted {colour}",{split}')
+    path = folder / "captions.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def call(monkeypatch, module, *args):
+    """Run a script's main as the command line would; returns the exit status (0 for a normal end)."""
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, args)])
+    try:
+        script(module.main)
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def prep_args(folder, *more):
+    data = ["--images", folder / "pictures", "--captions", folder / "captions.csv", "--data", folder / "data"]
+    return ["folder", *data, "--workers", 0, *more]
+
+
+QUICK = ["--set", "training.epochs=2", "training.batch=8", "dim=32"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A prepared folder and one trained run, made once."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    draw_pictures(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        assert call(patch, prep, *prep_args(folder)) == 0
+        assert call(patch, train, "strong", "--data", folder / "data/folder", "--runs", folder / "runs", *QUICK) == 0
+    return folder
+
+
+def test_prep_leaves_what_the_contract_says(prepared):
+    rows = [json.loads(line) for line in (prepared / "data/folder/captions.jsonl").read_text().splitlines()]
+    assert len(rows) == 24
+    assert set(rows[0]) == {"image", "split", "captions"}
+    assert all(len(row["captions"]) == 2 for row in rows)
+    words = json.loads((prepared / "data/folder/vocabulary.json").read_text())
+    counts = {row["word"]: row["count"] for row in words["words"]}
+    assert counts["a"] == 24, "twelve training images, two captions each: val and test are not counted"
+    assert not (prepared / "data/folder/efficientnet_lite0.h5.part").exists()
+
+
+def test_eval_reports_both_directions(prepared, monkeypatch, capsys):
+    assert call(monkeypatch, evaluation, "--runs", prepared / "runs", "--format", "json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["dataset"], row["split"], row["protocol"]) == ("folder", "test", "test 6")
+    assert (row["images"], row["captions"]) == (6, 12)
+    recalls = [row[way][f"R@{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+    assert row["rsum"] == pytest.approx(sum(recalls))
+    assert call(monkeypatch, evaluation, "--runs", prepared / "runs", "--folds", 2, "--split", "val") == 0
+    assert "val 3, 2 folds (6 images, 12 captions)" in capsys.readouterr().out
+
+
+def test_eval_on_val_says_what_training_said(prepared, monkeypatch, capsys):
+    (run,) = (prepared / "runs").iterdir()
+    assert call(monkeypatch, evaluation, run, "--split", "val", "--format", "json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    result = json.loads((run / "result.json").read_text())
+    assert {key: row[key] for key in ("rsum", "image_to_text", "text_to_image")} == {
+        key: result[key] for key in ("rsum", "image_to_text", "text_to_image")
+    }
+
+
+def test_repeating_does_nothing_again(prepared, monkeypatch):
+    def times():
+        files = [path for path in prepared.rglob("*") if path.suffix in (".h5", ".safetensors", ".pt", ".jsonl")]
+        return {path: path.stat().st_mtime_ns for path in files if path.name != "captions.jsonl"}
+
+    before = times()
+    assert call(monkeypatch, prep, *prep_args(prepared)) == 0
+    assert (
+        call(monkeypatch, train, "strong", "--data", prepared / "data/folder", "--runs", prepared / "runs", *QUICK) == 0
+    )
+    assert times() == before
+
+
+def test_several_recipes_seeds_and_values_in_one_command(prepared, monkeypatch, tmp_path, capsys):
+    sweep = ["two_branch", "vsepp", "--seeds", "0", "1", "--data", prepared / "data/folder", "--runs", tmp_path]
+    small = ["--set", "training.epochs=1", "dim=8", "text.words=4", "training.batch=8", "loss.margin=0.1,0.2"]
+    assert call(monkeypatch, train, *sweep, *small) == 0
+    assert len(list(tmp_path.glob("*/result.json"))) == 8
+    capsys.readouterr()
+    assert call(monkeypatch, evaluation, f"{tmp_path}/*", "--format", "csv") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 9
+
+
+def test_joined_features_and_ready_made_ones(prepared, monkeypatch, tmp_path):
+    rows = [json.loads(line) for line in (prepared / "data/folder/captions.jsonl").read_text().splitlines()]
+    features = tmp_path / "mine.npy"
+    np.save(features, np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32))
+    ids = tmp_path / "ids.txt"
+    ids.write_text("\n".join(row["image"] for row in rows))
+    assert call(monkeypatch, prep, *prep_args(prepared, "--ready", features, "--ids", ids)) == 0
+    joined = ["--features", "efficientnet_lite0", "mine", "--data", prepared / "data/folder", "--runs", tmp_path]
+    assert call(monkeypatch, train, *joined, *QUICK) == 0
+    (run,) = tmp_path.glob("strong-*")
+    assert "efficientnet_lite0+mine" in run.name
+    assert call(monkeypatch, evaluation, run) == 0
+    np.save(features, np.zeros((24, 5), np.float32))
+    assert call(monkeypatch, prep, *prep_args(prepared, "--ready", features, "--ids", ids)) == 2, "another file"
+    assert call(monkeypatch, prep, *prep_args(prepared, "--ready", features, "--ids", ids, "--fresh")) == 0
+    assert call(monkeypatch, evaluation, run) == 2, "not the features the run was trained on"
+    assert call(monkeypatch, train, *joined, *QUICK) == 2
+    (prepared / "data/folder/mine.h5").unlink()
+
+
+def test_unreadable_images_are_named_and_the_rest_is_kept(monkeypatch, tmp_path, capsys):
+    draw_pictures(tmp_path)
+    good = (tmp_path / "pictures/5.png").read_bytes()
+    (tmp_path / "pictures/5.png").write_bytes(good[:60])
+    assert call(monkeypatch, prep, *prep_args(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert "cannot be read: 5.png" in said
+    assert "--skip-unreadable" in said
+    assert (tmp_path / "data/folder/efficientnet_lite0.h5.part").is_dir(), "what was done is kept"
+    (tmp_path / "pictures/5.png").write_bytes(good)
+    assert call(monkeypatch, prep, *prep_args(tmp_path)) == 0
+    (tmp_path / "pictures/5.png").write_bytes(good[:60])
+    assert call(monkeypatch, prep, *prep_args(tmp_path, "--skip-unreadable", "--fresh")) == 0
+    assert len((tmp_path / "data/folder/captions.jsonl").read_text().splitlines()) == 23
+
+
+BAD_PREP = [
+    (["flickr9k"], "did you mean flickr8k"),
+    (["folder"], "--captions is missing"),
+    (["folder", "--captions", "{captions}"], "--images is missing"),
+    (["folder", "--captions", "{captions}", "--images", "{root}/nowhere"], "nowhere: no such folder"),
+    (["folder", "--captions", "{root}/none.csv", "--images", "{images}"], "none.csv: no such file"),
+    (["folder", "--captions", "{images}/0.png", "--images", "{images}"], "0.png"),
+    (["flickr8k", "--captions", "{captions}", "--images", "{root}"], "24 listed images are not there, the first 0.png"),
+    (["folder", "--captions", "{captions}", "--images", "{images}", "--backbone", "inception"], "inception"),
+    (["folder", "--captions", "{captions}", "--images", "{images}", "--weights", "{captions}"], "captions.csv"),
+    (["folder", "--captions", "{captions}", "--images", "{images}", "--language", "klingon"], "--language klingon"),
+    (["folder", "--captions", "{captions}", "--images", "{images}", "--data", "{captions}/x"], "--data"),
+    (["folder", "--captions", "{captions}", "--ready", "{root}/none.npy"], "none.npy"),
+    (["--images", "{images}"], "--images goes with a dataset of yours"),
+]
+BAD_TRAIN = [
+    (["stronk"], "did you mean strong"),
+    (["strong", "--set", "loss.margn=1"], "did you mean loss.margin"),
+    (["strong", "--features", "vgg19"], "--backbone vgg19"),
+    (["strong", "--data", "{root}/pictures"], "not a prepared folder"),
+    (["strong", "--runs", "{captions}/x"], "--runs"),
+]
+BAD_EVAL = [
+    (["nosuchrun"], "nosuchrun: no such run folder"),
+    (["{root}/pictures"], "not a run folder"),
+    (["--folds", "4"], "--folds 4"),
+    (["--data", "{root}/pictures"], "not a prepared folder"),
+]
+BAD = [(m, a, s) for m, cases in ((prep, BAD_PREP), (train, BAD_TRAIN), (evaluation, BAD_EVAL)) for a, s in cases]
+
+
+@pytest.mark.parametrize(("module", "args", "sentence"), BAD, ids=[f"{m.__name__} {' '.join(a)}" for m, a, _ in BAD])
+def test_bad_input_is_one_sentence_and_status_2(prepared, monkeypatch, capsys, module, args, sentence):
+    places = {"root": prepared, "images": prepared / "pictures", "captions": prepared / "captions.csv"}
+    args = [arg.format(**places) for arg in args]
+    defaults = {
+        prep: {"--data": prepared / "other"},
+        train: {"--data": prepared / "data/folder", "--runs": prepared / "other_runs"},
+        evaluation: {"--runs": prepared / "runs"},
+    }[module]
+    args += [str(word) for flag, value in defaults.items() if flag not in args for word in (flag, value)]
+    assert call(monkeypatch, module, *args) == 2
+    said = capsys.readouterr()
+    assert sentence in said.err.splitlines()[-1]
+    assert "Traceback" not in said.err
+    assert said.out == ""
+
+
+def test_a_run_that_is_half_finished_is_named(prepared, monkeypatch, capsys, tmp_path):
+    (run,) = (prepared / "runs").iterdir()
+    copy = tmp_path / run.name
+    copy.mkdir()
+    for name in ("recipe.toml", "vocabulary.json", "last.pt", "log.jsonl"):
+        (copy / name).write_bytes((run / name).read_bytes())
+    assert call(monkeypatch, evaluation, copy) == 2
+    assert "has not finished" in capsys.readouterr().err
+
+
+def test_weights_of_a_run_cut_short_are_named(prepared, monkeypatch, capsys, tmp_path):
+    (run,) = (prepared / "runs").iterdir()
+    copy = tmp_path / run.name
+    copy.mkdir()
+    for path in run.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:1000])
+    assert call(monkeypatch, evaluation, copy) == 2
+    assert "model.safetensors: cut short" in capsys.readouterr().err
+
+
+def test_as_a_command(prepared):
+    """For real: a process of its own, its status and its streams."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, ROOT / "eval.py", "--runs", prepared / "runs"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0
+    assert "folder, test 6 (6 images, 12 captions)" in done.stdout
+    done = subprocess.run([*command, "none"], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("eval.py: none: no such run folder")
+    assert len(done.stderr.splitlines()) == 1
