@@ -49,18 +49,36 @@ def write_store(
         raise BadInput(f"{path}: image {twice} stands twice in the list of ids; give every row an id of its own")
     scratch = path.with_name(f".{path.name}.tmp")  # one fixed name, so that a killed run leaves no more than one
     try:
+        _reserve(scratch, ids, shape, dtype)
         with h5py.File(scratch, "w") as file:
             _write(file, path, ids, shape, dtype, attributes, blocks)
         with open(scratch, "rb") as written:
             os.fsync(written.fileno())
         os.replace(scratch, path)
         fsync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # HDF5 tells of a full disk in either
+    except (OSError, RuntimeError) as error:  # HDF5 tells of its troubles in either, over several lines
+        code = getattr(error, "errno", None)
+        reason = os.strerror(code) if code else str(error).splitlines()[0]
         raise BadInput(
-            f"{path}: cannot be written ({error}); check that the disk is not full and that you may write there"
+            f"{path}: cannot be written ({reason}); check that the disk is not full and that you may write there"
         ) from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _chunk(count: int, shape: tuple[int, ...], dtype: str) -> tuple[int, int]:
+    """Rows in a chunk of the file, and bytes in a row."""
+    row = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return max(1, min(count, CHUNK // max(1, row))), row
+
+
+def _reserve(scratch: Path, ids: Sequence[str], shape: tuple[int, ...], dtype: str) -> None:
+    """Find out that the disk is too full before HDF5 does, which does not survive it. Raises OSError."""
+    chunk, row = _chunk(len(ids), shape, dtype)
+    size = (len(ids) + chunk) * row + sum(len(image.encode()) + 64 for image in ids) + 2**16
+    with open(scratch, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _write(
@@ -72,8 +90,7 @@ def _write(
     attributes: dict[str, str | int],
     blocks: Iterable[np.ndarray],
 ) -> None:
-    bytes_per_row = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    chunk = max(1, min(len(ids), CHUNK // max(1, bytes_per_row)))
+    chunk, _ = _chunk(len(ids), shape, dtype)
     features = file.create_dataset("features", (len(ids), *shape), dtype, chunks=(chunk, *shape))
     done = 0
     for block in blocks:

@@ -1,5 +1,6 @@
 """The store: written whole, joined by id, read in any order."""
 
+import os
 from pathlib import Path
 
 import h5py
@@ -122,6 +123,26 @@ def test_rows_of_another_shape_or_type_or_none_are_refused(tmp_path: Path) -> No
         write_store(tmp_path / "a.h5", [], (3,), "float32", {}, [])
     with pytest.raises(BadInput, match=r"a\.h5: cannot be written .*disk"):
         write(tmp_path / "nowhere" / "a.h5", numbers(2, 2))
+
+
+def test_a_full_disk_is_noticed_before_hdf5_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.h5"
+    write(path, numbers(2, 2))
+    before = path.read_bytes()
+    asked = []
+
+    def full(descriptor: int, start: int, size: int) -> None:
+        asked.append(size)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(BadInput, match=r"a\.h5: cannot be written \(No space left on device\); .*disk"):
+        write(path, numbers(300, 2000))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    write(path, numbers(300, 2000))
+    assert path.stat().st_size <= asked[0] < 1.5 * path.stat().st_size
 
 
 @pytest.mark.parametrize(
