@@ -84,10 +84,24 @@ class Settings:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def digest(self) -> str:
-        """Eight hexadecimal digits that differ when a setting differs. Where a recipe comes from is no setting."""
-        table = to_table(self)
-        del table["source"], table["features"]
-        return digest_text(json.dumps(table, sort_keys=True))[:8]
+        """Eight hexadecimal digits that differ when a setting differs. Where a recipe comes from is no setting.
+
+        Settings at their default are left out, so that a setting added later leaves the names of older runs alone.
+        """
+        flat, plain = flat_table(self), flat_table(Settings())
+        changed = {key: value for key, value in flat.items() if value != plain[key]}
+        return digest_text(json.dumps(changed, sort_keys=True))[:8]
+
+
+def flat_table(settings: Settings) -> dict[str, Any]:
+    """Every setting that makes a difference, by its full name ("loss.margin")."""
+    flat: dict[str, Any] = {}
+    for key, value in dataclasses.asdict(settings).items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        elif key not in ("source", "features"):
+            flat[key] = value
+    return flat
 
 
 def known_recipes() -> list[str]:
