@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def negatives_mask(images: Tensor) -> Tensor:
@@ -69,6 +70,57 @@ NEGATIVES: dict[str, Callable[[Tensor, Tensor, torch.Generator | None], Tensor]]
     "semihard": _hardest,
     "random": _random,
 }
+
+
+def smooth_hinge(
+    scores: Tensor, images: Tensor, margin: float, sharpness: float = 20.0, reduction: str = "sum"
+) -> Tensor:
+    """The hinge over the hardest negative made smooth: log(1 + Σ exp(sharpness x violation)) / sharpness, both ways.
+
+    It takes all negatives into account, near ones most, and tends to the hinge over the hardest one as `sharpness`
+    grows (the log-sum-exp of Oh Song et al., 2016, on the scores of a batch). scores, images, reduction: as for hinge.
+    """
+    mask, scores = negatives_mask(images), _wide(scores)
+    positives = scores.diagonal()
+    total = scores.new_zeros(())
+    for by_query in (scores, scores.T):
+        violation = sharpness * (margin + by_query - positives[:, None])
+        violation = violation.masked_fill(~mask, -torch.inf)
+        none = violation.new_zeros(len(scores), 1)  # the 1 in log(1 + …): a query without a negative costs nothing
+        total = total + torch.logsumexp(torch.cat([none, violation], dim=1), dim=1).sum() / sharpness
+    return total / len(scores) if reduction == "mean" else total
+
+
+def infonce(scores: Tensor, images: Tensor, scale: Tensor | float) -> Tensor:
+    """Symmetric cross-entropy: each query picks its own among all that are not of its image (Radford et al., 2021).
+
+    scores: (B, B); images: (B,); scale: what scores are multiplied by, one over the temperature, learnt as a rule.
+    The mean over both directions and over the batch.
+    """
+    logits = scale * _wide(scores)
+    others = ~negatives_mask(images) & ~torch.eye(len(images), dtype=torch.bool, device=images.device)
+    logits = logits.masked_fill(others, -torch.inf)  # other captions of one image are no wrong answers
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def siglip(scores: Tensor, images: Tensor, scale: Tensor | float, bias: Tensor | float) -> Tensor:
+    """Pairwise sigmoid: every pair by itself is called matching or not (Zhai et al., 2023).
+
+    scores: (B, B); images: (B,); scale and bias: of the logits, both learnt as a rule. The sum over all pairs but those
+    of other captions of the same image, divided by the batch.
+    """
+    logits = scale * _wide(scores) + bias
+    negative = negatives_mask(images)
+    own = torch.eye(len(images), dtype=torch.bool, device=images.device)
+    signs = torch.where(own, 1.0, -1.0).to(logits.dtype)
+    costs = -F.logsigmoid(signs * logits)
+    return costs.masked_fill(~(negative | own), 0).sum() / len(scores)
+
+
+def _wide(scores: Tensor) -> Tensor:
+    """Exponentials of half-precision scores are summed up in float32."""
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
 
 
 def hinge_of_equal_scores(images: Tensor, margin: float, negatives: str, reduction: str) -> Tensor:

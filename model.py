@@ -1,5 +1,7 @@
 """The trained half: an image branch and a text branch that end in one space, compared by cosine or order similarity."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -48,7 +50,7 @@ class OneHotText(nn.Module):
             self.bag.weight[UNKNOWN].zero_()
         self.dropout = nn.Dropout(s.dropout)
         self.second = None if s.layers == 1 else nn.Sequential(nn.ReLU(), Linear(width, dim))
-        self.bias = None if s.layers == 1 else nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if s.layers == 2 or s.bias else None
 
     def forward(self, sentences: Sentences) -> Tensor:
         """B sentences → (B, dim)."""
@@ -56,9 +58,8 @@ class OneHotText(nn.Module):
             sentences = Sentences.of([sorted(set(words)) for words in _lists(sentences)])
         device = self.bag.weight.device
         x = self.bag(_tensor(sentences.numbers, device), _tensor(sentences.starts[:-1], device))
-        if self.second is None:
-            return self.dropout(x)
-        return self.second(self.dropout(x + self.bias))
+        x = self.dropout(x if self.bias is None else x + self.bias)
+        return x if self.second is None else self.second(x)
 
 
 class GRUText(nn.Module):
@@ -108,6 +109,15 @@ class TwoBranch(nn.Module):
         self.order = settings.similarity == "order"
         self.image = IMAGE_BRANCHES[settings.image.branch](features, settings.dim, settings.image)
         self.text = TEXT_BRANCHES[settings.text.branch](words, settings.dim, settings.text)
+        # The scalars that contrastive losses learn; ranks do not depend on them.
+        if settings.loss.name in ("infonce", "siglip"):
+            self.log_scale = nn.Parameter(torch.tensor(-math.log(settings.loss.temperature)))
+        if settings.loss.name == "siglip":
+            self.score_bias = nn.Parameter(torch.tensor(settings.loss.bias))
+
+    def scale(self) -> Tensor:
+        """One over the learnt temperature, kept from growing beyond 100 as CLIP does."""
+        return self.log_scale.exp().clamp(max=100.0)
 
     def embed_images(self, features: Tensor) -> Tensor:
         """(B, features) float32 → (B, dim), unit length; non-negative too for order similarity."""

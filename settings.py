@@ -47,16 +47,25 @@ class TextSettings:
     # branch = "onehot"
     weighting: str = choice("mean", "binary", "count")  # of the words of a caption
     layers: int = number(1, 1, 2)
+    bias: bool = False  # of the last layer where there is one layer only; two have theirs
     hidden: int = number(1024, 1)  # width between the two layers
 
 
 @dataclass(frozen=True)
 class LossSettings:
-    name: str = choice("hinge")
+    name: str = choice("hinge", "smooth", "infonce", "siglip", "cca")
+    # name = "hinge" or "smooth"
     margin: float = number(0.2, 0)
     negatives: str = choice("sum", "hardest", "semihard", "random")
     sum_epochs: int = number(0, 0)  # so many first epochs take negatives = "sum", whatever `negatives` says
     reduction: str = choice("sum", "mean")  # over the batch
+    sharpness: float = number(20.0, 1e-3)  # name = "smooth": the larger, the nearer to the hardest negative alone
+    # name = "infonce" or "siglip"
+    temperature: float = number(0.07, 1e-4)  # where the learnt temperature begins
+    bias: float = number(-10.0, -1e4)  # name = "siglip": where the learnt bias begins
+    # name = "cca": in closed form, for linear branches
+    regularisation: float = number(0.1, 1e-9)  # added to both covariances' diagonals, as a share of their mean
+    power: float = number(1.0, 0)  # dimensions are scaled by their correlation to this power
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,20 @@ def from_table(table: dict[str, Any], where: str, kind: type = Settings, prefix:
             values[key] = from_table(value, where, hints[key], f"{prefix}{key}.")
         else:
             values[key] = _checked(value, hints[key], fields[key].metadata, f"{where}: {prefix}{key}")
-    return kind(**values)
+    settings = kind(**values)
+    if kind is Settings:
+        _check_together(settings, where)
+    return settings
+
+
+def _check_together(s: Settings, where: str) -> None:
+    """Settings that are sound by themselves but not with each other."""
+    plain = s.image.branch == "linear" and s.text.branch == "onehot" and s.text.layers == 1 and s.text.bias
+    if s.loss.name == "cca" and not (plain and s.similarity == "cosine"):
+        raise BadInput(
+            f"{where}: loss.name is 'cca', which needs similarity = 'cosine', image.branch = 'linear', text.branch = "
+            f"'onehot', text.layers = 1 and text.bias = true; start from recipes/cca.toml"
+        )
 
 
 def _checked(value: Any, hint: Any, metadata: Any, where: str) -> Any:

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cca import fit_cca
 from features.prepared import Split
 from features.vocabulary import Encoder, Sentences, Vocabulary
-from losses import hinge, hinge_of_equal_scores
+from losses import hinge, hinge_of_equal_scores, infonce, siglip, smooth_hinge
 from model import TwoBranch
 from retrieval.metrics import metrics_of, rsum
 from retrieval.ranks import Ranks, ranks_by_block
@@ -76,8 +77,13 @@ def train(
     log = _resume(folder / LAST, model, optimiser)
     if log and progress:
         tqdm.write(f"{folder.name}: continues after epoch {len(log)}", file=sys.stderr)
-    while len(log) < settings.training.epochs and not _out_of_patience(log, settings.training.patience):
-        row = _epoch(len(log), model, optimiser, settings, facts.seed, splits, sentences, progress)
+    closed_form = settings.loss.name == "cca"
+    epochs = 1 if closed_form else settings.training.epochs
+    while len(log) < epochs and not _out_of_patience(log, settings.training.patience):
+        if closed_form:
+            row = _closed_form(model, settings, splits, sentences)
+        else:
+            row = _epoch(len(log), model, optimiser, settings, facts.seed, splits, sentences, progress)
         log.append(row)
         if row["rsum"] == max(r["rsum"] for r in log) and row["rsum"] not in [r["rsum"] for r in log[:-1]]:
             save_model(folder / MODEL, model)
@@ -86,7 +92,7 @@ def train(
         save_checkpoint(folder / LAST, state)
         write_jsonl(folder / LOG, log)
         if progress:
-            tqdm.write(_line(folder.name, row, settings.training.epochs), file=sys.stderr)
+            tqdm.write(_line(folder.name, row, epochs), file=sys.stderr)
         if row["collapsed"]:
             tqdm.write(_advice(folder.name, row, settings), file=sys.stderr)
 
@@ -152,7 +158,7 @@ def _epoch(
     # A GRU runs over padding too, so its batches hold sentences of like length, as in Kiros et al.'s code.
     lengths = words.lengths if settings.text.branch == "gru" else None
     batches = list(epoch_batches(len(words), t.batch, np.random.default_rng([seed, number]), lengths))
-    loss_of, equal_of = loss_functions(settings.loss, number)
+    loss_of, equal_of = loss_functions(model, settings.loss, number)
     total = equal = 0.0
     model.train()
     with tqdm(batches, f"epoch {number + 1}/{t.epochs}", unit=" batches", leave=False, disable=not progress) as bar:
@@ -161,22 +167,55 @@ def _epoch(
                 group["lr"] = rate_at(t, number, step / len(batches))
             images = owners[torch.from_numpy(rows)]
             total += _step(model, optimiser, settings, loss_of, features[images], words.take(rows), images)
-            equal += float(equal_of(images))
+            equal += float(equal_of(images.to(device())))
             bar.set_postfix(loss=f"{total / (step + 1):.3f}", refresh=False)
-    model.eval()
+    at_equal = abs(total - equal) < 0.02 * equal
+    return _row(
+        number, model, settings, splits, sentences, began, total / len(batches), rate_at(t, number, 0.0), at_equal
+    )
+
+
+def _row(number, model, settings, splits, sentences, began, loss, rate, at_equal) -> dict[str, Any]:
+    """A line of log.jsonl: how the model stands on val after epoch `number` (from 0).
+
+    at_equal: whether the loss is what equal scores give; with an rsum near chance the model has collapsed.
+    """
     trained = time.monotonic() - began
+    model.eval()
     metrics = metrics_of(ranks_on(model, settings.similarity, splits["val"], sentences["val"]))
-    score, chance = rsum(metrics), chance_rsum(len(splits["val"].images))
+    score = rsum(metrics)
     return {
         "epoch": number + 1,
-        "loss": total / len(batches),
-        "rate": rate_at(t, number, 0.0),
+        "loss": loss,
+        "rate": rate,
         "rsum": score,
         "val": metrics,
-        "collapsed": bool(score < 2 * chance and abs(total - equal) < 0.02 * equal),
+        "collapsed": bool(at_equal and score < 2 * chance_rsum(len(splits["val"].images))),
         "seconds": round(time.monotonic() - began, 2),
         "seconds_training": round(trained, 2),
     }
+
+
+def _closed_form(
+    model: TwoBranch, settings: Settings, splits: dict[str, Split], sentences: dict[str, Sentences]
+) -> dict[str, Any]:
+    """Fit CCA into the branches' weights; one line of log.jsonl, without a loss."""
+    began, loss, text = time.monotonic(), settings.loss, settings.text
+    data = splits["train"]
+    weights = fit_cca(
+        data.features,
+        sentences["train"],
+        data.image_of_caption,
+        len(model.state_dict()["text.bag.weight"]),
+        text.weighting,
+        settings.dim,
+        loss.regularisation,
+        loss.power,
+    )
+    names = {"image_weight": "image.1.weight", "image_bias": "image.1.bias"}
+    names |= {"text_weight": "text.bag.weight", "text_bias": "text.bias"}
+    model.load_state_dict({names[name]: weight for name, weight in weights.items()})
+    return _row(0, model, settings, splits, sentences, began, None, 0.0, False)
 
 
 def _step(
@@ -195,15 +234,31 @@ def _step(
     return float(loss.detach())
 
 
-def loss_functions(
-    s: LossSettings, epoch: int
-) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def loss_functions(model: TwoBranch, s: LossSettings, epoch: int) -> tuple[Loss, Callable[[Tensor], Tensor]]:
     """The loss of an epoch (from 0) as a function of scores and images, and what it is when all scores are equal."""
-    negatives = "sum" if epoch < s.sum_epochs else s.negatives
-    return (
-        partial(hinge, margin=s.margin, negatives=negatives, reduction=s.reduction),
-        partial(hinge_of_equal_scores, margin=s.margin, negatives=negatives, reduction=s.reduction),
-    )
+    if s.name == "hinge":
+        negatives = "sum" if epoch < s.sum_epochs else s.negatives
+        return (
+            partial(hinge, margin=s.margin, negatives=negatives, reduction=s.reduction),
+            partial(hinge_of_equal_scores, margin=s.margin, negatives=negatives, reduction=s.reduction),
+        )
+    loss = LOSSES[s.name](model, s)
+
+    def equal(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return loss(torch.zeros(len(images), len(images), device=images.device), images)
+
+    return loss, equal
+
+
+LOSSES: dict[str, Callable[[TwoBranch, LossSettings], Loss]] = {
+    "smooth": lambda model, s: partial(smooth_hinge, margin=s.margin, sharpness=s.sharpness, reduction=s.reduction),
+    "infonce": lambda model, s: lambda scores, images: infonce(scores, images, model.scale()),
+    "siglip": lambda model, s: lambda scores, images: siglip(scores, images, model.scale(), model.score_bias),
+}
 
 
 def epoch_batches(
@@ -256,8 +311,9 @@ def _out_of_patience(log: list[dict[str, Any]], patience: int) -> bool:
 
 def _line(name: str, row: dict[str, Any], epochs: int) -> str:
     i2t, t2i = row["val"]["image_to_text"], row["val"]["text_to_image"]
+    loss = "" if row["loss"] is None else f"loss {row['loss']:9.3f}  "
     return (
-        f"{name}  epoch {row['epoch']:>2}/{epochs}  loss {row['loss']:9.3f}  val rsum {row['rsum']:5.1f}  "
+        f"{name}  epoch {row['epoch']:>2}/{epochs}  {loss}val rsum {row['rsum']:5.1f}  "
         f"R@1 {i2t['R@1']:4.1f} {t2i['R@1']:4.1f}  {row['seconds']:5.1f} s"
     )
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"utils", "settings"},
     {"features"},
-    {"model", "losses"},
+    {"model", "losses", "cca"},
     {"runs"},
     {"retrieval"},
     {"training"},

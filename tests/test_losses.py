@@ -1,11 +1,12 @@
 """Every loss against plain loops, in value and gradient."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
-from losses import hinge, hinge_of_equal_scores
+from losses import hinge, hinge_of_equal_scores, infonce, siglip, smooth_hinge
 
 NEGATIVES = ("sum", "hardest", "semihard")
 
@@ -104,3 +105,95 @@ def test_equal_scores_give_the_margin_per_negative():
     for negatives in ("hardest", "semihard", "random"):
         assert hinge_of_equal_scores(images, 0.2, negatives, "sum") == pytest.approx(0.2 * 8)
         assert hinge_of_equal_scores(images, 0.2, negatives, "mean") == pytest.approx(0.2 * 2)
+
+
+def plain_smooth(scores, images, margin, sharpness):
+    n, total = len(scores), torch.zeros((), dtype=scores.dtype)
+    for i in range(n):
+        others = [j for j in range(n) if images[j] != images[i]]
+        for row in ([scores[i, j] for j in others], [scores[j, i] for j in others]):
+            inside = torch.ones((), dtype=scores.dtype)
+            for score in row:
+                inside = inside + torch.exp(sharpness * (margin + score - scores[i, i]))
+            total = total + torch.log(inside) / sharpness
+    return total
+
+
+def plain_infonce(scores, images, scale):
+    n, total = len(scores), torch.zeros((), dtype=scores.dtype)
+    for i in range(n):
+        others = [j for j in range(n) if images[j] != images[i]]
+        for row in ([scores[i, j] for j in others], [scores[j, i] for j in others]):
+            wrong = sum(torch.exp(scale * score) for score in row)
+            right = torch.exp(scale * scores[i, i])
+            total = total - torch.log(right / (right + wrong))
+    return total / (2 * n)
+
+
+def plain_siglip(scores, images, scale, bias):
+    n, total = len(scores), torch.zeros((), dtype=scores.dtype)
+    for i in range(n):
+        for j in range(n):
+            if i == j or images[i] != images[j]:
+                sign = 1 if i == j else -1
+                total = total + torch.log(1 + torch.exp(-sign * (scale * scores[i, j] + bias)))
+    return total / n
+
+
+SCALE, BIAS = 7.0, -2.5
+OTHERS = {
+    "smooth": (lambda s, i: smooth_hinge(s, i, 0.2, 9.0), lambda s, i: plain_smooth(s, i, 0.2, 9.0)),
+    "infonce": (lambda s, i: infonce(s, i, SCALE), lambda s, i: plain_infonce(s, i, SCALE)),
+    "siglip": (lambda s, i: siglip(s, i, SCALE, BIAS), lambda s, i: plain_siglip(s, i, SCALE, BIAS)),
+}
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+@pytest.mark.parametrize("images", [[0, 1, 2, 3, 4, 5], [0, 1, 0, 2, 1, 3], [7, 7, 7, 7, 7, 1]])
+def test_smooth_and_contrastive_losses_equal_plain_loops(name, images):
+    ours, loops = OTHERS[name]
+    images = torch.tensor(images)
+    for seed in range(5):
+        scores = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) / 3
+        mine, plain = scores.clone().requires_grad_(), scores.clone().requires_grad_()
+        loss, reference = ours(mine, images), loops(plain, images)
+        torch.testing.assert_close(loss, reference)
+        loss.backward()
+        reference.backward()
+        torch.testing.assert_close(mine.grad, plain.grad)
+        same = (images[:, None] == images[None, :]) & ~torch.eye(6, dtype=torch.bool)
+        assert mine.grad[same].abs().sum() == 0, "captions of one image are never each other's negatives"
+
+
+def test_learnt_temperature_and_bias_get_a_gradient():
+    images = torch.arange(4)
+    scores = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    scale, bias = torch.tensor(5.0, requires_grad=True), torch.tensor(-3.0, requires_grad=True)
+    (infonce(scores, images, scale) + siglip(scores, images, scale, bias)).backward()
+    assert scale.grad != 0
+    assert bias.grad != 0
+
+
+def test_the_smooth_hinge_tends_to_the_hardest():
+    images = torch.arange(5)
+    scores = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    hardest = hinge(scores, images, 0.2, "hardest")
+    assert smooth_hinge(scores, images, 0.2, 1e4) == pytest.approx(hardest.item(), abs=1e-3)
+    assert smooth_hinge(scores, images, 0.2, 10.0) > hardest
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_other_losses_are_finite_everywhere(name):
+    ours, _ = OTHERS[name]
+    for images in (torch.arange(4), torch.zeros(4, dtype=torch.int64)):
+        for scores in (torch.eye(4), torch.ones(4, 4), 100 * torch.eye(4), torch.eye(4, dtype=torch.bfloat16)):
+            leaf = scores.clone().requires_grad_()
+            loss = ours(leaf, images)
+            loss.backward()
+            assert torch.isfinite(loss)
+            assert torch.isfinite(leaf.grad).all()
+
+
+def test_infonce_of_equal_scores_is_the_logarithm_of_the_choices():
+    images = torch.tensor([0, 0, 1])
+    assert infonce(torch.zeros(3, 3), images, 10.0) == pytest.approx((2 * math.log(2) + math.log(3)) / 3)

@@ -243,3 +243,33 @@ def test_rates():
     cosine = override(Settings(), {"training.schedule": "cosine", "training.rate": 1.0, "training.epochs": 10}).training
     assert [rate_at(cosine, 0, 0), rate_at(cosine, 5, 0), rate_at(cosine, 9, 1)] == pytest.approx([1, 0.5, 0])
     assert rate_at(t, 0, 0) == rate_at(t, 29, 0.9) == t.rate
+
+
+@pytest.mark.parametrize("name", ["smooth", "infonce", "siglip"])
+def test_other_losses_train_too(tmp_path, name):
+    changes = {"loss__name": name, "text__branch": "onehot", "training__epochs": 12, "loss__bias": -2.0}
+    result = run(tmp_path / "run", **changes)
+    assert result["rsum"] > 2.5 * chance_rsum(20)
+    weights = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
+    if name != "smooth":
+        assert weights["log_scale"] != pytest.approx(-np.log(0.07)), "the temperature is learnt"
+    assert ("score_bias" in weights) == (name == "siglip")
+    assert Run.open(tmp_path / "run").embed_sentences(["red dog"]).shape == (1, 16)
+
+
+def test_cca_is_one_epoch_in_closed_form(tmp_path, capsys):
+    changes = {"loss__name": "cca", "text__branch": "onehot", "text__bias": True, "dim": 8}
+    result = run(tmp_path / "run", **changes)
+    assert result["epochs"] == 1
+    assert result["rsum"] > 2.5 * chance_rsum(20)
+    assert json.loads((tmp_path / "run" / "log.jsonl").read_text())["loss"] is None
+    run(tmp_path / "again", **changes)
+    assert_same_runs(tmp_path / "run", tmp_path / "again")
+    assert run(tmp_path / "other", seed=5, **changes)["rsum"] == result["rsum"]
+
+
+@pytest.mark.parametrize("changes", [{"text__branch": "gru"}, {"text__layers": 2}, {"similarity": "order"}])
+def test_cca_wants_linear_branches(tmp_path, changes):
+    settings = {"text__branch": "onehot", "text__bias": True, **changes}
+    with pytest.raises(BadInput, match="cca"):
+        run(tmp_path / "run", loss__name="cca", **settings)
