@@ -10,6 +10,8 @@ from scipy import linalg, sparse
 
 from features.vocabulary import UNKNOWN, Sentences
 
+BLOCK = 8192  # images at a time
+
 
 def fit_cca(
     features: np.ndarray,
@@ -31,12 +33,19 @@ def fit_cca(
     bags = bag_of_words(sentences, words, weighting)
     pairs = len(image_of_caption)
     captions = np.bincount(image_of_caption, minlength=len(features)).astype(np.float64)
-    x = features.astype(np.float64)
     per_image = sparse.csr_array((np.ones(pairs), (image_of_caption, np.arange(pairs))), (len(features), pairs)) @ bags
-    x_mean, y_mean = captions @ x / pairs, np.asarray(bags.mean(axis=0)).ravel()
-    cxx = (x * captions[:, None]).T @ x / pairs - np.outer(x_mean, x_mean)
+    size = features.shape[1]
+    x_sum, xx, yx = np.zeros(size), np.zeros((size, size)), np.zeros((words, size))
+    for start in range(0, len(features), BLOCK):  # float64 a block at a time: the features may fill half the memory
+        block = slice(start, start + BLOCK)
+        x = features[block].astype(np.float64)
+        x_sum += captions[block] @ x
+        xx += (x * captions[block, None]).T @ x
+        yx += per_image[block].T @ x
+    x_mean, y_mean = x_sum / pairs, np.asarray(bags.mean(axis=0)).ravel()
+    cxx = xx / pairs - np.outer(x_mean, x_mean)
     cyy = (bags.T @ bags).toarray() / pairs - np.outer(y_mean, y_mean)
-    cxy = (per_image.T @ x).T / pairs - np.outer(x_mean, y_mean)
+    cxy = yx.T / pairs - np.outer(x_mean, y_mean)
     for covariance in (cxx, cyy):
         covariance[np.diag_indices_from(covariance)] += regularisation * np.trace(covariance) / len(covariance)
     # With C = L Lᵀ on both sides, the correlations are the singular values of Lx⁻¹ Cxy Ly⁻ᵀ.

@@ -9,10 +9,12 @@ Writes data/DATASET/. Repeating a command continues it, for features too: what i
 """
 
 import argparse
+import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from features.dataset import SPLITS, Dataset, check, check_on_disk
+from features.dataset import SPLITS, Dataset, check_on_disk
 from features.prepared import VOCABULARY, same_rows, write_prepared
 from features.readers import FILES, read
 from features.ready import load_ready
@@ -94,7 +96,7 @@ def extract_features(args: argparse.Namespace, dataset: Dataset, backbone, folde
 def store_ready(args: argparse.Namespace, dataset: Dataset, folder: Path) -> None:
     """Turn ready-made features into a store of the same kind as prep's own."""
     source = args.ready or args.captions
-    name = store_name((args.backbone or [source.stem])[0], None, args.map, args.crops)
+    name = store_name((args.backbone or [source.resolve().stem])[0], None, args.map, args.crops)
     path = folder / f"{name}.h5"
     ready = load_ready(source, dataset, args.ids)
     for note in ready.notes:
@@ -123,24 +125,29 @@ def report_unreadable(unreadable: dict[str, str], skip: bool) -> None:
         say(f"cannot be read: {image}: {reason}")
     if not skip:
         raise BadInput(
-            f"{len(unreadable):,} images cannot be read; all others are kept: mend them and repeat the command, "
-            f"or go on without them with --skip-unreadable"
+            f"{len(unreadable):,} images cannot be read; all others are kept: mend them and repeat the command "
+            f"(without --fresh), or go on without them with --skip-unreadable"
         )
     say(f"{len(unreadable):,} images that cannot be read left out")
 
 
 def without(dataset: Dataset, unreadable: dict[str, str]) -> Dataset:
     kept = tuple(image for image in dataset.images if image.id not in unreadable)
-    return check(Dataset(dataset.name, kept), "the images that can be read")
+    notes = (*dataset.notes, f"{len(dataset.images) - len(kept):,} images that cannot be read left out")
+    for split in SPLITS:
+        if not any(image.split == split for image in kept):
+            raise BadInput(f"no image of the {split} split can be read; mend them, or point --images elsewhere")
+    return replace(dataset, images=kept, notes=notes)
 
 
 def write_captions(args: argparse.Namespace, dataset: Dataset, images: Path | None, folder: Path) -> None:
     """captions.jsonl, dataset.json and vocabulary.json, unless they say so already."""
     if not args.fresh and same_rows(folder, dataset) and (folder / VOCABULARY).is_file():
-        vocabulary = Vocabulary.load(folder / VOCABULARY)
-        if vocabulary.language == args.language:
-            write_prepared(folder, dataset, images, vocabulary)  # the photographs may have moved
-            return
+        with contextlib.suppress(BadInput):  # damaged, or of another version: built again
+            vocabulary = Vocabulary.load(folder / VOCABULARY)
+            if vocabulary.language == args.language:
+                write_prepared(folder, dataset, images, vocabulary)  # the photographs may have moved
+                return
     captions = [caption for image in dataset.images if image.split == "train" for caption in image.captions]
     vocabulary = Vocabulary.build(captions, args.language, progress=True)
     write_prepared(folder, dataset, images, vocabulary)
@@ -151,6 +158,12 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Flags that do not go together, before anything is read."""
     if args.dataset not in DATASETS:
         raise BadInput(f"dataset {args.dataset}: unknown; {nearest(args.dataset, DATASETS)}")
+    if args.batch < 1:
+        raise BadInput(f"--batch {args.batch}: at least one image at a time")
+    if args.workers < 0:
+        raise BadInput(f"--workers {args.workers}: 0 decodes images in the program itself, more beside it")
+    if args.name is not None and (Path(args.name).name != args.name or args.name in ("", ".", "..")):
+        raise BadInput(f"--name {args.name}: the name of a folder under --data, without a path")
     if args.dataset == "scenes":
         for flag in ("images", "captions", "splits", "ready", "ids"):
             if getattr(args, flag) is not None:
@@ -162,6 +175,13 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise BadInput("--images is missing: name the folder of the photographs, or features of yours with --ready")
     if args.ids is not None and args.ready is None:
         raise BadInput("--ids goes with --ready: it names the rows of ready-made features")
+    vsepp = args.captions.is_dir() and is_vsepp(args.captions)
+    if args.images is not None and vsepp:
+        raise BadInput(f"--images: {args.captions} brings features and no photographs; leave --images out")
+    if args.ready is not None or vsepp:
+        for flag, default in (("layer", None), ("weights", None), ("dtype", None), ("map", False)):
+            if getattr(args, flag) != default:
+                raise BadInput(f"--{flag} goes with a backbone; ready-made features are taken as they are")
     if args.weights not in (None, "random") and len(args.backbone or []) > 1:
         raise BadInput(f"--weights {args.weights}: one file fits one backbone; prepare them one after the other")
 

@@ -42,9 +42,11 @@ class Facts:
     digests: tuple[str, ...]
     sizes: tuple[int, ...]
     seed: int
+    captions: str = ""  # digest of images, splits, captions and stemmer; "" where it is not known
 
     def run_name(self, settings: Settings) -> str:
-        parts = (self.recipe, self.dataset, "+".join(self.features), str(self.seed), settings.digest())
+        """The prepared folder stands for the dataset: there may be two of one dataset."""
+        parts = (self.recipe, Path(self.data).name, "+".join(self.features), str(self.seed), settings.digest())
         return "-".join(parts)
 
 
@@ -66,7 +68,7 @@ def read_recipe_of(folder: Path) -> tuple[Settings, Facts]:
     path = folder / RECIPE
     if not path.is_file():
         raise BadInput(f"{folder}: not a run folder (no {RECIPE}); train one with train.py, or name another")
-    table = read_toml(path)
+    table = read_toml(path, "train the run again with --fresh")
     try:
         run: dict[str, Any] = table.pop("run")
         lists = {key: tuple(value) for key, value in run.items() if isinstance(value, list)}

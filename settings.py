@@ -21,7 +21,10 @@ def choice(default: str, *others: str) -> Any:
     return field(default=default, metadata={"choices": (default, *others)})
 
 
-def number(default: float, low: float, high: float = float("inf")) -> Any:
+LARGE = 10**6  # no width, batch or number of epochs beyond it is meant
+
+
+def number(default: float, low: float, high: float = LARGE) -> Any:
     """A setting that takes a number from `low` to `high`."""
     return field(default=default, metadata={"low": low, "high": high})
 
@@ -124,14 +127,16 @@ def read_recipe(name: str) -> Settings:
         if name.endswith(".toml"):
             raise BadInput(f"{name}: no such recipe file; name one of {', '.join(known_recipes())}, or a file of yours")
         raise BadInput(f"{name}: no such recipe; {nearest(name, known_recipes())}")
-    return from_table(read_toml(path), str(path))
+    table = read_toml(path, "mend it, or copy one of recipes/")
+    table.pop("run", None)  # the recipe of a finished run says what it was trained on, too
+    return from_table(table, str(path))
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, remedy: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not a TOML file, or cut short ({error}); mend it, or copy one of recipes/") from None
+        raise BadInput(f"{path}: not a TOML file, or cut short ({error}); {remedy}") from None
 
 
 def from_table(table: dict[str, Any], where: str, kind: type = Settings, prefix: str = "") -> Any:
@@ -179,7 +184,7 @@ def _checked(value: Any, hint: Any, metadata: Any, where: str) -> Any:
     if choices and value not in choices:
         raise BadInput(f"{where} is {value!r}; {nearest(value, choices)}")
     if "low" in metadata and not metadata["low"] <= value <= metadata["high"]:
-        span = f"from {metadata['low']:g}" + (f" to {metadata['high']:g}" if metadata["high"] < 1e300 else " up")
+        span = f"from {metadata['low']:g}" + (f" to {metadata['high']:g}" if metadata["high"] < LARGE else " up")
         raise BadInput(f"{where} is {value:g}; it takes a number {span}")
     return value
 
@@ -207,6 +212,8 @@ def override(settings: Settings, changes: dict[str, Any]) -> Settings:
     """Settings with `changes`, from full names such as "loss.margin" to values."""
     table = to_table(settings)
     for key, value in changes.items():
+        if key == "features":
+            raise BadInput("--set features: name features with --features")
         if key not in all_keys():
             raise BadInput(f"--set {key}: unknown setting; {nearest(key, all_keys())}")
         *groups, leaf = key.split(".")

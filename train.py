@@ -17,7 +17,7 @@ from features.prepared import Prepared, Split, newest_prepared
 from features.vocabulary import Encoder, Sentences
 from runs import RESULT, Facts
 from settings import Settings, known_recipes, override, parse_changes, read_recipe
-from training import train
+from training import check_same, train
 from utils import BadInput, make_folder, script
 
 DEFAULT_RECIPE = "strong"
@@ -32,25 +32,36 @@ class Job:
 
 def main() -> None:
     args = arguments()
+    for seed in args.seeds:
+        if not 0 <= seed < 2**32:
+            raise BadInput(f"--seeds {seed}: a seed is a whole number from 0 to {2**32 - 1}")
     recipes = {name: read_recipe(name) for name in args.recipe}  # before anything slow: a typo is told at once
     changes = parse_changes(args.set)
     variants = [(name, override(recipe, change)) for name, recipe in recipes.items() for change in changes]
     data = Prepared(args.data or newest_prepared(Path("data")))
     make_folder(args.runs, "--runs")
-    jobs = [job_for(data, name, s, args.features, seed, args.runs) for name, s in variants for seed in args.seeds]
+    captions = data.digest()
+    jobs = [
+        job_for(data, captions, name, s, args.features, seed, args.runs) for name, s in variants for seed in args.seeds
+    ]
     jobs = list({job.folder: job for job in jobs}.values())  # two ways of saying the same settings are one run
     inputs = Inputs(data)
     for number, job in enumerate(jobs, 1):
         done = (job.folder / RESULT).is_file() and not args.fresh
         say(f"run {number} of {len(jobs)}: {job.folder.name}{' is finished' if done else ''}")
+        if done:
+            check_same(job.folder, job.settings, job.facts)
+            continue
         splits, sentences = inputs.of(job)
         train(job.folder, job.settings, job.facts, data.vocabulary, splits, sentences, args.fresh)
     say(f"now: python eval.py {' '.join(str(job.folder) for job in jobs)}")
 
 
-def job_for(data: Prepared, recipe: str, settings: Settings, features: list[str], seed: int, root: Path) -> Job:
+def job_for(
+    data: Prepared, captions: str, recipe: str, settings: Settings, features: list[str], seed: int, root: Path
+) -> Job:
     """A run to be trained. Without --features: what the recipe names, or else the newest features there are."""
-    names = features or list(settings.features) or data.stores()[:1]
+    names = list(dict.fromkeys(features or settings.features or data.stores()[:1]))
     if not names:
         raise BadInput(f"{data.folder}: has no features; prepare them with: python prep.py {data.name} --backbone NAME")
     stores = [data.store(name) for name in names]
@@ -65,6 +76,7 @@ def job_for(data: Prepared, recipe: str, settings: Settings, features: list[str]
         digests=tuple(str(store.attributes["digest"]) for store in stores),
         sizes=tuple(store.shape[0] for store in stores),
         seed=seed,
+        captions=captions,
     )
     return Job(root / facts.run_name(settings), settings, facts)
 

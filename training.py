@@ -62,9 +62,10 @@ def train(
     Returns the content of result.json. Raises BadInput if the folder holds a run of other features.
     """
     if fresh and folder.exists():
+        (folder / RESULT).unlink(missing_ok=True)  # first, so that what a kill leaves is no finished run
         shutil.rmtree(folder)
     if (folder / "recipe.toml").is_file():
-        _check_same(folder, settings, facts)
+        check_same(folder, settings, facts)
         if (folder / RESULT).is_file():
             return read_json(folder / RESULT, "train the run again with --fresh")
     else:
@@ -96,6 +97,7 @@ def train(
         if row["collapsed"]:
             tqdm.write(_advice(folder.name, row, settings), file=sys.stderr)
 
+    write_jsonl(folder / LOG, log)  # again: a kill may have come between the last checkpoint and its line
     best = max(log, key=lambda row: row["rsum"])
     result = {
         "split": "val",
@@ -112,7 +114,7 @@ def train(
     return result
 
 
-def _check_same(folder: Path, settings: Settings, facts: Facts) -> None:
+def check_same(folder: Path, settings: Settings, facts: Facts) -> None:
     """A folder is continued only with the settings and the features it was begun with."""
     old_settings, old = read_recipe_of(folder)
     for name, was, now in zip(old.features, old.digests, facts.digests, strict=False):
@@ -121,6 +123,11 @@ def _check_same(folder: Path, settings: Settings, facts: Facts) -> None:
                 f"{folder}: was trained on {name} features of other weights than {facts.data} holds now; "
                 f"start over with --fresh, or give another --runs"
             )
+    if old.captions and old.captions != facts.captions:
+        raise BadInput(
+            f"{folder}: was trained on other captions or splits than {facts.data} holds now; "
+            f"start over with --fresh, or give another --runs"
+        )
     if old.sizes != facts.sizes or old_settings.digest() != settings.digest():
         raise BadInput(f"{folder}: was begun with other settings or features; start over with --fresh")
 
@@ -133,10 +140,13 @@ def _resume(path: Path, model: TwoBranch, optimiser: torch.optim.Optimizer) -> l
         state = torch.load(path, map_location=device(), weights_only=True)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-    except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+        return list(state["log"])
+    except (
+        *(RuntimeError, KeyError, ValueError, EOFError, OSError, TypeError, AttributeError, IndexError),
+        pickle.UnpicklingError,
+    ) as error:  # whatever a damaged file makes torch stumble over
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{path}: not a checkpoint of this run ({reason}); start over with --fresh") from None
-    return state["log"]
 
 
 def _epoch(
@@ -168,6 +178,11 @@ def _epoch(
             images = owners[torch.from_numpy(rows)]
             total += _step(model, optimiser, settings, loss_of, features[images], words.take(rows), images)
             equal += float(equal_of(images.to(device())))
+            if not math.isfinite(total):
+                raise BadInput(
+                    f"training.rate {t.rate:g}: the loss is no longer a number in epoch {number + 1}; "
+                    f"lower it with --set training.rate=…, or clip gradients with --set training.clip=2"
+                )
             bar.set_postfix(loss=f"{total / (step + 1):.3f}", refresh=False)
     at_equal = abs(total - equal) < 0.02 * equal
     return _row(

@@ -26,7 +26,7 @@ def script(main: Callable[[], None]) -> None:
     except BadInput as error:
         sys.exit(_say(str(error), 2))
     except KeyboardInterrupt:
-        sys.exit(_say("stopped; repeat the command and it continues", 130))
+        sys.exit(_say("stopped; repeat the command, without --fresh, and it continues", 130))
     except BrokenPipeError:  # the reader of a pipe (head, less) went away: not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -180,7 +180,7 @@ def build(name: str, *, map: bool = False, pretrained: bool = False) -> nn.Modul
     if name not in known:
         close = difflib.get_close_matches(name, [*BACKBONES, *known], n=1, cutoff=0.6)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(BACKBONES)}"
-        raise BadInput(f"--backbone {name}: unknown; {hint} Any torchvision classifier will do, and timm:NAME")
+        raise BadInput(f"--backbone {name}: unknown; {hint}; any torchvision classifier will do, and timm:NAME")
     options: dict[str, Any] = {}
     if name in ("inception_v3", "googlenet"):
         # The published weights expect inputs scaled to -1..1, which these two do themselves, but by default only for

@@ -1,6 +1,7 @@
 """The prepared folder data/NAME/: what prep.py leaves and train.py, eval.py and search.py read."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ import numpy as np
 from features.dataset import SPLITS, Dataset
 from features.store import FeatureStore
 from features.vocabulary import Vocabulary
-from utils import BadInput, nearest, read_json, read_jsonl, write_json, write_jsonl
+from utils import BadInput, digest_text, nearest, read_json, read_jsonl, write_json, write_jsonl
 
 FORMAT = 1
+BLOCK = 4096  # rows of features that are read at once
 CAPTIONS, DATASET, VOCABULARY = "captions.jsonl", "dataset.json", "vocabulary.json"
 
 
@@ -58,13 +60,23 @@ class Prepared:
         if not (self.folder / CAPTIONS).is_file():
             raise BadInput(f"{self.folder}: not a prepared folder (no {CAPTIONS}); {remedy}")
         head = read_json(self.folder / DATASET, remedy)
+        if not isinstance(head, dict) or not isinstance(head.get("dataset"), str):
+            raise BadInput(f"{self.folder / DATASET}: does not say which dataset this is; {remedy}")
         self.name: str = head["dataset"]
-        self.images_folder = None if head["images"] is None else Path(head["images"])
+        self.images_folder = None if head.get("images") is None else Path(head["images"])
         self.rows = read_jsonl(self.folder / CAPTIONS, remedy)
         for number, row in enumerate(self.rows, 1):
-            if not isinstance(row.get("captions"), list) or row.get("split") not in SPLITS or "image" not in row:
+            if not _is_sound(row):
                 raise BadInput(f"{self.folder / CAPTIONS}: line {number} lacks image, split or captions; {remedy}")
+        (image, count), *_ = Counter(row["image"] for row in self.rows).most_common(1) or [("", 1)]
+        if count > 1:
+            raise BadInput(f"{self.folder / CAPTIONS}: image {image} stands in it {count} times; {remedy}")
         self.vocabulary = Vocabulary.load(self.folder / VOCABULARY)
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that differ when an image, a split, a caption or the stemmer differs."""
+        rows = [[row["image"], row["split"], row["captions"]] for row in self.rows]
+        return digest_text(json.dumps([rows, self.vocabulary.language]))[:16]
 
     def path_of(self, row: dict) -> Path | None:
         """Where the photograph of a line of captions.jsonl lies; None where features came ready-made."""
@@ -94,11 +106,19 @@ class Prepared:
         if not rows:
             raise BadInput(f"{self.folder}: the {name} split has no image; name another with --split")
         ids = [row["image"] for row in rows]
-        stores = [self.store(feature) for feature in features]
-        parts = [store.read(store.rows(ids)) for store in stores]
         captions = [caption for row in rows for caption in row["captions"]]
         owners = np.repeat(np.arange(len(rows)), [len(row["captions"]) for row in rows])
-        return Split(name, ids, captions, owners, join_features(parts, normalise))
+        return Split(name, ids, captions, owners, self.joined(ids, features, normalise))
+
+    def joined(self, ids: Sequence[str], features: Sequence[str], normalise: bool) -> np.ndarray:
+        """The joined features of images, (N, D) float32, block by block: nothing but the result is held whole."""
+        stores = [self.store(feature) for feature in features]
+        rows = [store.rows(ids) for store in stores]
+        out = np.empty((len(ids), sum(store.shape[0] for store in stores)), np.float32)
+        for start in range(0, len(ids), BLOCK):
+            parts = [store.read(r[start : start + BLOCK]) for store, r in zip(stores, rows, strict=True)]
+            out[start : start + BLOCK] = join_features(parts, normalise)
+        return out
 
 
 def join_features(parts: Sequence[np.ndarray], normalise: bool) -> np.ndarray:
@@ -109,7 +129,13 @@ def join_features(parts: Sequence[np.ndarray], normalise: bool) -> np.ndarray:
     """
     if normalise or len(parts) > 1:
         parts = [part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in parts]
-    return np.ascontiguousarray(np.concatenate(parts, axis=1, dtype=np.float32))
+    return np.concatenate(parts, axis=1, dtype=np.float32)
+
+
+def _is_sound(row: dict) -> bool:
+    captions = row.get("captions")
+    named = isinstance(row.get("image"), str) and row.get("split") in SPLITS
+    return named and isinstance(captions, list) and bool(captions) and all(isinstance(c, str) for c in captions)
 
 
 def newest_prepared(root: Path) -> Path:
@@ -130,8 +156,8 @@ def same_rows(folder: Path, dataset: Dataset) -> bool:
     try:
         lines = (folder / CAPTIONS).read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
-    except (OSError, ValueError):
+        return [(row["image"], row["split"], tuple(row["captions"])) for row in rows] == [
+            (image.id, image.split, image.captions) for image in dataset.images
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    return [(row["image"], row["split"], tuple(row["captions"])) for row in rows] == [
-        (image.id, image.split, image.captions) for image in dataset.images
-    ]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from features.prepared import join_features
 from features.vocabulary import Sentences
 from model import TwoBranch
 from settings import Settings, override
@@ -86,3 +87,25 @@ def test_binary_takes_every_word_once_whatever_the_order():
     a, b = model.text(Sentences.of([[3, 1, 3], [1, 3]]))
     assert torch.equal(a, b)
     assert np.array_equal(SENTENCES.numbers[:3], [1, 2, 2]), "encoding leaves its input as it is"
+
+
+@pytest.mark.parametrize("branch", ["gru", "onehot"])
+def test_dropout_acts_in_training_only(branch):
+    model = build(text__branch=branch, text__dropout=0.5, image__dropout=0.5).train()
+    x = torch.ones(200, 6)
+    dropped = model.image[0](x)
+    assert 0.3 < (dropped == 0).float().mean() < 0.7
+    assert not torch.equal(model.text(SENTENCES), model.text(SENTENCES))
+    model.eval()
+    assert torch.equal(model.image[0](x), x)
+    assert torch.equal(model.text(SENTENCES), model.text(SENTENCES))
+
+
+def test_several_features_are_always_normalised_before_they_are_joined():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(5, 3)), 100 * rng.normal(size=(5, 4))
+    joined = join_features([a, b], normalise=False)
+    np.testing.assert_allclose(np.linalg.norm(joined[:, :3], axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(joined[:, 3:], axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(join_features([b], normalise=False), b.astype(np.float32))
+    assert (join_features([np.zeros((2, 3))], normalise=True) == 0).all()

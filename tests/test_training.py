@@ -49,23 +49,25 @@ def made_up_data(size=12):
     return splits
 
 
-def facts(seed=0, digest="d"):
-    return Facts("test", "made-up", "nowhere", ("features",), (digest,), (12,), seed)
+def facts(seed=0, digest="d", captions=""):
+    return Facts("test", "made-up", "nowhere", ("features",), (digest,), (12,), seed, captions)
 
 
-def run(folder, seed=0, digest="d", fresh=False, **changes):
+def run(folder, seed=0, digest="d", captions="", fresh=False, **changes):
     splits = made_up_data()
     settings = override(Settings(), {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}})
     vocabulary = Vocabulary.build(splits["train"].captions)
     encoder = Encoder(vocabulary, settings.text.stem, settings.text.min_count)
     sentences = {name: Sentences.encode(split.captions, encoder) for name, split in splits.items()}
-    return train(folder, settings, facts(seed, digest), vocabulary, splits, sentences, fresh, progress=False)
+    return train(folder, settings, facts(seed, digest, captions), vocabulary, splits, sentences, fresh, progress=False)
 
 
 def files(folder):
     """Everything a run leaves that does not tell the time."""
     checkpoint = torch.load(folder / "last.pt", weights_only=True)
-    log = [{k: v for k, v in row.items() if "seconds" not in k} for row in checkpoint["log"]]
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert rows == checkpoint["log"], "log.jsonl has every epoch"
+    log = [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
     result = json.loads((folder / "result.json").read_text())
     del result["seconds"]
     return safetensors.torch.load_file(folder / "model.safetensors"), checkpoint, log, result
@@ -112,16 +114,19 @@ def test_going_on_after_a_stop_is_exact(tmp_path, monkeypatch, changes, stop):
     assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
 
 
-@pytest.mark.parametrize("name", ["save_model", "save_checkpoint", "write_jsonl", "write_json"])
-def test_going_on_after_a_stop_between_two_files_is_exact(tmp_path, monkeypatch, name):
-    """Stopped after any one file of the last epoch was written, and before the next."""
+WRITES = [("save_model", 1), ("save_checkpoint", 2), ("save_checkpoint", 4), ("write_jsonl", 2), ("write_jsonl", 5)]
+
+
+@pytest.mark.parametrize(("name", "call"), [*WRITES, ("write_json", 1)])
+def test_going_on_after_a_stop_between_two_files_is_exact(tmp_path, monkeypatch, name, call):
+    """Stopped after any one file of an epoch was written, and before the next."""
     run(tmp_path / "whole")
     write, calls = getattr(training, name), {"done": 0}
 
     def stopping(*args):
         write(*args)
         calls["done"] += 1
-        if calls["done"] >= (1 if name == "write_json" else 2):
+        if calls["done"] >= call:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -187,14 +192,6 @@ def test_a_run_of_other_features_or_settings_is_not_continued(tmp_path):
         run(tmp_path / "run", digest="other")
     with pytest.raises(BadInput, match="other settings"):
         run(tmp_path / "run", dim=8)
-
-
-def test_a_damaged_checkpoint_is_told(tmp_path, monkeypatch):
-    run(tmp_path / "run")
-    (tmp_path / "run" / "result.json").unlink()
-    (tmp_path / "run" / "last.pt").write_bytes(b"PK half a file")
-    with pytest.raises(BadInput, match=r"last\.pt: not a checkpoint"):
-        run(tmp_path / "run")
 
 
 def test_collapse_is_noticed_and_told(tmp_path, capsys, monkeypatch):
@@ -273,3 +270,79 @@ def test_cca_wants_linear_branches(tmp_path, changes):
     settings = {"text__branch": "onehot", "text__bias": True, **changes}
     with pytest.raises(BadInput, match="cca"):
         run(tmp_path / "run", loss__name="cca", **settings)
+
+
+def test_the_rate_of_the_schedule_reaches_the_optimiser(tmp_path, monkeypatch):
+    seen, step = [], training._step
+
+    def watching(model, optimiser, *rest):
+        seen.append(optimiser.param_groups[0]["lr"])
+        return step(model, optimiser, *rest)
+
+    monkeypatch.setattr(training, "_step", watching)
+    run(tmp_path / "run", training__schedule="step", training__step_every=2, training__step_factor=0.5)
+    steps = len(seen) // 4
+    assert seen == pytest.approx([0.01] * 2 * steps + [0.005] * 2 * steps)
+
+
+def test_clipping_and_weight_decay_act(tmp_path, monkeypatch):
+    norms, clip = [], torch.nn.utils.clip_grad_norm_
+
+    def watching(parameters, most):
+        parameters = list(parameters)
+        clip(parameters, most)
+        norms.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm().item())
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watching)
+    run(tmp_path / "clipped", training__clip=0.01)
+    assert max(norms) <= 0.0101
+    run(tmp_path / "free", training__clip=0.0, training__weight_decay=0.0)
+    run(tmp_path / "decayed", training__clip=0.0, training__weight_decay=1.0)
+    free, decayed = (
+        torch.load(tmp_path / name / "last.pt", weights_only=True)["model"]["image.1.weight"].norm()
+        for name in ("free", "decayed")
+    )
+    assert decayed < 0.9 * free
+
+
+def test_the_first_epochs_take_the_sum():
+    settings = override(Settings(), {"loss.negatives": "hardest", "loss.sum_epochs": 1}).loss
+    scores, images = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)), torch.arange(5)
+    first, second = (training.loss_functions(None, settings, epoch)[0](scores, images) for epoch in (0, 1))
+    assert first == training.hinge(scores, images, settings.margin, "sum")
+    assert second == training.hinge(scores, images, settings.margin, "hardest") != first
+
+
+def test_the_weights_kept_are_those_of_the_best_epoch(tmp_path, monkeypatch):
+    for best, name in ((2, "second"), (4, "last")):
+        scores = iter([10.0, 30.0, 20.0, 5.0] if best == 2 else [1.0, 2.0, 3.0, 4.0])
+        monkeypatch.setattr(training, "rsum", lambda metrics, scores=scores: next(scores))
+        assert run(tmp_path / name)["best_epoch"] == best
+    last = torch.load(tmp_path / "last" / "last.pt", weights_only=True)["model"]
+    kept = [safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("second", "last")]
+    assert torch.equal(kept[1]["image.1.weight"], last["image.1.weight"])
+    assert not torch.equal(kept[0]["image.1.weight"], last["image.1.weight"])
+
+
+def test_a_loss_that_is_no_longer_a_number_ends_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_step", lambda *args: float("nan"))
+    with pytest.raises(BadInput, match=r"training\.rate"):
+        run(tmp_path / "run")
+
+
+def test_a_run_of_other_captions_is_not_continued(tmp_path):
+    run(tmp_path / "run", captions="one")
+    with pytest.raises(BadInput, match="other captions or splits"):
+        run(tmp_path / "run", captions="two")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK half a file", {"model": 1}, [1]])
+def test_every_damaged_checkpoint_is_told(tmp_path, content):
+    run(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    if isinstance(content, bytes):
+        (tmp_path / "run" / "last.pt").write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "run" / "last.pt")
+    with pytest.raises(BadInput, match=r"last\.pt: not a checkpoint"):
+        run(tmp_path / "run")
