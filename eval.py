@@ -1,44 +1,128 @@
 """Report retrieval metrics of runs: recall@K, median and mean rank, image to text and text to image.
 
 python eval.py                                       the newest run on its test split
-python eval.py RUN RUN --split val                   several runs in one table; RUN may be a pattern: 'runs/*'
+python eval.py RUN RUN --split val                   several runs in one table
+python eval.py 'runs/*' --against vse0 --paper       one row for all seeds, tested, and the papers'
 python eval.py RUN --folds 5 --format latex          averaged over five folds, ready to paste
+python eval.py 'runs/*' --plots DIR --report A.html  the same with pictures, and as one HTML file
+python eval.py 'runs/*' --judgements FLICKR8K_TEXT   with how far scores agree with people's judgements
+
+Runs that differ by seed alone make one row: mean ± standard deviation over seeds, and a 95 % bootstrap interval of rsum
+that draws images with all their captions.
 """
 
 import argparse
+import csv
+import io
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
 from features.prepared import Prepared, Split
-from retrieval.metrics import rsum
-from retrieval.protocols import metrics_of_folds, protocol_name, protocols_for, ranks_of_folds
+from retrieval.comparison import Group, compare, find_row, finished_runs, group_runs
+from retrieval.judgements import judge, note_of
+from retrieval.pictures import Shown, draw, recipe_of, report_path, report_tables, write_pictures
+from retrieval.protocols import Fold, Protocol, folds_of, protocol_name, protocols_for, ranks_of_folds
+from retrieval.published import published_rows
+from retrieval.ranks import Ranks
+from retrieval.report import Table, write_report
 from retrieval.similarity import RANKING
-from retrieval.tables import FORMATS
-from runs import Run, find_runs, newest_run
-from utils import BadInput, script
+from retrieval.tables import FORMATS, WIDTH
+from runs import Facts, Run, newest_run
+from settings import Settings
+from utils import BadInput, make_folder, script
+
+NAMES = {"expert": "Expert", "crowdflower": "CrowdFlower"}
+KENDALL = "Kendall's τ × 100"
+SPREAD = ", mean ± standard deviation over seeds"
 
 
 def main() -> None:
     args = arguments()
-    folders = list(find_runs(args.run, args.runs)) if args.run else [newest_run(args.runs)]
-    prepared: dict[Path, Prepared] = {}
-    rows: list[dict[str, Any]] = []
-    for folder in folders:
+    folders = finished_runs(args.run, args.runs, say) if args.run else [newest_run(args.runs)]
+    groups = group_runs(folders)
+    against = find_row(args.against, groups) if args.against else None  # before anything slow: a typo is told at once
+    inputs = Inputs(args.data, args.split)
+    plots = make_folder(args.plots, "--plots") if args.plots else None
+    report = report_path(args.report) if args.report else None
+    judged = judge_groups(groups, inputs, args.judgements) if args.judgements else {}
+    measured = measure(groups, inputs, args.folds, args.captions_per_image)
+    rows = [row for protocol in measured for row in rows_of(groups, protocol, against, args.paper)]
+    rows = [{**row, "judgements": judged[row["row"]]} if row.get("row") in judged else row for row in rows]
+    print(with_judgements(FORMATS[args.format](rows), rows, args.format))
+    if plots or report:
+        shown = Shown.of(*inputs.opened(groups[0].runs[0]))
+        pictures = draw(groups, {m.about["protocol"]: m.ranks for m in measured}, rows, shown)
+    if plots:
+        write_pictures(plots, pictures)
+        say(f"--plots: {plots} holds {', '.join(pictures)}")
+    if report:
+        write_everything(report, groups, inputs, rows, dict(pictures.values()))
+        say(f"--report: wrote {report}")
+
+
+class Inputs:
+    """The split that runs are measured on, read once for all that want the same features; one is held at a time.
+
+    `first` is the first run with its split, features left out: every other run must have its images and captions.
+    """
+
+    def __init__(self, data: Path | None, split: str):
+        self.data, self.split = data, split
+        self.prepared: dict[Path, Prepared] = {}
+        self.digests: dict[Path, str] = {}
+        self.held: dict[tuple, Split] = {}
+        self.first: tuple[Path, Split] | None = None
+
+    def key(self, settings: Settings, facts: Facts) -> tuple[Path, tuple[str, ...], bool]:
+        return self.data or Path(facts.data), facts.features, settings.image.normalise
+
+    def prepared_of(self, run: Run) -> Prepared:
+        """The prepared folder of a run. Raises BadInput if its features are not those of training."""
+        folder = self.key(run.settings, run.facts)[0]
+        if folder not in self.prepared:
+            self.prepared[folder] = Prepared(folder)
+            self.digests[folder] = self.prepared[folder].digest()
+        check_features(run, self.prepared[folder], self.digests[folder], self.split)
+        return self.prepared[folder]
+
+    def opened(self, folder: Path) -> tuple[Run, Split, Prepared]:
+        """A run, the split it is measured on, and the prepared folder of both."""
         run = Run.open(folder)
-        data = args.data or Path(run.facts.data)
-        if data not in prepared:
-            prepared[data] = Prepared(data)
-        rows += rows_of(run, split_for(run, prepared[data], args.split), args.folds)
-    print(FORMATS[args.format](rows))
+        return run, self.of(run), self.prepared_of(run)
+
+    def of(self, run: Run) -> Split:
+        """Raises BadInput if the features are not those of training, or the images not those of the other runs."""
+        key = self.key(run.settings, run.facts)
+        data = self.prepared_of(run)
+        if key not in self.held:
+            self.held.clear()  # before others are read: two of them might not fit
+            self.held[key] = data.split(self.split, *key[1:])
+        split = self.held[key]
+        if self.first is None:
+            self.first = run.folder, replace(split, features=split.features[:0])
+        check_same_images(run.folder, split, *self.first)
+        return split
 
 
-def split_for(run: Run, data: Prepared, split: str) -> Split:
-    """A split with the very features the run was trained on. Raises BadInput if they differ."""
+def check_features(run: Run, data: Prepared, captions: str, split: str) -> None:
+    """Raises BadInput unless `data` holds the very features that the run was trained on."""
     if data.name != run.facts.dataset:
         raise BadInput(
             f"{data.folder}: holds {data.name}, but {run.folder} was trained on {run.facts.dataset}; mend --data"
+        )
+    if run.facts.captions and run.facts.captions != captions:
+        raise BadInput(
+            f"{data.folder}: holds other captions or splits than {run.folder} was trained on: its {split} split may "
+            f"hold training images; name the right folder with --data, or train again"
         )
     for name, digest, size in zip(run.facts.features, run.facts.digests, run.facts.sizes, strict=True):
         store = data.store(name)
@@ -47,31 +131,158 @@ def split_for(run: Run, data: Prepared, split: str) -> Split:
                 f"{store.path}: not the features that {run.folder} was trained on (other weights or size); "
                 f"name the right folder with --data, or train again"
             )
-    return data.split(split, run.facts.features, run.settings.image.normalise)
 
 
-def rows_of(run: Run, split: Split, folds: int | None) -> list[dict[str, Any]]:
-    """A row per protocol."""
-    images = torch.from_numpy(run.embed_features(split.features))
-    captions = torch.from_numpy(run.embed_sentences(split.captions))
-    similarity, dataset = RANKING[run.settings.similarity], run.facts.dataset
-    rows = []
-    for protocol in protocols_for(dataset, split.name, len(images), folds):
-        found = ranks_of_folds(similarity, images, captions, split.image_of_caption, protocol)
-        metrics = metrics_of_folds(found)
-        rows.append(
-            {
-                "run": run.folder.name,
-                "dataset": dataset,
-                "split": split.name,
-                "protocol": protocol_name(protocol, dataset, split.name, len(images)),
-                "images": len(images),
-                "captions": sum(len(ranks.text_to_image) for ranks in found),
-                **metrics,
-                "rsum": rsum(metrics),
-            }
-        )
-    return rows
+def check_same_images(folder: Path, split: Split, first: Path, other: Split) -> None:
+    """Raises BadInput that names both runs unless their splits hold the same images and captions in the same order."""
+    if (split.images, split.captions) == (other.images, other.captions) and np.array_equal(
+        split.image_of_caption, other.image_of_caption
+    ):
+        return
+    pairs = zip_longest(split.images, other.images, fillvalue="none")
+    where = next((f"the first image {a} against {b}" for a, b in pairs if a != b), "other captions")
+    raise BadInput(
+        f"{folder} and {first}: their {split.name} splits are not the same ({len(split.images):,} images and "
+        f"{len(split.captions):,} captions against {len(other.images):,} and {len(other.captions):,}; {where}); "
+        f"measure both on one folder with --data, or apart"
+    )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one protocol gave: its galleries, and the ranks of every run in each of them."""
+
+    about: dict[str, Any]  # dataset, split and protocol, as rows name them
+    folds: list[Fold]
+    ranks: dict[Path, list[Ranks]]
+
+
+def measure(groups: Sequence[Group], inputs: Inputs, folds: int | None, captions: int | None) -> list[Measured]:
+    """Embed and rank every run, by every protocol. Runs of the same features come together, whatever their order."""
+    todo = [(inputs.key(group.settings, group.facts), folder) for group in groups for folder in group.runs]
+    measured: dict[Protocol, Measured] = {}
+    for _, folder in tqdm(sorted(todo, key=str), "measure", unit=" runs", leave=False, disable=len(todo) == 1):
+        run = Run.open(folder)
+        split = inputs.of(run)
+        dataset, count, owner = run.facts.dataset, len(split.images), split.image_of_caption
+        protocols = protocols_for(dataset, split.name, count, folds, captions)
+        images = torch.from_numpy(run.embed_features(split.features))
+        sentences = torch.from_numpy(run.embed_sentences(split.captions))
+        for protocol in protocols:
+            if protocol not in measured:
+                name = protocol_name(protocol, dataset, split.name, count)
+                about = {"dataset": dataset, "split": split.name, "protocol": name}
+                measured[protocol] = Measured(about, folds_of(owner, count, protocol), {})
+            found = ranks_of_folds(RANKING[run.settings.similarity], images, sentences, owner, protocol)
+            measured[protocol].ranks[folder] = found
+    return list(measured.values())
+
+
+def rows_of(groups: Sequence[Group], measured: Measured, against: Group | None, paper: bool) -> list[dict[str, Any]]:
+    """A row per group, and the published ones if asked for."""
+    rows = compare(groups, measured.ranks, measured.folds, measured.about, against)
+    if not paper:
+        return rows
+    dataset, protocol = measured.about["dataset"], measured.about["protocol"]
+    published = published_rows(dataset, protocol)
+    if not published:
+        say(f"--paper: nothing published is known for {dataset}, {protocol}")
+    return rows + published
+
+
+def judge_groups(groups: Sequence[Group], inputs: Inputs, folder: Path) -> dict[str, dict[str, Any]]:
+    """Row → what `judge` says, its tau averaged over seeds, and std, their standard deviation, with several seeds."""
+    judged = {}
+    for group in tqdm(groups, "judge", unit=" rows", leave=False, disable=len(groups) == 1):
+        runs = [Run.open(path) for path in group.runs]
+        found = [judge(run, inputs.prepared_of(run), folder) for run in runs]
+        row = {}
+        for name in found[0]:
+            taus = [one[name]["tau"] for one in found]
+            known = None not in taus
+            row[name] = {**found[0][name], "tau": float(np.mean(taus)) if known else None}
+            if len(taus) > 1:
+                row[name]["std"] = float(np.std(taus, ddof=1)) if known else None
+        judged[group.name] = row
+    return judged
+
+
+def judgement_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[str]]:
+    """Head and lines of the human judgements, a line per row whatever the protocols, and what is to say of them."""
+    judged = {row["row"]: row["judgements"] for row in rows if "judgements" in row}
+    spread = SPREAD if any("std" in one for found in judged.values() for one in found.values()) else ""
+    lines, notes = [], {}
+    for name, found in judged.items():
+        taus = [one["tau"] for one in found.values()]
+        ends = [f" ± {one['std']:.1f}" if one.get("std") is not None else "" for one in found.values()]
+        cells = ["–" if tau is None else f"{tau:.1f}{end}" for tau, end in zip(taus, ends, strict=True)]
+        lines.append([name, *cells])
+        heads = [f"{NAMES[measure]} τ-{one['variant']}" for measure, one in found.items()]
+        notes[f"{KENDALL}{spread}: {note_of(found)}."] = heads
+    return [["human judgements", *next(iter(notes.values()))], *lines] if lines else [], list(notes)
+
+
+def with_judgements(table: str, rows: Sequence[dict[str, Any]], form: str) -> str:
+    """The table with a second one under it: the human judgements, if there are any. JSON has them in its rows."""
+    lines, notes = judgement_cells(rows)
+    if not lines or form == "json":
+        return table
+    if form == "csv":
+        return csv_with_judgements(table, rows)
+    if form == "latex":
+        return "\n\n".join([table, "\n".join([*(f"% {note}" for note in notes), latex_block(lines)])])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    aligned = [
+        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))] for line in lines
+    ]
+    if form == "markdown":
+        rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+        body = [f"| {' | '.join(line)} |" for line in [aligned[0], rule, *aligned[1:]]]
+        return "\n".join([table, "", *body, "", *notes])
+    body = ["  ".join(line) for line in aligned]
+    wrapped = [part for note in notes for part in textwrap.wrap(note, WIDTH, break_on_hyphens=False)]
+    return "\n".join([table, "", body[0], "─" * len(body[0]), *body[1:], "", *wrapped])
+
+
+def latex_block(lines: list[list[str]]) -> str:
+    """A booktabs tabular of plain cells."""
+    signs = {"_": r"\_", "%": r"\%", "&": r"\&", "±": r"$\pm$", "τ": r"$\tau$", "–": "--"}
+    head, *body = [" & ".join("".join(signs.get(c, c) for c in cell) for cell in line) + r" \\" for line in lines]
+    columns = rf"\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}}"
+    return "\n".join([columns, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
+
+
+def csv_with_judgements(table: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Four columns more: tau and its deviation, Expert and CrowdFlower; a line of the table is a row of `rows`."""
+    head, *lines = csv.reader(io.StringIO(table))
+    more = [(name, key) for name in NAMES for key in ("tau", "std")]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*head, *(f"{name} {key}" for name, key in more)])
+    for line, row in zip(lines, rows, strict=True):
+        writer.writerow([*line, *(row.get("judgements", {}).get(name, {}).get(key) for name, key in more)])
+    return out.getvalue().rstrip("\n")
+
+
+def write_everything(
+    path: Path, groups: Sequence[Group], inputs: Inputs, rows: list[dict[str, Any]], figures: dict[str, bytes]
+) -> None:
+    """The report: tables, pictures, each row's recipe, and the best and worst queries of its first run."""
+    tables, notes = report_tables(rows)
+    lines, more = judgement_cells(rows)
+    if lines:
+        columns = [("", name) for name in lines[0]]
+        tables.append(Table(f"Human judgements, {KENDALL}", columns, lines[1:]))
+    queries = {}
+    for group in tqdm(groups, "report", unit=" rows", leave=False, disable=len(groups) == 1):
+        queries[group.name] = Shown.of(*inputs.opened(group.runs[0])).queries()
+    title = f"Image–text retrieval, {rows[0]['dataset']}, {rows[0]['split']} split"
+    recipes = {group.name: recipe_of(group) for group in groups}
+    write_report(path, title, tables, figures, recipes, queries, [*notes, *more])
+
+
+def say(line: str) -> None:
+    print(f"eval.py: {line}", file=sys.stderr, flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -83,6 +294,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="DIR", help="the prepared folder, if it has moved since training")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test")
     parser.add_argument("--folds", type=int, metavar="N", help="average over N equal, consecutive parts of the split")
+    parser.add_argument(
+        "--captions-per-image",
+        type=int,
+        metavar="N",
+        help="keep the first N captions of every image, 0 for all; default: 5 for coco, all elsewhere",
+    )
+    parser.add_argument("--against", metavar="ROW", help="test every row's rsum against this row or run")
+    parser.add_argument("--paper", action="store_true", help="add what was published for the dataset and protocol")
+    parser.add_argument(
+        "--judgements", type=Path, metavar="DIR", help="Flickr8k's folder of human judgements: add Kendall's τ to them"
+    )
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the comparison into PNG files of this folder")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write all of it into one HTML file")
     parser.add_argument("--format", choices=tuple(FORMATS), default="text")
     return parser.parse_args()
 

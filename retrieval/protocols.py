@@ -23,30 +23,51 @@ class Protocol:
 
 # COCO's tables keep five captions of an image, and report five folds of 1,000 images ("1K") beside all 5,000 ("5K").
 COCO = (Protocol(folds=5, captions=5), Protocol(folds=1, captions=5))
+# Captions an image that a dataset's papers keep, the first being what is kept here unless another number is asked for.
+# Flickr's images have five captions each, so that keeping five is keeping all. A protocol's name is silent about these.
+USUAL = {"coco": (5,), "flickr8k": (0, 5), "flickr30k": (0, 5)}
 
 
-def protocols_for(dataset: str, split: str, images: int, folds: int | None) -> tuple[Protocol, ...]:
-    """What to report for a split: the folds asked for, or what the dataset's papers report."""
-    captions = 5 if dataset == "coco" else 0
+def protocols_for(
+    dataset: str, split: str, images: int, folds: int | None, captions: int | None = None
+) -> tuple[Protocol, ...]:
+    """What to report for a split: the folds and captions asked for, or what the dataset's papers report.
+
+    captions: how many captions of an image are kept, 0 for all of them. Raises BadInput for folds that are not equal.
+    """
+    if captions is not None and captions < 0:
+        raise BadInput(f"--captions-per-image {captions}: keep 1 or more captions of every image, or 0 for all of them")
+    kept = _usual(dataset)[0] if captions is None else captions
     if folds is not None:
         if folds < 1 or images % folds:
             raise BadInput(
                 f"--folds {folds}: the {images:,} images of {dataset}'s {split} split do not divide into {folds} equal "
                 f"folds; choose a divisor of {images:,}"
             )
-        return (Protocol(folds, captions),)
+        return (Protocol(folds, kept),)
     if dataset == "coco" and images == 5000:
-        return COCO
-    return (Protocol(1, captions),)
+        return tuple(Protocol(protocol.folds, kept) for protocol in COCO)
+    return (Protocol(1, kept),)
 
 
 def protocol_name(protocol: Protocol, dataset: str, split: str, images: int) -> str:
-    """As papers and published_results.json write it: "test 1000", "1K, 5 folds", "5K"."""
+    """As papers and published.json write it: "test 1000", "1K, 5 folds", "5K"; an unusual number of captions is added:
+    "test 1000, 1 caption an image".
+    """
     if dataset == "coco" and split == "test" and images % (1000 * protocol.folds) == 0:
         name = f"{images // protocol.folds // 1000}K"
     else:
         name = f"{split} {images // protocol.folds}"
-    return name if protocol.folds == 1 else f"{name}, {protocol.folds} folds"
+    if protocol.folds > 1:
+        name += f", {protocol.folds} folds"
+    if protocol.captions not in _usual(dataset):
+        number = f"{protocol.captions} caption{'s' * (protocol.captions > 1)} an image"
+        name += f", {number if protocol.captions else 'all captions'}"
+    return name
+
+
+def _usual(dataset: str) -> tuple[int, ...]:
+    return USUAL.get(dataset, (0,))
 
 
 def first_captions(image_of_caption: np.ndarray, most: int) -> np.ndarray:
@@ -62,6 +83,32 @@ def first_captions(image_of_caption: np.ndarray, most: int) -> np.ndarray:
     return np.array(kept, dtype=np.int64)
 
 
+@dataclass(frozen=True)
+class Fold:
+    """Images `start` to `stop` of a split. captions: (M,) rows of the captions kept; image_of_caption: (M,) the image
+    of each, counted from the fold's first.
+    """
+
+    start: int
+    stop: int
+    captions: np.ndarray
+    image_of_caption: np.ndarray
+
+
+def folds_of(image_of_caption: np.ndarray, images: int, protocol: Protocol) -> list[Fold]:
+    """The galleries that are ranked each on its own. image_of_caption: (all captions,) rows of the split's images."""
+    size = images // protocol.folds
+    if size * protocol.folds != images:
+        raise ValueError(f"{images} images do not divide into {protocol.folds} equal folds")
+    kept = first_captions(image_of_caption, protocol.captions)
+    owner = image_of_caption[kept]
+    folds = []
+    for start in range(0, images, size):
+        inside = (owner >= start) & (owner < start + size)
+        folds.append(Fold(start, start + size, kept[inside], owner[inside] - start))
+    return folds
+
+
 def ranks_of_folds(
     similarity: Callable[[Tensor, Tensor], Tensor],
     images: Tensor,
@@ -70,17 +117,10 @@ def ranks_of_folds(
     protocol: Protocol,
 ) -> list[Ranks]:
     """Ranks of every fold. images: (N, D), captions: (M, D) embeddings; image_of_caption: (M,)."""
-    size = len(images) // protocol.folds
-    if size * protocol.folds != len(images):
-        raise ValueError(f"{len(images)} images do not divide into {protocol.folds} equal folds")
-    kept = first_captions(image_of_caption, protocol.captions)
-    owner = image_of_caption[kept]
-    found = []
-    for start in range(0, len(images), size):
-        inside = (owner >= start) & (owner < start + size)
-        part = captions[kept[inside].tolist()]
-        found.append(ranks_by_block(similarity, images[start : start + size], part, owner[inside] - start))
-    return found
+    return [
+        ranks_by_block(similarity, images[fold.start : fold.stop], captions[fold.captions], fold.image_of_caption)
+        for fold in folds_of(image_of_caption, len(images), protocol)
+    ]
 
 
 def metrics_of_folds(folds: list[Ranks]) -> dict[str, dict[str, float]]:

@@ -5,15 +5,18 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 from PIL import Image, ImageDraw
 
 import eval as evaluation
 import prep
 import train
+from features.prepared import Prepared
 from utils import script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +95,86 @@ def test_eval_reports_both_directions(prepared, monkeypatch, capsys):
     assert "val 3, 2 folds (6 images, 12 captions)" in capsys.readouterr().out
 
 
+def test_a_row_of_one_run_is_called_after_the_run(prepared, monkeypatch, capsys):
+    (run,) = (prepared / "runs").iterdir()
+    assert call(monkeypatch, evaluation, run, "--format", "json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["run"], row["row"], row["runs"], row["seeds"]) == (run.name, "strong", [run.name], [0])
+    assert "std" not in row
+    low, high = row["interval"]["rsum"]
+    assert low <= row["rsum"] <= high
+    assert call(monkeypatch, evaluation, run) == 0
+    assert f"strong: {run.name}" in capsys.readouterr().out.splitlines()
+
+
+def test_captions_per_image(prepared, monkeypatch, capsys):
+    args = ["--runs", prepared / "runs", "--format", "json", "--captions-per-image"]
+    for kept, captions, name in (
+        (1, 6, "test 6, 1 caption an image"),
+        (0, 12, "test 6"),
+        (2, 12, "test 6, 2 captions"),
+    ):
+        assert call(monkeypatch, evaluation, *args, kept) == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        assert row["protocol"].startswith(name)
+        assert row["captions"] == captions
+
+
+def copy_of(run, to, **facts):
+    """A copy of a run folder that says something else of itself."""
+    to.mkdir(parents=True)
+    for path in run.iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+    table = tomllib.loads((run / "recipe.toml").read_text())
+    table["run"].update(facts)
+    (to / "recipe.toml").write_text(tomli_w.dumps(table))
+    return to
+
+
+def test_what_cannot_stand_in_one_table(prepared, monkeypatch, capsys, tmp_path):
+    (run,) = (prepared / "runs").iterdir()
+    other = copy_of(run, tmp_path / "other", dataset="flickr8k")
+    assert call(monkeypatch, evaluation, run, other) == 2
+    assert f"{other} was trained on flickr8k, {run} on folder" in capsys.readouterr().err
+    twice = copy_of(run, tmp_path / "twice")
+    assert call(monkeypatch, evaluation, run, twice) == 2
+    assert "are the same run" in capsys.readouterr().err
+    # a prepared folder of the same name whose test split lacks an image
+    lines = (prepared / "data/folder/captions.jsonl").read_text().splitlines()
+    assert '"test"' in lines.pop(3)
+    less = tmp_path / "folder"
+    less.mkdir()
+    for path in (prepared / "data/folder").iterdir():
+        (less / path.name).write_bytes(path.read_bytes())
+    (less / "captions.jsonl").write_text("\n".join(lines))
+    elsewhere = copy_of(run, tmp_path / "elsewhere", seed=1, data=str(less), captions="")
+    assert call(monkeypatch, evaluation, run, elsewhere) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "their test splits are not the same (5 images and 10 captions against 6 and 12;" in said
+    assert str(run) in said
+    assert str(elsewhere) in said
+    both = [copy_of(run, tmp_path / name, seed=seed, captions="") for seed, name in enumerate(("zero", "one"))]
+    assert call(monkeypatch, evaluation, *both, "--data", less, "--format", "json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["images"], row["seeds"], row["std"]["rsum"]) == (5, [0, 1], 0)
+
+
+def test_features_of_several_runs_are_read_once(prepared, monkeypatch, tmp_path):
+    (run,) = (prepared / "runs").iterdir()
+    for seed in range(1, 4):
+        copy_of(run, tmp_path / f"copy{seed}", seed=seed)
+    read = []
+    split = Prepared.split
+
+    def counted(self, *args):
+        read.append(args)
+        return split(self, *args)
+
+    monkeypatch.setattr(Prepared, "split", counted)
+    assert call(monkeypatch, evaluation, f"{tmp_path}/*") == 0
+    assert read == [("test", ("efficientnet_lite0",), True)]
+
+
 def test_eval_on_val_says_what_training_said(prepared, monkeypatch, capsys):
     (run,) = (prepared / "runs").iterdir()
     assert call(monkeypatch, evaluation, run, "--split", "val", "--format", "json") == 0
@@ -121,8 +204,39 @@ def test_several_recipes_seeds_and_values_in_one_command(prepared, monkeypatch, 
     assert call(monkeypatch, train, *sweep, *small) == 0
     assert len(list(tmp_path.glob("*/result.json"))) == 8
     capsys.readouterr()
-    assert call(monkeypatch, evaluation, f"{tmp_path}/*", "--format", "csv") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 9
+    assert call(monkeypatch, evaluation, f"{tmp_path}/*", "--format", "json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["row"] for row in rows] == [
+        *("two_branch loss.margin=0.1", "two_branch loss.margin=0.2"),
+        *("vsepp loss.margin=0.1", "vsepp"),
+    ]
+    assert all(row["seeds"] == [0, 1] and row["run"] == row["row"] for row in rows)
+    singles = []
+    for run in rows[0]["runs"]:
+        assert call(monkeypatch, evaluation, tmp_path / run, "--format", "json") == 0
+        singles += json.loads(capsys.readouterr().out)
+    for way in ("image_to_text", "text_to_image"):
+        for column, value in rows[0][way].items():
+            pair = [row[way][column] for row in singles]
+            assert value == pytest.approx(sum(pair) / 2)
+            assert rows[0]["std"][way][column] == pytest.approx(abs(pair[0] - pair[1]) / 2**0.5)
+    # what is compared, in every format; published figures of this dataset there are none
+    for form in ("text", "markdown", "latex", "csv", "json"):
+        against = ["--against", "vsepp", "--paper", "--format", form]
+        assert call(monkeypatch, evaluation, f"{tmp_path}/*", *against) == 0
+        said = capsys.readouterr()
+        assert "--paper: nothing published is known for folder, test 6" in said.err
+        assert "vsepp" in said.out.replace("\\_", "_")
+    assert sum("against" in row for row in json.loads(said.out)) == 3
+    for wanted, sentence in (("vsep", "did you mean vsepp"), ("two*", "stands for several rows")):
+        assert call(monkeypatch, evaluation, f"{tmp_path}/*", "--against", wanted) == 2
+        assert sentence in capsys.readouterr().err
+    # a half-finished run beside finished ones
+    (tmp_path / rows[3]["runs"][1] / "result.json").unlink()
+    assert call(monkeypatch, evaluation, f"{tmp_path}/*", "--format", "json") == 0
+    said = capsys.readouterr()
+    assert f"left out: {tmp_path / rows[3]['runs'][1]}: its training has not finished" in said.err
+    assert [row["seeds"] for row in json.loads(said.out)] == [[0, 1], [0, 1], [0, 1], [0]]
 
 
 def test_joined_features_and_ready_made_ones(prepared, monkeypatch, tmp_path):
@@ -175,11 +289,17 @@ BAD_PREP = [
     (["folder", "--captions", "{captions}", "--images", "{images}", "--data", "{captions}/x"], "--data"),
     (["folder", "--captions", "{captions}", "--ready", "{root}/none.npy"], "none.npy"),
     (["--images", "{images}"], "--images goes with a dataset of yours"),
+    (["--batch", "0"], "--batch 0"),
+    (["--workers", "-1"], "--workers -1"),
+    (["--name", "../x"], "--name ../x"),
+    (["folder", "--captions", "{captions}", "--ready", "{captions}", "--layer", "x"], "--layer goes with a backbone"),
 ]
 BAD_TRAIN = [
     (["stronk"], "did you mean strong"),
     (["strong", "--set", "loss.margn=1"], "did you mean loss.margin"),
     (["strong", "--features", "vgg19"], "--backbone vgg19"),
+    (["strong", "--seeds", "-1"], "--seeds -1"),
+    (["strong", "--set", "dim=999999999999"], "dim"),
     (["strong", "--data", "{root}/pictures"], "not a prepared folder"),
     (["strong", "--runs", "{captions}/x"], "--runs"),
 ]
@@ -187,6 +307,9 @@ BAD_EVAL = [
     (["nosuchrun"], "nosuchrun: no such run folder"),
     (["{root}/pictures"], "not a run folder"),
     (["--folds", "4"], "--folds 4"),
+    (["--captions-per-image", "-1"], "--captions-per-image -1"),
+    (["no*such*run"], "no*such*run: no run matches; looked for folders of that pattern"),
+    (["--against", "stronk"], "--against stronk: no such row in this table; did you mean strong"),
     (["--data", "{root}/pictures"], "not a prepared folder"),
 ]
 BAD = [(m, a, s) for m, cases in ((prep, BAD_PREP), (train, BAD_TRAIN), (evaluation, BAD_EVAL)) for a, s in cases]
@@ -207,6 +330,39 @@ def test_bad_input_is_one_sentence_and_status_2(prepared, monkeypatch, capsys, m
     assert sentence in said.err.splitlines()[-1]
     assert "Traceback" not in said.err
     assert said.out == ""
+
+
+def test_a_run_belongs_to_its_captions_and_splits(monkeypatch, tmp_path, capsys):
+    """Another dataset in a folder of the same name, or other splits, is told, in training and in evaluation."""
+    draw_pictures(tmp_path)
+    runs = ["--runs", tmp_path / "runs"]
+    assert call(monkeypatch, prep, *prep_args(tmp_path)) == 0
+    assert call(monkeypatch, train, "--data", tmp_path / "data/folder", *runs, *QUICK) == 0
+    text = (tmp_path / "captions.csv").read_text()
+    swapped = {",train": ",val", ",val": ",train"}
+    lines = [
+        f"{line.rsplit(',', 1)[0]}{swapped.get(',' + line.rsplit(',', 1)[1], ',' + line.rsplit(',', 1)[1])}"
+        for line in text.splitlines()
+    ]
+    (tmp_path / "captions.csv").write_text("\n".join(lines) + "\n")
+    assert call(monkeypatch, prep, *prep_args(tmp_path)) == 0
+    capsys.readouterr()
+    assert call(monkeypatch, train, "--data", tmp_path / "data/folder", *runs, *QUICK) == 2
+    assert "other captions or splits" in capsys.readouterr().err
+    assert call(monkeypatch, evaluation, *runs) == 2
+    assert "other captions or splits" in capsys.readouterr().err
+
+
+def test_a_damaged_vocabulary_is_built_again(monkeypatch, tmp_path, capsys):
+    draw_pictures(tmp_path)
+    assert call(monkeypatch, prep, *prep_args(tmp_path)) == 0
+    path = tmp_path / "data/folder/vocabulary.json"
+    whole = path.read_text()
+    path.write_text(whole[:50])
+    assert call(monkeypatch, train, "--data", tmp_path / "data/folder", "--runs", tmp_path / "runs", *QUICK) == 2
+    assert "prepare the dataset again" in capsys.readouterr().err
+    assert call(monkeypatch, prep, *prep_args(tmp_path)) == 0
+    assert path.read_text() == whole
 
 
 def test_a_run_that_is_half_finished_is_named(prepared, monkeypatch, capsys, tmp_path):
