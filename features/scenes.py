@@ -20,7 +20,7 @@ from utils import make_folder, write_whole
 VERSION = 1  # raise it whenever planning or drawing changes: pictures of another version are then drawn anew
 PNG_END = b"IEND\xaeB`\x82"
 SHARP = 2  # drawn so many times larger, then reduced: smooth edges
-DETAIL = 0.55  # how often a caption but the first tells the size of a group, and its colour
+DETAIL = 0.3  # how often a caption but the first tells the size of a group, and its colour
 Spot = tuple[float, float, float]  # left, top and side of a square
 # fmt: off
 COLOURS = {"red": "#de322e", "orange": "#f58824", "yellow": "#fcd238", "green": "#46a048", "blue": "#2e6cd8",
@@ -40,7 +40,8 @@ ONE = ("{A} {place} {sky}", "{A} {place}", "there {are} {A} {place} {sky}", "{pl
 PAIR = ("{A} {relation} {B} {place} {sky}", "{A} {relation} {B} {place}", "{B} {opposite} {A}",
         "there {are} {A} {there} and {B} {opposite} {them}", "{A} {stand} {relation} {B}", "{A} and {B} {sky}",
         "{scene} {sky} with {A} and {B}", "{place}, {A} {stand} {relation} {B}", "a picture of {A} and {B}",
-        "{A} {there}")
+        "{A} {there}", "a picture of {A}", "there {are} {A} {there}", "{A} {stand} {there}", "{scene} with {A}",
+        "{A} {sky}")
 # Drawings, stroke by stroke: kind, paint, numbers; x and y go from -1 to 1, y downwards, the foot of a thing at y = 1:
 #   oval x y rx ry | box x0 y0 x1 y1 | poly x y x y ... | line width x y x y ...
 #   pie x y rx ry start end | arc width x y rx ry start end (degrees, clockwise from three o'clock)
