@@ -7,7 +7,7 @@ import tomli_w
 
 from settings import (
     Settings,
-    all_keys,
+    flat_table,
     from_table,
     known_recipes,
     override,
@@ -113,18 +113,13 @@ def test_changes_that_cannot_be_read(words):
 def test_every_setting_changes_the_digest_but_source_and_features_do_not():
     plain = Settings()
     assert dataclasses.replace(plain, source="elsewhere", features=("vgg19",)).digest() == plain.digest()
-    other = {str: None, bool: None}
-    for key in all_keys():
-        table = to_table(plain)
-        *groups, leaf = key.split(".")
-        for group in groups:
-            table = table[group]
-        value = table[leaf]
+    for key, value in flat_table(plain).items():
+        other: bool | float
         if isinstance(value, bool):
             other = not value
         elif isinstance(value, int | float):
-            other = 2 if value != 2 and key != "image.dropout" and "dropout" not in key else 0.5
-            other = 0.5 if key == "training.step_factor" else other
+            shares = "dropout" in key or key == "training.step_factor"
+            other = 0.5 if shares or value == 2 else 2
         else:
             continue
         assert override(plain, {key: other}).digest() != plain.digest(), key

@@ -307,8 +307,9 @@ def test_clipping_and_weight_decay_act(tmp_path, monkeypatch):
 
 def test_the_first_epochs_take_the_sum():
     settings = override(Settings(), {"loss.negatives": "hardest", "loss.sum_epochs": 1}).loss
+    model = training.TwoBranch(Settings(), features=2, words=2)
     scores, images = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)), torch.arange(5)
-    first, second = (training.loss_functions(None, settings, epoch)[0](scores, images) for epoch in (0, 1))
+    first, second = (training.loss_functions(model, settings, epoch)[0](scores, images) for epoch in (0, 1))
     assert first == training.hinge(scores, images, settings.margin, "sum")
     assert second == training.hinge(scores, images, settings.margin, "hardest") != first
 
