@@ -189,6 +189,12 @@ def find_runs(patterns: Sequence[str], root: Path) -> Iterator[Path]:
         found = _matches(pattern, root)
         if not found:
             known = [folder.name for folder in run_folders(root)]
+            if any(letter in pattern for letter in "*?["):
+                there = f"{root} holds {len(known)} runs, such as {min(known)}" if known else f"{root} holds no run"
+                raise BadInput(
+                    f"{pattern}: no run matches; looked for folders of that pattern with a {RECIPE} in {Path.cwd()}; "
+                    f"{there}"
+                )
             hint = nearest(Path(pattern).name, known) if known else f"{root} holds no run: train one with train.py"
             raise BadInput(f"{pattern}: no such run folder, here or under {root}; {hint}")
         for folder in found:

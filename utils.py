@@ -1,18 +1,15 @@
-"""What every room needs: errors that speak to the user, files written whole or not at all, JSON, seeds, digests."""
+"""What every room needs: errors that speak to the user, files written whole or not at all, JSON, digests."""
 
 import contextlib
 import difflib
 import hashlib
 import json
 import os
-import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
-
-import numpy as np
 
 
 class BadInput(Exception):
@@ -158,12 +155,3 @@ def digest_text(text: str) -> str:
 def unit_hash(text: str) -> float:
     """A number in [0, 1) that depends on `text` alone: the same on every machine, in every Python, for ever."""
     return int(hashlib.sha256(text.encode("utf-8")).hexdigest()[:13], 16) / 16**13
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch. torch is imported here, so that readers and tables start without it."""
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

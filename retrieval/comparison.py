@@ -22,7 +22,7 @@ from retrieval.statistics import (
     sign_flip_test,
 )
 from runs import RESULT, Facts, find_runs, read_recipe_of
-from settings import Settings, all_keys, read_recipe, to_table
+from settings import Settings, flat_table, read_recipe
 from utils import BadInput, nearest
 
 RECALLS = [(direction, f"R@{k}") for direction in DIRECTIONS for k in CUTOFFS]
@@ -43,7 +43,7 @@ def finished_runs(patterns: Sequence[str], root: Path, say: Callable[[str], None
     """The run folders that paths, names under `root` and patterns stand for. What is half-finished is left out, and
     said; where nothing else is left, that is an error. Raises BadInput for a pattern that matches no run.
     """
-    found = list({path.resolve(): path for pattern in patterns for path in _matches(pattern, root)}.values())
+    found = list(find_runs(patterns, root))
     unfinished = [path for path in found if not (path / RESULT).is_file()]
     for path in unfinished:
         read_recipe_of(path)  # a folder that is no run at all is an error, not a half-finished run
@@ -56,19 +56,6 @@ def finished_runs(patterns: Sequence[str], root: Path, say: Callable[[str], None
         raise BadInput(f"{names}: {remedy}")
     say(f"left out: {names}: {remedy}")
     return [path for path in found if path not in unfinished]
-
-
-def _matches(pattern: str, root: Path) -> list[Path]:
-    try:
-        return list(find_runs([pattern], root))
-    except BadInput:
-        if not any(letter in pattern for letter in "*?["):
-            raise
-        known = [path.parent.name for path in root.glob("*/recipe.toml")]
-        there = f"{root} holds {len(known)} runs, such as {min(known)}" if known else f"{root} holds no run"
-        raise BadInput(
-            f"{pattern}: no run matches; looked for folders of that pattern with a recipe.toml in {Path.cwd()}; {there}"
-        ) from None
 
 
 def group_runs(folders: Sequence[Path]) -> list[Group]:
@@ -95,7 +82,7 @@ def group_runs(folders: Sequence[Path]) -> list[Group]:
         key=lambda group: (
             list(recipes).index(group[0][2].recipe),
             list(features).index(group[0][2].features),
-            list(flat_settings(group[0][1]).values()),
+            list(flat_table(group[0][1]).values()),
         ),
     )
     names = row_names([(settings, facts) for (_, settings, facts), *_ in ordered])
@@ -117,7 +104,7 @@ def row_names(systems: Sequence[tuple[Settings, Facts]]) -> list[str]:
 
     `vse0`, `vse0 loss.margin=0.1`, `vse0 loss.margin=0.1, vgg19`
     """
-    tables = [flat_settings(settings) for settings, _ in systems]
+    tables = [flat_table(settings) for settings, _ in systems]
     features = ["+".join(facts.features) for _, facts in systems]
     weights = [features[i] + "@" + "+".join(d[:8] for d in facts.digests) for i, (_, facts) in enumerate(systems)]
     if len(set(weights)) > len(set(features)):  # features of one name from other weights
@@ -132,22 +119,10 @@ def row_names(systems: Sequence[tuple[Settings, Facts]]) -> list[str]:
     return names
 
 
-def flat_settings(settings: Settings) -> dict[str, Any]:
-    """Every setting that tells systems apart, by its full name: {"similarity": …, "loss.margin": …, …}."""
-    flat = {}
-    for key in all_keys():
-        value: Any = to_table(settings)
-        for part in key.split("."):
-            value = value[part]
-        flat[key] = value
-    del flat["source"], flat["features"]  # where a recipe comes from; the features are named by themselves
-    return flat
-
-
 def _recipe_of(facts: Facts) -> dict[str, Any]:
     """The recipe's own settings; nothing where it is a file of the user's, or has gone since."""
     try:
-        return flat_settings(read_recipe(facts.recipe))
+        return flat_table(read_recipe(facts.recipe))
     except BadInput:
         return {}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from features.prepared import Prepared, Split
-from retrieval.comparison import Group, flat_settings
+from retrieval.comparison import Group
 from retrieval.metrics import COLUMNS, DIRECTIONS
 from retrieval.plots import (
     find_sweeps,
@@ -27,7 +27,7 @@ from retrieval.report import Query, Table, find_queries
 from retrieval.similarity import RANKING
 from retrieval.tables import TITLES, Row, best_cells, label_of, notes_of, parts_of, wide_cells
 from runs import LOG, Run
-from settings import to_table
+from settings import flat_table, to_table
 from utils import BadInput, make_folder, read_jsonl, write_whole
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _logs(group: Group) -> list[list[dict[str, Any]]]:
 
 
 def _facts(group: Group) -> dict[str, Any]:
-    return {**flat_settings(group.settings), "recipe": group.facts.recipe, "features": group.facts.features}
+    return {**flat_table(group.settings), "recipe": group.facts.recipe, "features": group.facts.features}
 
 
 def _file_name(text: str) -> str:
