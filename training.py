@@ -7,7 +7,6 @@ number, so that an epoch begins the same whether or not the program was stopped 
 import math
 import pickle
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cca import fit_cca
+from features.maps import Maps
 from features.prepared import Split
 from features.vocabulary import Encoder, Sentences, Vocabulary
 from losses import hinge, hinge_of_equal_scores, infonce, siglip, smooth_hinge
@@ -43,7 +43,7 @@ from runs import (
     save_model,
 )
 from settings import LossSettings, Settings, TrainingSettings
-from utils import BadInput, read_json, write_json, write_jsonl
+from utils import BadInput, alone_in, make_folder, read_json, write_json, write_jsonl
 
 
 def train(
@@ -54,32 +54,45 @@ def train(
     splits: dict[str, Split],
     sentences: dict[str, Sentences],
     fresh: bool = False,
+    told: Callable[[int, str], None] = lambda epochs, line: None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train one run into `folder`, from its last checkpoint if there is one; a finished run is left as it is.
 
-    splits and sentences: "train" and "val", the sentences encoded as the text branch wants them.
+    splits and sentences: "train" and "val", the sentences encoded as the text branch wants them. told: hears after
+    every epoch how many there were and how it went. progress: shows a bar over the batches of an epoch.
     Returns the content of result.json. Raises BadInput if the folder holds a run of other features.
     """
     if fresh and folder.exists():
-        (folder / RESULT).unlink(missing_ok=True)  # first, so that what a kill leaves is no finished run
-        shutil.rmtree(folder)
-    if (folder / "recipe.toml").is_file():
+        with alone_in(folder):
+            (folder / RESULT).unlink(missing_ok=True)  # first, so that what a kill leaves is no finished run
+            shutil.rmtree(folder)
+    with alone_in(make_folder(folder, "--runs")):
+        if not (folder / "recipe.toml").is_file():
+            begin_run(folder, settings, facts, vocabulary)
         check_same(folder, settings, facts)
-        if (folder / RESULT).is_file():
-            return read_json(folder / RESULT, "train the run again with --fresh")
-    else:
-        begin_run(folder, settings, facts, vocabulary)
+        if not (folder / RESULT).is_file():
+            _train(folder, settings, facts, vocabulary, splits, sentences, told, progress)
+        return read_json(folder / RESULT, "train the run again with --fresh")
 
-    model = new_model(settings, facts, Encoder(vocabulary, settings.text.stem, settings.text.min_count))
-    optimiser = torch.optim.Adam(
-        model.parameters(), lr=settings.training.rate, weight_decay=settings.training.weight_decay, fused=True
-    )
+
+def _train(
+    folder: Path,
+    settings: Settings,
+    facts: Facts,
+    vocabulary: Vocabulary,
+    splits: dict[str, Split],
+    sentences: dict[str, Sentences],
+    told: Callable[[int, str], None],
+    progress: bool,
+) -> None:
+    model = new_model(settings, facts, len(Encoder(vocabulary, settings.text.stem, settings.text.min_count)))
+    optimiser = new_optimiser(model, settings)
     log = _resume(folder / LAST, model, optimiser)
-    if log and progress:
-        tqdm.write(f"{folder.name}: continues after epoch {len(log)}", file=sys.stderr)
+    if log:
+        told(len(log), f"{folder.name}: continues after epoch {len(log)}")
     closed_form = settings.loss.name == "cca"
-    epochs = 1 if closed_form else settings.training.epochs
+    epochs = epochs_of(settings)
     while len(log) < epochs and not _out_of_patience(log, settings.training.patience):
         if closed_form:
             row = _closed_form(model, settings, splits, sentences)
@@ -92,10 +105,9 @@ def train(
         state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "log": log}
         save_checkpoint(folder / LAST, state)
         write_jsonl(folder / LOG, log)
-        if progress:
-            tqdm.write(_line(folder.name, row, epochs), file=sys.stderr)
+        told(len(log), _line(folder.name, row, epochs))
         if row["collapsed"]:
-            tqdm.write(_advice(folder.name, row, settings), file=sys.stderr)
+            told(len(log), _advice(folder.name, row, settings))
 
     write_jsonl(folder / LOG, log)  # again: a kill may have come between the last checkpoint and its line
     best = max(log, key=lambda row: row["rsum"])
@@ -111,7 +123,22 @@ def train(
         "collapsed": best["collapsed"],
     }
     write_json(folder / RESULT, result)
-    return result
+
+
+def new_optimiser(model: TwoBranch, settings: Settings) -> torch.optim.Optimizer:
+    """Adam. A transformer that is trained too has a rate of its own, a fixed share of the other's."""
+    t = settings.training
+    inside = [p for name, p in model.named_parameters() if ".transformer." in f".{name}"]
+    chosen = {id(p) for p in inside}
+    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if id(p) not in chosen]}]
+    if inside:
+        groups.append({"params": inside, "share": settings.text.finetune_rate / t.rate})
+    return torch.optim.Adam(groups, lr=t.rate, weight_decay=t.weight_decay, fused=True)
+
+
+def epochs_of(settings: Settings) -> int:
+    """How many epochs a run has, unless patience ends it before."""
+    return 1 if settings.loss.name == "cca" else settings.training.epochs
 
 
 def check_same(folder: Path, settings: Settings, facts: Facts) -> None:
@@ -128,7 +155,12 @@ def check_same(folder: Path, settings: Settings, facts: Facts) -> None:
             f"{folder}: was trained on other captions or splits than {facts.data} holds now; "
             f"start over with --fresh, or give another --runs"
         )
-    if old.sizes != facts.sizes or old_settings.digest() != settings.digest():
+    if old.encoder_digest != facts.encoder_digest:
+        raise BadInput(
+            f"{folder}: was trained with another text encoder under the name {settings.text.encoder}; "
+            f"start over with --fresh, or give another --runs"
+        )
+    if (old.sizes, old.grid) != (facts.sizes, facts.grid) or old_settings.digest() != settings.digest():
         raise BadInput(f"{folder}: was begun with other settings or features; start over with --fresh")
 
 
@@ -163,10 +195,10 @@ def _epoch(
     began = time.monotonic()
     torch.manual_seed(seed * 1_000_003 + number + 1)
     data, words, t = splits["train"], sentences["train"], settings.training
-    features = torch.from_numpy(data.features)
+    features_of = data.features.take if isinstance(data.features, Maps) else partial(np.take, data.features, axis=0)
     owners = torch.from_numpy(data.image_of_caption)
-    # A GRU runs over padding too, so its batches hold sentences of like length, as in Kiros et al.'s code.
-    lengths = words.lengths if settings.text.branch == "gru" else None
+    # What runs over padding too has batches of sentences of like length, as in Kiros et al.'s code.
+    lengths = (words.tokens or words).lengths if settings.text.branch == "gru" or words.tokens else None
     batches = list(epoch_batches(len(words), t.batch, np.random.default_rng([seed, number]), lengths))
     loss_of, equal_of = loss_functions(model, settings.loss, number)
     total = equal = 0.0
@@ -174,9 +206,10 @@ def _epoch(
     with tqdm(batches, f"epoch {number + 1}/{t.epochs}", unit=" batches", leave=False, disable=not progress) as bar:
         for step, rows in enumerate(bar):
             for group in optimiser.param_groups:
-                group["lr"] = rate_at(t, number, step / len(batches))
+                group["lr"] = rate_at(t, number, step / len(batches)) * group.get("share", 1.0)
             images = owners[torch.from_numpy(rows)]
-            total += _step(model, optimiser, settings, loss_of, features[images], words.take(rows), images)
+            features = torch.from_numpy(features_of(data.image_of_caption[rows]))
+            total += _step(model, optimiser, settings, loss_of, features, words.take(rows), images)
             equal += float(equal_of(images.to(device())))
             if not math.isfinite(total):
                 raise BadInput(
@@ -217,6 +250,7 @@ def _closed_form(
     """Fit CCA into the branches' weights; one line of log.jsonl, without a loss."""
     began, loss, text = time.monotonic(), settings.loss, settings.text
     data = splits["train"]
+    assert isinstance(data.features, np.ndarray)  # a linear image branch takes no maps
     weights = fit_cca(
         data.features,
         sentences["train"],

@@ -96,6 +96,27 @@ def make_folder(folder: Path | str, flag: str) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other programs that ask for it this way; the system lets go of it however we end.
+
+    Raises BadInput if another one holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise BadInput(f"{folder}: another program is at work in it; wait for its end and repeat the command") from None
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path | str, value: Any) -> None:
     with write_whole(path) as file:
         json.dump(value, file, ensure_ascii=False, indent=1)

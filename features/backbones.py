@@ -8,7 +8,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,6 +65,7 @@ class Backbone:
     shape: tuple[int, ...]
     map: bool = False
     crops: int = 1
+    file: str = ""  # where the weights lie, if they are a file of the user's
 
     @property
     def attributes(self) -> dict[str, str | int]:
@@ -75,6 +76,7 @@ class Backbone:
             "digest": self.digest,
             "transform": self.transform_text,
             "weights": self.weights,
+            "file": self.file,
             "map": int(self.map),
             "crops": self.crops,
         }
@@ -120,7 +122,27 @@ def load(
         shape=_row_shape(module, transform),
         map=map,
         crops=crops,
+        file="" if weights is None or weights == RANDOM else str(Path(weights).resolve()),
     )
+
+
+def reopen(attributes: Mapping[str, Any]) -> Backbone:
+    """The backbone that made a store of these attributes, for photographs that the store does not hold.
+
+    Raises BadInput if the features came ready-made, or the weights are no longer those they were.
+    """
+    name, layer, text = (str(attributes[key]) for key in ("backbone", "layer", "weights"))
+    if layer == "ready-made":
+        raise BadInput(f"{name}: its features came ready-made ({text}); only images of its prepared folder can be used")
+    weights = RANDOM if text == RANDOM else attributes.get("file") or None
+    if weights is None and text.startswith("file "):
+        raise BadInput(f"{name}: nothing says where its weights lie ({text}); extract its features again with prep.py")
+    node = None if layer == "output" else layer
+    backbone = load(name, layer=node, weights=weights, map=bool(attributes["map"]), crops=int(attributes["crops"]))
+    if backbone.digest != attributes["digest"]:
+        source = weights or backbone.weights
+        raise BadInput(f"{name}: {source} holds other weights than its features were made with; put those back there")
+    return backbone
 
 
 def default_layer(name: str, network: nn.Module, transform: Any, map: bool) -> str | None:

@@ -7,7 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class Unreadable(Exception):
     """An image that cannot be decoded. The message is the reason, without the name of the file."""
 
 
-def read_image(path: Path | str) -> Pictures.Image:
+def read_image(path: Path | str | IO[bytes]) -> Pictures.Image:
     """The photograph as RGB, turned as its EXIF orientation says, transparency on white, 16 bits scaled to 8.
 
     Raises Unreadable if it is missing, no image, cut short, or too large; never warns.
@@ -82,7 +82,7 @@ def _as_rgb(image: Pictures.Image) -> Pictures.Image:
 class _Photographs(torch.utils.data.Dataset):
     """Decoded and transformed photographs; in place of one that cannot be read, the reason."""
 
-    def __init__(self, paths: Sequence[Path | None], transform: Any) -> None:
+    def __init__(self, paths: Sequence[Path | str | IO[bytes] | None], transform: Any) -> None:
         self.paths, self.transform = paths, transform
 
     def __len__(self) -> int:
@@ -117,7 +117,12 @@ def _collate(batch: int, samples: list[tuple[int, Tensor | str]]) -> tuple[list[
 
 
 def features_of(
-    paths: Sequence[Path | None], backbone: Backbone, *, batch: int = 16, workers: int = 0, block: int = BLOCK
+    paths: Sequence[Path | str | IO[bytes] | None],
+    backbone: Backbone,
+    *,
+    batch: int = 16,
+    workers: int = 0,
+    block: int = BLOCK,
 ) -> Iterator[tuple[int, Result]]:
     """For every path in turn: its place, and its features (*backbone.shape) float32 or why it cannot be read.
 
@@ -128,7 +133,11 @@ def features_of(
 
 
 def _features_of(
-    paths: Sequence[Path | None], groups: Iterable[Sequence[int]], backbone: Backbone, batch: int, workers: int
+    paths: Sequence[Path | str | IO[bytes] | None],
+    groups: Iterable[Sequence[int]],
+    backbone: Backbone,
+    batch: int,
+    workers: int,
 ) -> Iterator[tuple[int, Result]]:
     batches = [list(group[start : start + batch]) for group in groups for start in range(0, len(group), batch)]
     loader = torch.utils.data.DataLoader(

@@ -1,40 +1,55 @@
 """The prepared folder data/NAME/: what prep.py leaves and train.py, eval.py and search.py read."""
 
 import json
+import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from features.dataset import SPLITS, Dataset
+from features.maps import Maps
 from features.store import FeatureStore
+from features.text_models import text_store_name
+from features.text_store import SUFFIX, TextStore
 from features.vocabulary import Vocabulary
 from utils import BadInput, digest_text, nearest, read_json, read_jsonl, write_json, write_jsonl
 
 FORMAT = 1
 BLOCK = 4096  # rows of features that are read at once
 CAPTIONS, DATASET, VOCABULARY = "captions.jsonl", "dataset.json", "vocabulary.json"
+DATA = Path("data")  # where prep.py puts folders unless told otherwise
+DRAWN = "scenes"  # the dataset that needs no file of anybody's
 
 
 @dataclass(frozen=True)
 class Split:
     """Images and captions of one split, in dataset order. Captions of one image stand together.
 
-    features: (images, D) float32; image_of_caption: (captions,) int64, the row of each caption's image.
+    features: (images, D) float32, or maps; image_of_caption: (captions,) int64, the row of each caption's image.
     """
 
     name: str
     images: list[str]
     captions: list[str]
     image_of_caption: np.ndarray
-    features: np.ndarray
+    features: np.ndarray | Maps
 
 
-def write_prepared(folder: Path, dataset: Dataset, images: Path | None, vocabulary: Vocabulary) -> None:
+def write_prepared(
+    folder: Path,
+    dataset: Dataset,
+    images: Path | None,
+    vocabulary: Vocabulary,
+    source: dict[str, Any] | None = None,
+) -> None:
     """Write captions.jsonl, vocabulary.json and dataset.json (where the photographs lie, and what was left out).
 
+    `source` is what prep.py needs besides the photographs to repeat its command: captions, splits, language, …
     A line of captions.jsonl has a "path" only where the photograph is not at the images' folder / id.
     """
 
@@ -44,7 +59,8 @@ def write_prepared(folder: Path, dataset: Dataset, images: Path | None, vocabula
 
     vocabulary.save(folder / VOCABULARY)
     root = None if images is None else str(images.resolve())
-    write_json(folder / DATASET, {"format": FORMAT, "dataset": dataset.name, "images": root, "notes": dataset.notes})
+    head = {"format": FORMAT, "dataset": dataset.name, "images": root, "notes": dataset.notes}
+    write_json(folder / DATASET, head if source is None else {**head, "source": source})
     write_jsonl(folder / CAPTIONS, map(line, dataset.images))
 
 
@@ -64,6 +80,7 @@ class Prepared:
             raise BadInput(f"{self.folder / DATASET}: does not say which dataset this is; {remedy}")
         self.name: str = head["dataset"]
         self.images_folder = None if head.get("images") is None else Path(head["images"])
+        self.source = head["source"] if isinstance(head.get("source"), dict) else None  # None: of an earlier version
         self.rows = read_jsonl(self.folder / CAPTIONS, remedy)
         for number, row in enumerate(self.rows, 1):
             if not _is_sound(row):
@@ -96,9 +113,52 @@ class Prepared:
             remedy = nearest(name, there) if there else "it has no features at all"
             raise BadInput(
                 f"--features {name}: {self.folder} has no such features ({remedy}); "
-                f"prepare them with: python prep.py {self.name} --backbone {name}"
+                f"prepare them with: {self.prep_command(*flags_of_store(name))}"
             )
         return FeatureStore.open(self.folder / f"{name}.h5")
+
+    def text_stores(self) -> list[str]:
+        """Names of the complete stores of sentence features, the newest first."""
+        files = sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda file: (-file.stat().st_mtime, file.name))
+        return [file.name.removesuffix(SUFFIX) for file in files]
+
+    def text_store(self, encoder: str) -> TextStore:
+        """The sentence features of a text encoder, as --text-encoder named it. Raises BadInput if there are none."""
+        command = self.prep_command("--text-encoder", encoder)
+        name = text_store_name(encoder)
+        there = self.text_stores()
+        if name not in there:
+            hint = nearest(name, there) if there else "it has those of no text encoder"
+            raise BadInput(
+                f"{self.folder}: has no sentence features of {encoder} ({hint}); prepare them with: {command}"
+            )
+        return TextStore.open(self.folder / f"{name}{SUFFIX}", command)
+
+    def sentence_features(self, split: str, encoder: str, pooling: str) -> np.ndarray:
+        """(M, D) float32: a row for each caption of a split, in the order of `self.split(split, …).captions`.
+
+        Raises BadInput if the store is missing, or does not hold one of the captions as it reads now.
+        """
+        return self.text_store(encoder).read([row for row in self.rows if row["split"] == split], pooling)
+
+    def prep_command(self, *more: str) -> str:
+        """The command that adds something to this folder: "python prep.py flickr8k --backbone vgg19 --map".
+
+        What an earlier version did not write down stands in it as DIR and FILE.
+        """
+        words = ["python", "prep.py", self.name]
+        remembered = self.source is not None or self.name == DRAWN
+        if not remembered:
+            words += ["--images", str(self.images_folder or "DIR"), "--captions", "FILE"]
+        elif "--backbone" in more and self.images_folder is None and self.name != DRAWN:
+            words += ["--images", "DIR"]  # features came ready-made
+        folder = self.folder if self.folder.name not in ("", "..") else self.folder.resolve()
+        words += more
+        if os.path.abspath(folder.parent) != os.path.abspath(DATA):
+            words += ["--data", str(folder.parent)]
+        if folder.name != self.name:
+            words += ["--name", folder.name]
+        return shlex.join(words)
 
     def split(self, name: str, features: Sequence[str], normalise: bool = True) -> Split:
         """One split with its features joined. Raises BadInput if a store lacks one of its images."""
@@ -108,7 +168,16 @@ class Prepared:
         ids = [row["image"] for row in rows]
         captions = [caption for row in rows for caption in row["captions"]]
         owners = np.repeat(np.arange(len(rows)), [len(row["captions"]) for row in rows])
-        return Split(name, ids, captions, owners, self.joined(ids, features, normalise))
+        return Split(name, ids, captions, owners, self.features_of(ids, features, normalise))
+
+    def features_of(self, ids: Sequence[str], features: Sequence[str], normalise: bool) -> np.ndarray | Maps:
+        """The features of images, (N, D) float32, joined; of a store of maps, (N, H, W, C), read as they are used."""
+        stores = [self.store(feature) for feature in features]
+        if len(stores) == 1 and len(stores[0].shape) == 3:
+            return Maps(stores[0], stores[0].rows(ids), normalise)
+        if any(len(store.shape) == 3 for store in stores):
+            raise BadInput(f"--features {' '.join(features)}: spatial maps are not joined with others; name one alone")
+        return self.joined(ids, features, normalise)
 
     def joined(self, ids: Sequence[str], features: Sequence[str], normalise: bool) -> np.ndarray:
         """The joined features of images, (N, D) float32, block by block: nothing but the result is held whole."""
@@ -121,15 +190,34 @@ class Prepared:
         return out
 
 
+def flags_of_store(name: str) -> list[str]:
+    """What prep.py is told to make the store `name`: the inverse of features.store.store_name.
+
+    >>> flags_of_store("vgg19.crops10"), flags_of_store("timm-resnet10t.a1_in1k.map")
+    (['--backbone', 'vgg19', '--crops', '10'], ['--backbone', 'timm:resnet10t.a1_in1k', '--map'])
+    >>> flags_of_store("resnet50.layer3")
+    ['--backbone', 'resnet50', '--layer', 'layer3']
+    """
+    more: list[str] = []
+    if name.endswith(".crops10"):
+        name, more = name.removesuffix(".crops10"), ["--crops", "10"]
+    if name.endswith(".map"):
+        name, more = name.removesuffix(".map"), ["--map", *more]
+    if name.startswith("timm-"):
+        return ["--backbone", f"timm:{name.removeprefix('timm-')}", *more]
+    name, _, layer = name.partition(".")  # names of torchvision have no full stop
+    return ["--backbone", name, *(["--layer", layer] if layer else []), *more]
+
+
 def join_features(parts: Sequence[np.ndarray], normalise: bool) -> np.ndarray:
-    """(N, D1), (N, D2), … → (N, D1 + D2 + …) float32.
+    """(N, D1), (N, D2), … → (N, D1 + D2 + …) float32; one map (N, H, W, C) stays one.
 
     Several features are L2-normalised each before they are joined, so that none drowns the others; one feature is
     where `normalise` says so. A row of zeros stays zero.
     """
     if normalise or len(parts) > 1:
-        parts = [part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in parts]
-    return np.concatenate(parts, axis=1, dtype=np.float32)
+        parts = [part / np.maximum(np.linalg.norm(part, axis=-1, keepdims=True), 1e-12) for part in parts]
+    return np.concatenate(parts, axis=-1, dtype=np.float32)
 
 
 def _is_sound(row: dict) -> bool:

@@ -7,7 +7,7 @@ split with its count and its stem; whether stems or words are used, and from whi
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +126,15 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Sentences:
-    """Encoded sentences, end to end: sentence i is `numbers[starts[i] : starts[i + 1]]` (int64)."""
+    """Encoded sentences, end to end: sentence i is `numbers[starts[i] : starts[i + 1]]` (int64).
+
+    features: (M, D) float32, a frozen sentence encoder's; tokens: what an encoder that is trained too takes.
+    """
 
     numbers: np.ndarray
     starts: np.ndarray
+    features: np.ndarray | None = None
+    tokens: "Sentences | None" = None
 
     @classmethod
     def encode(cls, sentences: Iterable[str], encoder: Encoder, progress: bool = False) -> "Sentences":
@@ -142,6 +147,12 @@ class Sentences:
         starts = np.zeros(len(lists) + 1, np.int64)
         np.cumsum([len(numbers) for numbers in lists], out=starts[1:])
         return cls(np.fromiter((n for numbers in lists for n in numbers), np.int64, count=int(starts[-1])), starts)
+
+    def with_features(self, features: np.ndarray) -> "Sentences":
+        return replace(self, features=features)
+
+    def with_tokens(self, tokens: "Sentences") -> "Sentences":
+        return replace(self, tokens=tokens)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -157,4 +168,6 @@ class Sentences:
         np.cumsum(lengths, out=starts[1:])
         # Position k of the result lies `k - starts[i]` words into its sentence i.
         places = np.repeat(self.starts[:-1][rows] - starts[:-1], lengths) + np.arange(starts[-1])
-        return Sentences(self.numbers[places], starts)
+        features = None if self.features is None else self.features[rows]
+        tokens = None if self.tokens is None else self.tokens.take(rows)
+        return Sentences(self.numbers[places], starts, features, tokens)

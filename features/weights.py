@@ -63,7 +63,7 @@ def from_timm(name: str, **options: Any) -> nn.Module:
     """A timm model with its own weights, downloaded once. Raises BadInput if there are none or the download fails."""
     import timm
 
-    with _download(f"timm:{name}"), _cache_only_without_network():
+    with _download(f"timm:{name}"), cache_only_without_network():
         return timm.create_model(name, pretrained=True, **options)
 
 
@@ -203,7 +203,7 @@ def _download(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _cache_only_without_network() -> Iterator[None]:
+def cache_only_without_network() -> Iterator[None]:
     """huggingface_hub tries a silent host for a minute; where there is no network, ask its cache alone."""
     from huggingface_hub import constants
 

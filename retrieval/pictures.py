@@ -51,7 +51,7 @@ class Shown:
     def of(cls, run: Run, split: Split, prepared: Prepared) -> "Shown":
         paths = {row["image"]: prepared.path_of(row) for row in prepared.rows}
         images = torch.from_numpy(run.embed_features(split.features))
-        captions = torch.from_numpy(run.embed_sentences(split.captions))
+        captions = torch.from_numpy(run.embed_captions(prepared, split.name))
         light = replace(split, features=split.features[:0])  # a split held for each row would be a lot of features
         return cls(run, light, images, captions, [paths[image] for image in split.images])
 

@@ -10,11 +10,13 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"utils", "settings"},
     {"features"},
+    {"pooling"},
     {"model", "losses", "cca"},
     {"runs"},
     {"retrieval"},
     {"training"},
-    {"prep", "train", "eval"},
+    {"sweep"},
+    {"prep", "train", "eval", "search", "app"},
 ]
 ROOMS = [path for path in (*ROOT.glob("*.py"), *ROOT.glob("features/*.py"), *ROOT.glob("retrieval/*.py"))]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -1,12 +1,14 @@
 """Branches against plain computations."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from features.prepared import join_features
 from features.vocabulary import Sentences
-from model import TwoBranch
+from model import Sizes, TwoBranch
 from settings import Settings, override
 
 LISTS = [[1, 2, 2], [3], [4, 1, 0, 5, 2], [0]]
@@ -16,7 +18,7 @@ SENTENCES = Sentences.of(LISTS)
 def build(**changes):
     torch.manual_seed(0)
     changes = {key.replace("__", "."): value for key, value in changes.items()}
-    return TwoBranch(override(Settings(), {"dim": 8, "text.words": 5, **changes}), features=6, words=7).eval()
+    return TwoBranch(override(Settings(), {"dim": 8, "text.words": 5, **changes}), Sizes(features=6, words=7)).eval()
 
 
 def one_hot(words, weighting):
@@ -109,3 +111,47 @@ def test_several_features_are_always_normalised_before_they_are_joined():
     np.testing.assert_allclose(np.linalg.norm(joined[:, 3:], axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(join_features([b], normalise=False), b.astype(np.float32))
     assert (join_features([np.zeros((2, 3))], normalise=True) == 0).all()
+
+
+def some_sentences(features=None, tokens=None):
+    return Sentences.of(LISTS[:3]).with_features(features).with_tokens(tokens)
+
+
+def test_a_frozen_encoder_is_a_linear_layer_on_its_unit_features():
+    settings = override(Settings(), {"dim": 8, "text.branch": "encoder", "text.encoder": "name"})
+    model: Any = TwoBranch(settings, Sizes(features=6, words=7, encoder=5)).eval()
+    features = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    embedded = model.embed_sentences(some_sentences(features.numpy()))
+    expected = [f / f.norm() @ model.text.linear.weight.T + model.text.linear.bias for f in features]
+    torch.testing.assert_close(embedded, torch.stack([row / row.norm() for row in expected]))
+    normed = override(settings, {"text.layer_norm": True})
+    model = TwoBranch(normed, Sizes(features=6, words=7, encoder=5)).eval()
+    expected = [(f - f.mean()) / (f.var(correction=0) + 1e-5).sqrt() @ model.text.linear.weight.T for f in features]
+    embedded = model.embed_sentences(some_sentences(features.numpy()))
+    torch.testing.assert_close(embedded, torch.stack([row / row.norm() for row in expected]))
+
+
+@pytest.mark.parametrize("branch", ["gru", "onehot"])
+def test_an_encoder_joined_with_words_is_added_to_them(branch):
+    changes = {"dim": 8, "text.branch": branch, "text.encoder": "name", "text.words": 4}
+    model: Any = TwoBranch(override(Settings(), changes), Sizes(features=6, words=7, encoder=5)).eval()
+    sentences = some_sentences(np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32))
+    both = model.text.words(sentences) + model.text.sentence(sentences)
+    torch.testing.assert_close(model.embed_sentences(sentences), torch.nn.functional.normalize(both, dim=1))
+
+
+def test_attention_pooling_takes_maps():
+    settings = override(Settings(), {"dim": 8, "image.branch": "attention", "image.heads": 2})
+    model: Any = TwoBranch(settings, Sizes(features=6, words=7, grid=(2, 3))).eval()
+    maps = torch.randn(4, 2, 3, 6, generator=torch.Generator().manual_seed(0))
+    embedded = model.embed_images(maps)
+    assert embedded.shape == (4, 8)
+    assert not torch.allclose(embedded, model.embed_images(maps.flip(2))), "the place of things counts"
+
+
+def test_sentences_take_their_features_and_tokens_along():
+    features = np.arange(6, dtype=np.float32).reshape(3, 2)
+    taken = some_sentences(features, Sentences.of([[1, 2], [3], [4, 5, 6]])).take(np.array([2, 0, 2]))
+    np.testing.assert_array_equal(taken.features, features[[2, 0, 2]])
+    assert taken.tokens is not None
+    assert taken.tokens.numbers.tolist() == [4, 5, 6, 1, 2, 4, 5, 6]

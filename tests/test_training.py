@@ -13,10 +13,11 @@ import torch
 import training
 from features.prepared import Split
 from features.vocabulary import Encoder, Sentences, Vocabulary
+from model import Sizes
 from runs import Facts, Run
 from settings import Settings, override
 from training import chance_rsum, epoch_batches, rate_at, train
-from utils import BadInput
+from utils import BadInput, alone_in
 
 SMALL = {
     "dim": 16,
@@ -53,13 +54,14 @@ def facts(seed=0, digest="d", captions=""):
     return Facts("test", "made-up", "nowhere", ("features",), (digest,), (12,), seed, captions)
 
 
-def run(folder, seed=0, digest="d", captions="", fresh=False, **changes):
+def run(folder, seed=0, digest="d", captions="", fresh=False, told=lambda epochs, line: None, **changes):
     splits = made_up_data()
     settings = override(Settings(), {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}})
     vocabulary = Vocabulary.build(splits["train"].captions)
     encoder = Encoder(vocabulary, settings.text.stem, settings.text.min_count)
     sentences = {name: Sentences.encode(split.captions, encoder) for name, split in splits.items()}
-    return train(folder, settings, facts(seed, digest, captions), vocabulary, splits, sentences, fresh, progress=False)
+    about = facts(seed, digest, captions)
+    return train(folder, settings, about, vocabulary, splits, sentences, fresh, told, progress=False)
 
 
 def files(folder):
@@ -194,21 +196,34 @@ def test_a_run_of_other_features_or_settings_is_not_continued(tmp_path):
         run(tmp_path / "run", dim=8)
 
 
-def test_collapse_is_noticed_and_told(tmp_path, capsys, monkeypatch):
+def test_collapse_is_noticed_and_told(tmp_path, monkeypatch):
     zero = training.TRAINING["cosine"]
     monkeypatch.setitem(training.TRAINING, "cosine", lambda a, b: 0 * zero(a, b))
     monkeypatch.setitem(training.RANKING, "cosine", lambda a, b: 0 * zero(a, b))
-    result = run(tmp_path / "run", loss__negatives="hardest")
+    lines = []
+    result = run(tmp_path / "run", loss__negatives="hardest", told=lambda epochs, line: lines.append(line))
     assert result["collapsed"]
     assert result["rsum"] == 0
-    said = capsys.readouterr().err
+    said = "\n".join(lines)
     assert "collapsed" in said
     assert "loss.sum_epochs" in said
 
 
-def test_a_run_that_learns_is_not_called_collapsed(tmp_path, capsys):
-    assert not run(tmp_path / "run", text__branch="onehot")["collapsed"]
-    assert "collapsed" not in capsys.readouterr().err
+def test_a_run_that_learns_is_not_called_collapsed(tmp_path):
+    lines = []
+    assert not run(tmp_path / "run", text__branch="onehot", told=lambda *said: lines.append(said))["collapsed"]
+    assert [epochs for epochs, _ in lines] == [1, 2, 3, 4]
+    assert not any("collapsed" in line for _, line in lines)
+
+
+def test_two_programs_do_not_train_one_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    with alone_in(tmp_path / "run"), pytest.raises(BadInput, match="another program"):
+        run(tmp_path / "run")
+    run(tmp_path / "run")
+    with alone_in(tmp_path / "run"), pytest.raises(BadInput, match="another program"):
+        run(tmp_path / "run", fresh=True)
+    assert (tmp_path / "run" / "result.json").is_file(), "nothing is thrown away before it is ours"
 
 
 def test_patience_stops_early(tmp_path, monkeypatch):
@@ -307,7 +322,7 @@ def test_clipping_and_weight_decay_act(tmp_path, monkeypatch):
 
 def test_the_first_epochs_take_the_sum():
     settings = override(Settings(), {"loss.negatives": "hardest", "loss.sum_epochs": 1}).loss
-    model = training.TwoBranch(Settings(), features=2, words=2)
+    model = training.TwoBranch(Settings(), Sizes(features=2, words=2))
     scores, images = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)), torch.arange(5)
     first, second = (training.loss_functions(model, settings, epoch)[0](scores, images) for epoch in (0, 1))
     assert first == training.hinge(scores, images, settings.margin, "sum")

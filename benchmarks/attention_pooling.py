@@ -1,0 +1,59 @@
+"""How quick is attention pooling with folded projections, against nn.MultiheadAttention called plainly?
+
+    python benchmarks/attention_pooling.py
+
+Every figure is a ratio of times taken in turn in the same run; single times vary with the machine.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from pooling import AttentionPool, heads_for
+
+BATCH, GRID, CHANNELS = 64, (7, 7), 1280
+
+
+def plain_pool(pool: AttentionPool, maps: Tensor) -> Tensor:
+    """The definition: the mean and the positions as a sequence, through nn.MultiheadAttention."""
+    positions = maps.flatten(1, 2)
+    tokens = torch.cat([positions.mean(dim=1, keepdim=True), positions], dim=1) + pool.places
+    return pool.attention(tokens[:, :1], tokens, tokens, need_weights=False)[0][:, 0]
+
+
+def seconds(function: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def ratio(one: Callable[[], object], other: Callable[[], object], pairs: int = 5) -> tuple[float, float]:
+    """Median time of `one`, and the median over pairs of other / one."""
+    one(), other()
+    times = [(seconds(one), seconds(other)) for _ in range(pairs)]
+    return sorted(a for a, _ in times)[pairs // 2], sorted(b / a for a, b in times)[pairs // 2]
+
+
+def backward(pool: Callable[[Tensor], Tensor], maps: Tensor) -> None:
+    pool(maps).square().sum().backward()
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    pool = AttentionPool(GRID, CHANNELS, heads_for(CHANNELS))
+    maps = torch.randn(BATCH, *GRID, CHANNELS)
+    shape = f"{BATCH} maps of {GRID[0]} x {GRID[1]} x {CHANNELS}, {pool.heads} heads"
+    own, plain = ratio(lambda: backward(pool, maps), lambda: backward(lambda m: plain_pool(pool, m), maps))
+    print(f"forward and backward, {shape}: {1000 * own:.0f} ms; plain / ours {plain:.1f}")
+    with torch.inference_mode():
+        own, plain = ratio(lambda: pool(maps), lambda: plain_pool(pool, maps))
+    print(f"forward alone: {1000 * own:.0f} ms; plain / ours {plain:.1f}")
+
+
+if __name__ == "__main__":
+    main()

