@@ -12,10 +12,7 @@ that draws images with all their captions.
 """
 
 import argparse
-import csv
-import io
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -28,21 +25,18 @@ from tqdm import tqdm
 
 from features.prepared import Prepared, Split
 from retrieval.comparison import Group, compare, find_row, finished_runs, group_runs
-from retrieval.judgements import judge, note_of
+from retrieval.judgement_tables import KENDALL, judgement_cells, with_judgements
+from retrieval.judgements import judge
 from retrieval.pictures import Shown, draw, recipe_of, report_path, report_tables, write_pictures
 from retrieval.protocols import Fold, Protocol, folds_of, protocol_name, protocols_for, ranks_of_folds
 from retrieval.published import published_rows
 from retrieval.ranks import Ranks
 from retrieval.report import Table, write_report
 from retrieval.similarity import RANKING
-from retrieval.tables import FORMATS, WIDTH
+from retrieval.tables import FORMATS
 from runs import Facts, Run, newest_run
 from settings import Settings
 from utils import BadInput, make_folder, script
-
-NAMES = {"expert": "Expert", "crowdflower": "CrowdFlower"}
-KENDALL = "Kendall's τ × 100"
-SPREAD = ", mean ± standard deviation over seeds"
 
 
 def main() -> None:
@@ -207,63 +201,6 @@ def judge_groups(groups: Sequence[Group], inputs: Inputs, folder: Path) -> dict[
     return judged
 
 
-def judgement_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[str]]:
-    """Head and lines of the human judgements, a line per row whatever the protocols, and what is to say of them."""
-    judged = {row["row"]: row["judgements"] for row in rows if "judgements" in row}
-    spread = SPREAD if any("std" in one for found in judged.values() for one in found.values()) else ""
-    lines, notes = [], {}
-    for name, found in judged.items():
-        taus = [one["tau"] for one in found.values()]
-        ends = [f" ± {one['std']:.1f}" if one.get("std") is not None else "" for one in found.values()]
-        cells = ["–" if tau is None else f"{tau:.1f}{end}" for tau, end in zip(taus, ends, strict=True)]
-        lines.append([name, *cells])
-        heads = [f"{NAMES[measure]} τ-{one['variant']}" for measure, one in found.items()]
-        notes[f"{KENDALL}{spread}: {note_of(found)}."] = heads
-    return [["human judgements", *next(iter(notes.values()))], *lines] if lines else [], list(notes)
-
-
-def with_judgements(table: str, rows: Sequence[dict[str, Any]], form: str) -> str:
-    """The table with a second one under it: the human judgements, if there are any. JSON has them in its rows."""
-    lines, notes = judgement_cells(rows)
-    if not lines or form == "json":
-        return table
-    if form == "csv":
-        return csv_with_judgements(table, rows)
-    if form == "latex":
-        return "\n\n".join([table, "\n".join([*(f"% {note}" for note in notes), latex_block(lines)])])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    aligned = [
-        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))] for line in lines
-    ]
-    if form == "markdown":
-        rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-        body = [f"| {' | '.join(line)} |" for line in [aligned[0], rule, *aligned[1:]]]
-        return "\n".join([table, "", *body, "", *notes])
-    body = ["  ".join(line) for line in aligned]
-    wrapped = [part for note in notes for part in textwrap.wrap(note, WIDTH, break_on_hyphens=False)]
-    return "\n".join([table, "", body[0], "─" * len(body[0]), *body[1:], "", *wrapped])
-
-
-def latex_block(lines: list[list[str]]) -> str:
-    """A booktabs tabular of plain cells."""
-    signs = {"_": r"\_", "%": r"\%", "&": r"\&", "±": r"$\pm$", "τ": r"$\tau$", "–": "--"}
-    head, *body = [" & ".join("".join(signs.get(c, c) for c in cell) for cell in line) + r" \\" for line in lines]
-    columns = rf"\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}}"
-    return "\n".join([columns, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
-
-
-def csv_with_judgements(table: str, rows: Sequence[dict[str, Any]]) -> str:
-    """Four columns more: tau and its deviation, Expert and CrowdFlower; a line of the table is a row of `rows`."""
-    head, *lines = csv.reader(io.StringIO(table))
-    more = [(name, key) for name in NAMES for key in ("tau", "std")]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*head, *(f"{name} {key}" for name, key in more)])
-    for line, row in zip(lines, rows, strict=True):
-        writer.writerow([*line, *(row.get("judgements", {}).get(name, {}).get(key) for name, key in more)])
-    return out.getvalue().rstrip("\n")
-
-
 def write_everything(
     path: Path, groups: Sequence[Group], inputs: Inputs, rows: list[dict[str, Any]], figures: dict[str, bytes]
 ) -> None:
@@ -273,12 +210,16 @@ def write_everything(
     if lines:
         columns = [("", name) for name in lines[0]]
         tables.append(Table(f"Human judgements, {KENDALL}", columns, lines[1:]))
-    queries = {}
+    queries, among = {}, ""
     for group in tqdm(groups, "report", unit=" rows", leave=False, disable=len(groups) == 1):
-        queries[group.name] = Shown.of(*inputs.opened(group.runs[0])).queries()
+        shown = Shown.of(*inputs.opened(group.runs[0]))
+        queries[group.name] = shown.queries()
+        # whatever folds the tables average over: a query of a whole split says more than one of its fifth
+        among = f"Ranked among all {len(shown.images):,} images and {len(shown.captions):,} captions of the split, "
+        among += f"seed {group.seeds[0]} of each row."
     title = f"Image–text retrieval, {rows[0]['dataset']}, {rows[0]['split']} split"
     recipes = {group.name: recipe_of(group) for group in groups}
-    write_report(path, title, tables, figures, recipes, queries, [*notes, *more])
+    write_report(path, title, tables, figures, recipes, queries, [*notes, *more], among)
 
 
 def say(line: str) -> None:

@@ -122,7 +122,7 @@ def report_tables(rows: list[Row]) -> tuple[list[Table], list[str]]:
         columns = [("", "row"), *zip(groups, head[1:], strict=False)]
         cells = [[label_of(row), *line] for row, line in zip([*own, *published], body, strict=True)]
         best = frozenset((row, column + 1) for row, column in best_cells(own))
-        tables.append(Table(title, columns, cells, best))
+        tables.append(Table(title, columns, cells, best, len(own) if published else None))
         notes |= dict.fromkeys(notes_of(own, published, " (*)"))
     return tables, list(notes)
 

@@ -27,13 +27,14 @@ Scores = Callable[[Tensor, Tensor], Tensor]
 @dataclass(frozen=True)
 class Table:
     """columns: (group, name) of each; neighbours of one group stand under one heading, "" is no group. The first
-    column names the row. best: the (row, column) cells to print bold.
+    column names the row. best: the (row, column) cells to print bold. rule: the row that stands under a rule.
     """
 
     title: str
     columns: Sequence[tuple[str, str]]
     rows: Sequence[Sequence[str]]
     best: frozenset[tuple[int, int]] = frozenset()
+    rule: int | None = None
 
 
 @dataclass(frozen=True)
@@ -153,17 +154,22 @@ def write_report(
     recipes: Mapping[str, str],
     queries: Mapping[str, Sequence[Query]],
     notes: Sequence[str] = (),
+    among: str = "",
 ) -> None:
     """Write the whole report into one HTML file.
 
     figures: title → PNG, as plots.png_of gives it; recipes: name of a row → its TOML; queries: name of a row → what
-    find_queries found; notes: sentences below the tables. Any part may be empty and is then left out. Photographs
-    that are missing or cannot be read become a grey box with the image's id.
+    find_queries found; among: what those were ranked among; notes: sentences below the tables. Any part may be empty
+    and is then left out. Photographs that are missing or cannot be read become a grey box with the image's id.
     """
     parts = {
         "Results": "".join(map(_table, tables)) + "".join(f"<p>{html.escape(note)}</p>" for note in notes),
         "Pictures": "".join(_figure(name, png) for name, png in figures.items()),
         "Queries": "".join(_queries(name, found) for name, found in queries.items() if found),
+    }
+    if among and parts["Queries"]:
+        parts["Queries"] = f"<p>{html.escape(among)}</p>{parts['Queries']}"
+    parts |= {
         "Recipes": "".join(_recipe(name, text) for name, text in recipes.items()),
     }
     parts = {name: part for name, part in parts.items() if part}
@@ -190,7 +196,7 @@ def _table(table: Table) -> str:
     above = f"<tr>{above}</tr>" if any(group for group, _ in groups) else ""
     heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for _, name in table.columns)
     body = "".join(
-        "<tr>"
+        ('<tr class="ruled">' if row == table.rule else "<tr>")
         + "".join(_cell(text, column, (row, column) in table.best) for column, text in enumerate(cells))
         + "</tr>"
         for row, cells in enumerate(table.rows)
@@ -307,7 +313,7 @@ nav { display: flex; flex-wrap: wrap; gap: 1.2rem; } a { color: var(--link); pad
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
 caption { text-align: left; padding: 0.3rem 0; color: var(--quiet); }
 thead { border-top: 2px solid var(--ink); border-bottom: 1px solid var(--ink); }
-tbody { border-bottom: 2px solid var(--ink); }
+tbody { border-bottom: 2px solid var(--ink); } .ruled { border-top: 1px solid var(--ink); }
 th, td { padding: 0.25rem 0.6rem; text-align: right; font-weight: normal; }
 thead th { color: var(--quiet); } th[scope=colgroup] { text-align: center; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }

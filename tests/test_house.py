@@ -47,8 +47,8 @@ def test_imports_go_down_the_ladder_only(path):
             )
 
 
-def test_similarity_ranks_and_metrics_know_nothing_but_arrays():
-    for name in ("similarity", "ranks", "metrics"):
+def test_similarity_ranks_metrics_and_statistics_know_nothing_but_arrays():
+    for name in ("similarity", "ranks", "metrics", "statistics"):
         known = {m.split(".")[0] for m in imports_of(ROOT / "retrieval" / f"{name}.py")} & set(LEVEL)
         assert known <= {"retrieval"}
 
