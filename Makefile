@@ -32,3 +32,30 @@ format: .venv/all
 	$(BIN)/pip install --quiet --requirement requirements-all.txt
 	touch .venv/demo $@
 
+
+# The tables of docs/RESULTS.md that compare losses, from a prepared folder. What is trained already is not trained again.
+DATA ?= data/flickr8k
+RUNS ?= runs
+JOBS ?= 2
+A := --features efficientnet_lite0
+B := --features inception_v3
+AB := --features efficientnet_lite0 inception_v3
+COMPARE := --data $(DATA) --seeds 0 1 2 --jobs $(JOBS)
+ORDER := similarity=order loss.margin=0.05
+
+.PHONY: one-hot gru
+
+one-hot: .venv/demo
+	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set dim=512 loss.negatives=sum,hardest,semihard,random
+	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set dim=512 loss.name=smooth,infonce
+	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set dim=512 loss.name=siglip loss.temperature=0.1
+	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set dim=512 loss.negatives=sum $(ORDER)
+	$(BIN)/python train.py cca $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB)
+	$(BIN)/python eval.py '$(RUNS)/one_hot/*' --format markdown
+
+gru: .venv/demo
+	$(BIN)/python train.py gru $(COMPARE) --runs $(RUNS)/gru $(AB) --set loss.negatives=sum
+	$(BIN)/python train.py gru $(COMPARE) --runs $(RUNS)/gru $(AB) --set loss.negatives=hardest loss.sum_epochs=1
+	$(BIN)/python train.py gru $(COMPARE) --runs $(RUNS)/gru $(AB) --set $(ORDER)
+	$(BIN)/python train.py gru $(COMPARE) --runs $(RUNS)/gru $(AB) --set loss.name=infonce
+	$(BIN)/python eval.py '$(RUNS)/gru/*' --format markdown

@@ -108,7 +108,6 @@ def _at_fault(place: Place, what: str, error: Exception) -> BadInput:
     reason = lines[0].rstrip(".:")
     if place.kind != "hub":
         return unusable(place, what, reason)
-    import httpx
     from huggingface_hub import constants, errors
 
     flag = f"--text-encoder {place.name}"
@@ -124,7 +123,8 @@ def _at_fault(place: Place, what: str, error: Exception) -> BadInput:
             f"{flag}: no folder here and no model on the Hugging Face hub has this name; "
             f"check its spelling (OWNER/NAME), or name a folder"
         )
-    cut_off = (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, httpx.HTTPError, ConnectionError, TimeoutError)
+    # HTTPError is that of the library the hub's client talks through: requests, httpx or httpx2, by its version.
+    cut_off = (errors.LocalEntryNotFoundError, errors.HTTPError, ConnectionError, TimeoutError)
     missing = constants.HF_HUB_OFFLINE and any(isinstance(cause, OSError) for cause in causes)
     # That the model lacks a file is an HTTP error, too, but an answer.
     answered = any(isinstance(cause, errors.RemoteEntryNotFoundError) for cause in causes)

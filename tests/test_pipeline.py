@@ -199,7 +199,8 @@ def test_repeating_does_nothing_again(prepared, monkeypatch):
 
 
 def test_several_recipes_seeds_and_values_in_one_command(prepared, monkeypatch, tmp_path, capsys):
-    sweep = ["two_branch", "vsepp", "--seeds", "0", "1", "--data", prepared / "data/folder", "--runs", tmp_path]
+    where = ["--data", prepared / "data/folder", "--features", "efficientnet_lite0", "--runs", tmp_path]
+    sweep = ["two_branch", "vsepp", "--seeds", "0", "1", *where]
     small = ["--set", "training.epochs=1", "dim=8", "text.words=4", "training.batch=8", "loss.margin=0.1,0.2"]
     assert call(monkeypatch, train, *sweep, *small) == 0
     assert len(list(tmp_path.glob("*/result.json"))) == 8

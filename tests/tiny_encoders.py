@@ -50,11 +50,11 @@ def make_tiny_encoder(folder: Path | str, kind: str = "bert", seed: int = 0, pla
 def save_tokenizer(folder: Path, kind: str, places: int) -> None:
     """bert, distilbert: a WordPiece vocab.txt, as published. albert, gpt2: a tokenizer.json."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+    from transformers import BertTokenizer, PreTrainedTokenizerFast
 
     if kind in ("bert", "distilbert"):
         (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *WORDS]) + "\n")
-        BertTokenizerFast.from_pretrained(str(folder), model_max_length=places).save_pretrained(str(folder))
+        BertTokenizer.from_pretrained(str(folder), model_max_length=places).save_pretrained(str(folder))
         return
     numbers = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
     tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
