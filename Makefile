@@ -47,7 +47,8 @@ ORDER := similarity=order loss.margin=0.05
 
 one-hot: .venv/demo
 	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set dim=512 loss.negatives=sum,hardest,semihard,random
-	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set dim=512 loss.name=smooth,infonce
+	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set dim=512 loss.name=smooth loss.sharpness=50
+	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set dim=512 loss.name=infonce
 	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set dim=512 loss.name=siglip loss.temperature=0.1
 	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set dim=512 loss.negatives=sum $(ORDER)
 	$(BIN)/python train.py cca $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,9 +184,10 @@ def test_a_kill_while_columns_are_written_leaves_the_old_index(tmp_path, picture
         path.write_bytes(b"half a file")
         raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(indexing, moment, killed)
-        build(run, tmp_path / "index", pictures)
+        with pytest.raises(Killed):
+            build(run, tmp_path / "index", pictures)
     assert contents(tmp_path / "index") == before
     run.embedded.clear()
     build(run, tmp_path / "index", pictures)
@@ -220,7 +222,7 @@ def test_a_reader_of_the_old_generation_is_not_disturbed(tmp_path, pictures):
 def test_opening_during_a_change_of_generation_tries_again(tmp_path, pictures, monkeypatch):
     run = FakeRun(tmp_path)
     build(run, tmp_path / "index", pictures)
-    opened = Index._open.__func__
+    opened: Any = vars(Index)["_open"].__func__
 
     def overtaken(cls, folder, meta, approximate):
         if meta.generation == 1:
@@ -263,7 +265,7 @@ def test_unreadable_images_are_named_left_out_and_tried_again(tmp_path, pictures
 
 def test_another_run_is_refused_until_fresh(tmp_path, pictures, monkeypatch):
     build(FakeRun(tmp_path), tmp_path / "index", pictures)
-    with pytest.raises(BadInput, match="is the index of another run .* with --fresh, or name another folder"):
+    with pytest.raises(BadInput, match=r"is the index of another run .* with --fresh, or name another folder"):
         build(FakeRun(tmp_path, name="other"), tmp_path / "index", pictures)
     monkeypatch.setattr(indexing, "BLOCK", 2)
     with pytest.raises(KeyboardInterrupt):
@@ -359,6 +361,7 @@ def test_a_prepared_folder_comes_with_its_features(tmp_path):
     assert run.embedded == [], "no photograph was embedded"
     found = Index.open(tmp_path / "index")
     store = gather([folder], run).features
+    assert store is not None
     np.testing.assert_array_equal(found.embeddings, run.embed_features(store.read(list(found.ids))))
     assert found.thumbnail(0) == blocks.jpeg_thumbnail(tmp_path / "photographs/0.png")
     assert counts(build(run, tmp_path / "index", folder)) == (0, 0, 0, 0, 10)

@@ -1,0 +1,68 @@
+"""How long does one warm query take from end to end, text branch included?
+
+    python benchmarks/search_latency.py photographs.index
+    OMP_NUM_THREADS=2 python benchmarks/search_latency.py photographs.index --queries 1000
+
+Queries are test captions of the dataset that the index's run was trained on, each with its own time; the text branch is
+timed apart, so that one sees where the time goes.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from features.prepared import Prepared
+from retrieval.search import Searcher
+from utils import script
+
+WARM = 20  # queries before the first that counts
+
+
+def main() -> None:
+    args = arguments()
+    began = time.perf_counter()
+    searcher = Searcher.open(args.index, args.run, exact=args.exact)
+    opened = time.perf_counter() - began
+    rows = Prepared(args.data or searcher.run.facts.data).rows
+    captions = [caption for row in rows if row["split"] == "test" for caption in row["captions"]]
+    rng = np.random.default_rng(args.seed)
+    captions = [captions[i] for i in rng.permutation(len(captions))[: args.queries + WARM]]
+    for caption in captions[:WARM]:
+        searcher.search(caption, args.k)
+    whole, text = [], []
+    for caption in captions[WARM:]:
+        began = time.perf_counter()
+        query = searcher.embed_sentence(caption)
+        embedded = time.perf_counter()
+        places, _ = searcher.nearest_images(query, args.k)
+        [searcher.index.ids[row] for row in places[0].tolist()]
+        whole.append(time.perf_counter() - began)
+        text.append(embedded - began)
+    way = "exact" if searcher.exact or searcher.index.graph is None else "approximate"
+    print(f"{len(searcher.index):,} images, {searcher.index.meta.dim} dimensions, {searcher.similarity}, {way}")
+    threads = torch.get_num_threads()
+    print(f"{len(whole):,} queries, k = {args.k}, {threads} threads; opened with its run in {opened:.2f} s")
+    for name, times in (("text branch", text), ("end to end", whole)):
+        middle, late = np.percentile(times, [50, 95]) * 1e3
+        print(f"{name}: median {middle:.1f} ms, 95th percentile {late:.1f} ms")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("index", type=Path, metavar="INDEX")
+    parser.add_argument("--run", type=Path, metavar="RUN", help="the index's run, if it has moved")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the prepared folder of the queries")
+    parser.add_argument("--queries", type=int, default=500, metavar="N")
+    parser.add_argument("-k", type=int, default=20, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--exact", action="store_true", help="search all, where the index is made approximate")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    script(main)

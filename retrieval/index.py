@@ -1,0 +1,285 @@
+"""The index folder: what search.py index leaves, read by memory map; opening it reads nothing that grows with images.
+
+meta.json             which file holds which column; it is renamed into place last, so the folder holds the old index or
+                      the new one
+embeddings-000001.npy (N, dim) float32, rows in the order of the ids
+ids-…, paths-….bin    of every row: a path is empty where the image has no file
+files-….npy           of every row: digest of the content, size and time of the file, where its thumbnail lies
+pack-….bin            thumbnails, JPEG, end to end; later builds add packs and leave those before as they are
+captions-….bin        distinct captions to search from images, sorted; caption_embeddings-….npy, their rows
+known-….bin           every caption of an indexed dataset, sorted; known_rows-….npy, its image
+graph-….faiss         for approximate search, where there is one
+part-DIGEST/          a build under way: what is finished of it, for the run of that digest
+
+Numbers count generations. A reader of an old one keeps its files open, so that taking them away does not disturb it.
+"""
+
+import bisect
+import hashlib
+import mmap
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from retrieval.nearest import Graph
+from utils import BadInput, read_json, write_json, write_whole
+
+FORMAT = 1
+META, PART = "meta.json", "part-"
+ROW = np.dtype(
+    [
+        ("digest", "u1", (32,)),  # SHA-256 of the content
+        ("size", "<i8"),
+        ("mtime", "<i8"),  # nanoseconds; 0 where it cannot be relied on
+        ("pack", "<i4"),
+        ("start", "<i8"),
+        ("length", "<i4"),  # of the thumbnail; 0 for none
+    ]
+)
+SUFFIX = {"ids": "bin", "paths": "bin", "captions": "bin", "known": "bin", "pack": "bin", "graph": "faiss"}
+OWN = re.compile(rf"{META}|{PART}[0-9a-f]+|\.[\w.-]+\.tmp|[a-z_]+-\d{{6,}}\.(npy|bin|faiss)")
+REMEDY = "build it again with search.py index, with --fresh"
+
+
+@dataclass(frozen=True)
+class Meta:
+    """meta.json. files: column → name of its file. graph: what was measured of it; None where search is exact."""
+
+    generation: int
+    run: str  # its folder
+    digest: str  # of the run
+    similarity: str
+    dim: int
+    images: int
+    captions: int
+    captions_from: str
+    captions_digest: str
+    known_digest: str
+    files: dict[str, str]
+    packs: list[int]
+    graph: dict[str, Any] | None = None
+    format: int = FORMAT
+
+    @classmethod
+    def read(cls, folder: Path) -> "Meta":
+        """Raises BadInput if `folder` holds no index, or one of another format."""
+        path = folder / META
+        if not path.is_file():
+            raise BadInput(f"{folder}: not an index (no {META}); build one with search.py index RUN IMAGES --out DIR")
+        table = read_json(path, REMEDY)
+        if not isinstance(table, dict) or "generation" not in table:
+            raise BadInput(f"{path}: not the {META} of an index; name a folder that search.py index has written")
+        if table.get("format") != FORMAT:
+            raise BadInput(f"{path}: has format {table.get('format')}, this program reads format {FORMAT}; {REMEDY}")
+        try:
+            return cls(**table)
+        except TypeError:
+            raise BadInput(f"{path}: not the {META} of an index of this version; {REMEDY}") from None
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / META, asdict(self))
+
+    def names(self) -> set[str]:
+        """Every file that belongs to this generation."""
+        return {META, *self.files.values(), *(file_name("pack", number) for number in self.packs)}
+
+
+def file_name(column: str, generation: int) -> str:
+    """
+    >>> file_name("embeddings", 3)
+    'embeddings-000003.npy'
+    """
+    return f"{column}-{generation:06d}.{SUFFIX.get(column, 'npy')}"
+
+
+class Strings(Sequence[str]):
+    """Many strings in one file, read where they lie: their count, where each starts, and all of them end to end.
+
+    Any string will do, half a surrogate pair (a file name that is not UTF-8) too. Sorted ones are found by bisection:
+    UTF-8 sorts as Python does.
+    """
+
+    def __init__(self, data: Any):
+        self.data = memoryview(data)
+        (count,) = np.frombuffer(data, "<i8", 1)
+        self.starts = np.frombuffer(data, "<i8", int(count) + 1, offset=8)
+        self.base = 8 * (int(count) + 2)
+        if self.starts[0] != 0 or self.base + int(self.starts[-1]) != len(self.data):
+            raise ValueError("cut short")
+
+    @classmethod
+    def empty(cls) -> "Strings":
+        return cls(np.zeros(2, "<i8").tobytes())
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        row %= len(self)
+        start, stop = self.base + int(self.starts[row]), self.base + int(self.starts[row + 1])
+        return bytes(self.data[start:stop]).decode("utf-8", "surrogatepass")
+
+    def rows_of(self, text: str) -> range:
+        """Where `text` stands among sorted strings; an empty range if it does not."""
+        return range(bisect.bisect_left(self, text), bisect.bisect_right(self, text))
+
+
+def write_strings(path: Path, strings: Sequence[str]) -> None:
+    parts = [text.encode("utf-8", "surrogatepass") for text in strings]
+    starts = np.zeros(len(parts) + 1, "<i8")
+    np.cumsum([len(part) for part in parts], out=starts[1:])
+    with write_whole(path, "wb") as file:
+        file.write(np.int64(len(parts)).astype("<i8").tobytes())
+        file.write(starts.tobytes())
+        file.writelines(parts)
+
+
+def write_rows(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
+    """A .npy of float32 rows, (N, D), as blocks bring them: never all of them in memory."""
+    with write_whole(path, "wb") as file:
+        head = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, head)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, "<f4").tobytes())
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    with write_whole(path, "wb") as file:
+        np.save(file, array)
+
+
+def digest_strings(strings: Iterable[str]) -> str:
+    """Sixteen hexadecimal digits that differ when a string or their order differs."""
+    total = hashlib.sha256()
+    for text in strings:
+        data = text.encode("utf-8", "surrogatepass")
+        total.update(b"%d " % len(data) + data)
+    return total.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index, open. Row i of ids, paths, rows and embeddings is one image; ids are sorted, so ties stand by id."""
+
+    folder: Path
+    meta: Meta
+    embeddings: np.ndarray  # (N, dim) float32
+    rows: np.ndarray  # (N,) of ROW
+    ids: Strings
+    paths: Strings
+    captions: Strings
+    caption_embeddings: np.ndarray  # (M, dim) float32
+    known: Strings
+    known_rows: np.ndarray  # (captions of the dataset,) int64
+    graph: Graph | None
+    packs: dict[int, Any] = field(repr=False)  # number → its bytes
+
+    @classmethod
+    def open(cls, folder: Path | str, approximate: bool = True) -> "Index":
+        """Raises BadInput if `folder` holds no index, or a damaged one. approximate: open its graph, if it has one."""
+        folder = Path(folder)
+        while True:
+            meta = Meta.read(folder)
+            try:
+                return cls._open(folder, meta, approximate)
+            except (OSError, ValueError, EOFError) as error:
+                if Meta.read(folder).generation != meta.generation:
+                    continue  # a build has put a new generation in its place just now
+                raise BadInput(f"{folder}: damaged ({error}); {REMEDY}") from None
+
+    @classmethod
+    def _open(cls, folder: Path, meta: Meta, approximate: bool) -> "Index":
+        def array(column: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+            if column not in meta.files:
+                return np.empty((0, *shape[1:]), dtype)
+            # copy on write: nobody writes, but torch warns of arrays that cannot be written
+            found = np.load(folder / meta.files[column], mmap_mode="c")
+            if found.dtype != dtype or found.shape != shape:
+                raise ValueError(f"{meta.files[column]} has {found.shape} {found.dtype}")
+            return found.view(np.ndarray)  # an array over the same map: np.memmap is slower to slice
+
+        def strings(column: str, count: int | None = None) -> Strings:
+            found = Strings(_map(folder / meta.files[column])) if column in meta.files else Strings.empty()
+            if count is not None and len(found) != count:
+                raise ValueError(f"{meta.files[column]} holds {len(found)} strings")
+            return found
+
+        count, known = meta.images, strings("known")
+        embeddings = array("embeddings", (count, meta.dim), np.float32)
+        graph = None
+        if meta.graph and approximate:
+            graph = Graph.open(folder / meta.files["graph"], embeddings, meta.graph["efSearch"])
+        return cls(
+            folder,
+            meta,
+            embeddings,
+            array("files", (count,), ROW),
+            strings("ids", count),
+            strings("paths", count),
+            strings("captions", meta.captions),
+            array("caption_embeddings", (meta.captions, meta.dim), np.float32),
+            known,
+            array("known_rows", (len(known),), np.int64),
+            graph,
+            {number: _map(folder / file_name("pack", number)) for number in meta.packs},
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def row_of(self, image: str) -> int | None:
+        """The row of an image id; None if it is not in the index."""
+        found = self.ids.rows_of(image)
+        return found[0] if found else None
+
+    def path(self, row: int) -> Path | None:
+        """Where the image of a row lay when it was indexed."""
+        text = self.paths[row]
+        return Path(text) if text else None
+
+    def thumbnail(self, row: int) -> bytes | None:
+        """The image of a row, small, as a JPEG; None where there was no photograph."""
+        at = self.rows[row]
+        start, length = int(at["start"]), int(at["length"])
+        return bytes(self.packs[int(at["pack"])][start : start + length]) if length else None
+
+    def true_rows(self, caption: str) -> list[int]:
+        """Images that the indexed dataset has this very caption for."""
+        found = self.known.rows_of(caption)
+        return sorted({int(row) for row in self.known_rows[found.start : found.stop]})
+
+
+def _map(path: Path) -> Any:
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def clean_up(folder: Path, keep: set[str]) -> None:
+    """Take away what no longer belongs to the index; files that it did not write stay."""
+    for path in sorted(folder.iterdir()):
+        if path.name in keep or not OWN.fullmatch(path.name):
+            continue
+        if path.is_dir():
+            for file in path.iterdir():
+                file.unlink()
+            path.rmdir()
+        else:
+            path.unlink()
+
+
+def foreign_file(folder: Path) -> str | None:
+    """The name of a file that no index writes; hidden ones, such as desktops leave everywhere, do not count."""
+    names = sorted(path.name for path in folder.iterdir())
+    return next((name for name in names if not name.startswith(".") and not OWN.fullmatch(name)), None)
