@@ -31,6 +31,13 @@ class Unreadable(Exception):
     """An image that cannot be decoded. The message is the reason, without the name of the file."""
 
 
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The formats of photographs and drawings that this Pillow decodes itself; for EPS it would call Ghostscript."""
+    Pictures.init()
+    return tuple(sorted(set(Pictures.OPEN) - {"EPS", "WMF", "FITS", "GRIB", "HDF5", "BUFR", "MPEG"}))
+
+
 def read_image(path: Path | str | IO[bytes]) -> Pictures.Image:
     """The photograph as RGB, turned as its EXIF orientation says, transparency on white, 16 bits scaled to 8.
 
@@ -40,7 +47,7 @@ def read_image(path: Path | str | IO[bytes]) -> Pictures.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Pictures.DecompressionBombWarning)
-            with Pictures.open(path) as opened:
+            with Pictures.open(path, formats=formats()) as opened:
                 if max(opened.size) > THINNEST * min(opened.size):
                     raise Unreadable(f"{opened.width} by {opened.height} pixels is too thin")
                 opened.load()
