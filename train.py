@@ -50,7 +50,8 @@ def main() -> None:
         for seed in args.seeds
     )
     sweep(jobs, data, args.fresh, args.jobs)
-    say(f"now: python eval.py {' '.join(str(job.folder) for job in jobs)}")
+    trained = [str(job.folder) for job in jobs] if len(jobs) <= 3 else [f"'{args.runs}/*'"]
+    say(f"now: python eval.py {' '.join(trained)}")
 
 
 def job_for(
