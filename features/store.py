@@ -1,5 +1,6 @@
 """The HDF5 file of features: one row per image, joined by id, and where the rows come from."""
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,11 +48,25 @@ def write_store(
     if len(set(ids)) != len(ids):
         twice = next(image for place, image in enumerate(ids) if image in ids[:place])
         raise BadInput(f"{path}: image {twice} stands twice in the list of ids; give every row an id of its own")
+    chunk, row = _chunk(len(ids), shape, dtype)
+    size = (len(ids) + chunk) * row + sum(len(image.encode()) + 64 for image in ids) + 2**16
+    with whole_hdf5(path, size) as file:
+        _write(file, path, ids, shape, dtype, attributes, blocks)
+
+
+@contextlib.contextmanager
+def whole_hdf5(path: Path, size: int) -> Iterator[h5py.File]:
+    """An HDF5 file of at most `size` bytes that appears under its name when it is complete.
+
+    The room is reserved first: HDF5 does not survive a full disk. Raises BadInput if the disk does not take it.
+    """
     scratch = path.with_name(f".{path.name}.tmp")  # one fixed name, so that a killed run leaves no more than one
     try:
-        _reserve(scratch, ids, shape, dtype)
+        with open(scratch, "wb") as reserved:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(reserved.fileno(), 0, size)
         with h5py.File(scratch, "w") as file:
-            _write(file, path, ids, shape, dtype, attributes, blocks)
+            yield file
         with open(scratch, "rb") as written:
             os.fsync(written.fileno())
         os.replace(scratch, path)
@@ -70,15 +85,6 @@ def _chunk(count: int, shape: tuple[int, ...], dtype: str) -> tuple[int, int]:
     """Rows in a chunk of the file, and bytes in a row."""
     row = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return max(1, min(count, CHUNK // max(1, row))), row
-
-
-def _reserve(scratch: Path, ids: Sequence[str], shape: tuple[int, ...], dtype: str) -> None:
-    """Find out that the disk is too full before HDF5 does, which does not survive it. Raises OSError."""
-    chunk, row = _chunk(len(ids), shape, dtype)
-    size = (len(ids) + chunk) * row + sum(len(image.encode()) + 64 for image in ids) + 2**16
-    with open(scratch, "wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _write(
@@ -161,7 +167,7 @@ class FeatureStore:
                 f"{path}: {len(row)} image ids for features of shape {features.shape}; "
                 f"make it again with prep.py --fresh"
             )
-        attributes = {name: _plain(value) for name, value in file.attrs.items()}
+        attributes = {name: plain_attribute(value) for name, value in file.attrs.items()}
         return cls(path, ids, features.shape[1:], str(features.dtype), attributes, row)
 
     def __len__(self) -> int:
@@ -211,7 +217,7 @@ def _read_sorted(features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
     return features[distinct][back]
 
 
-def _plain(value: object) -> str | int:
+def plain_attribute(value: object) -> str | int:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return int(value) if isinstance(value, np.integer | int) else str(value)

@@ -1,12 +1,10 @@
 """The HDF5 file of a frozen sentence encoder: one row per caption and pooling, joined by image, number and text."""
 
-import contextlib
 import functools
 import itertools
-import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +13,8 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from utils import BadInput, digest_text, fsync_folder, make_folder, read_json, write_json, write_whole
+from features.store import plain_attribute, whole_hdf5
+from utils import BadInput, digest_text, make_folder, read_json, write_json, write_whole
 
 if TYPE_CHECKING:
     from features.text_encoders import TextEncoder
@@ -86,7 +85,7 @@ class TextStore:
         for name in (*POOLINGS, "image", "caption", "digest"):
             if not isinstance(file.get(name), h5py.Dataset):
                 raise BadInput(f"{path}: has no dataset {name!r}, so it holds no sentence features; {again}")
-        attributes = {name: _plain(value) for name, value in file.attrs.items()}
+        attributes = {name: plain_attribute(value) for name, value in file.attrs.items()}
         if attributes.get("format") != FORMAT:
             version = attributes.get("format")
             raise BadInput(f"{path}: has format {version}, this program reads format {FORMAT}; {again}")
@@ -283,7 +282,7 @@ def _assemble(
     row_bytes = 2 * encoder.size
     chunk = max(1, min(len(keys), CHUNK // row_bytes))
     size = 3 * (len(keys) + chunk) * row_bytes + sum(len(key.image.encode()) + 128 for key in keys) + 2**16
-    with _whole(path, size) as file:
+    with whole_hdf5(path, size) as file:
         for pooling in POOLINGS:
             shape = (len(keys), encoder.size)
             dataset = file.create_dataset(pooling, shape, "float16", chunks=(chunk, encoder.size))
@@ -294,36 +293,3 @@ def _assemble(
         file.create_dataset("caption", data=np.array([key.number for key in keys], np.int32))
         file.create_dataset("digest", data=[key.digest for key in keys], dtype=h5py.string_dtype("ascii", 16))
         file.attrs.update({**encoder.attributes, "format": FORMAT})
-
-
-@contextlib.contextmanager
-def _whole(path: Path, size: int) -> Iterator[h5py.File]:
-    """An HDF5 file of at most `size` bytes that appears under its name when it is complete.
-
-    The room is reserved first: HDF5 does not survive a full disk. Raises BadInput if the disk does not take it.
-    """
-    scratch = path.with_name(f".{path.name}.tmp")  # one fixed name, so that a killed run leaves no more than one
-    try:
-        with open(scratch, "wb") as reserved:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(reserved.fileno(), 0, size)
-        with h5py.File(scratch, "w") as file:
-            yield file
-        with open(scratch, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(scratch, path)
-        fsync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # HDF5 tells of its troubles in either, over several lines
-        code = getattr(error, "errno", None)
-        reason = os.strerror(code) if code else str(error).splitlines()[0]
-        raise BadInput(
-            f"{path}: cannot be written ({reason}); check that the disk is not full and that you may write there"
-        ) from error
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def _plain(value: object) -> str | int:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return int(value) if isinstance(value, np.integer | int) else str(value)

@@ -1,6 +1,7 @@
 """Sentence features on disk: continued after a kill, joined by image, number and text, refused where need be."""
 
 import itertools
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -256,7 +257,7 @@ def test_a_full_disk_leaves_the_old_store(
         asked.append(size)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(text_store.os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(BadInput, match=r"tiny\.text\.h5: cannot be written \(No space left on device\); .*disk"):
         bring_up_to_date(path, make_rows(300), encoder)
     assert path.read_bytes() == before
