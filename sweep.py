@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, cast
@@ -90,20 +89,22 @@ def sweep(jobs: Sequence[Job], data: Prepared, fresh: bool = False, side_by_side
     inputs = Inputs(data)
     train_all = one_after_the_other if side_by_side == 1 else each_in_a_process(side_by_side)
     with Progress(todo) as progress:
-        for _, group in groupby(sorted(todo, key=lambda job: order_of(job, todo)), Inputs.key):
-            for job, reason in train_all(list(group), inputs, fresh, progress):
-                failed[job.folder] = reason
-                tqdm.write(f"{job.folder.name}: {reason}", file=sys.stderr)
-    if len(jobs) == 1 and failed:
-        raise BadInput(*failed.values())
+        for job, reason in train_all(in_order(todo), inputs, fresh, progress):
+            failed[job.folder] = reason
+            tqdm.write(f"{job.folder.name}: {reason}", file=sys.stderr)
+    if len(failed) == len(jobs) and len(set(failed.values())) == 1:
+        raise BadInput(next(iter(failed.values())))
     if failed:
         reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in failed.items())
         raise BadInput(f"{len(failed)} of {len(jobs)} runs could not be trained, all others are finished: {reasons}")
 
 
-def order_of(job: Job, jobs: Sequence[Job]) -> int:
+def in_order(jobs: Sequence[Job]) -> list[Job]:
     """Jobs that read the same features come together; otherwise the order in which they were asked for stays."""
-    return next(place for place, other in enumerate(jobs) if Inputs.key(other) == Inputs.key(job))
+    groups: dict[tuple, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(Inputs.key(job), []).append(job)
+    return [job for group in groups.values() for job in group]
 
 
 class Progress:
@@ -137,12 +138,12 @@ def one_after_the_other(
 ) -> Iterator[tuple[Job, str]]:
     """Train them in this process; yields the jobs that could not be trained, and why."""
     for job in jobs:
-        splits, sentences = inputs.of(job)
 
         def told(epochs: int, line: str, job: Job = job) -> None:
             progress.told(job, epochs, line)
 
         try:
+            splits, sentences = inputs.of(job)
             train(job.folder, job.settings, job.facts, inputs.data.vocabulary, splits, sentences, fresh, told)
         except BadInput as error:
             yield job, str(error)
@@ -150,26 +151,33 @@ def one_after_the_other(
 
 
 def each_in_a_process(most: int) -> Callable[..., Iterator[tuple[Job, str]]]:
-    """As one_after_the_other, but up to `most` at a time. The processes are forked: they share what was read."""
+    """As one_after_the_other, but up to `most` at a time. The processes are forked: they share what was read.
+
+    Where one set of features follows another, the last runs of the one keep it in memory beside the other.
+    """
     if not hasattr(os, "fork"):
         raise BadInput(f"--jobs {most}: this system cannot fork a process; leave --jobs out")
     context = multiprocessing.get_context("fork")
 
     def train_all(jobs: Sequence[Job], inputs: Inputs, fresh: bool, progress: Progress) -> Iterator[tuple[Job, str]]:
-        for job in jobs:
-            inputs.of(job)  # read before the first fork
         waiting = list(reversed(jobs))
         running: dict[Any, tuple[Job, Any]] = {}  # by the connection that each process speaks through
         try:
             while waiting or running:
                 while waiting and len(running) < most:
                     job = waiting.pop()
+                    try:
+                        inputs.of(job)  # read here, so that the processes share it
+                    except BadInput as error:
+                        yield job, str(error)
+                        progress.over(job)
+                        continue
                     ours, theirs = context.Pipe(duplex=False)
                     process = context.Process(target=_child, args=(job, inputs, fresh, theirs, most))
                     process.start()
                     theirs.close()
                     running[ours] = (job, process)
-                for connection in cast(list[Connection], wait(list(running))):
+                for connection in cast(list[Connection], wait(list(running)) if running else []):
                     job, process = running[connection]
                     try:
                         kind, *message = connection.recv()

@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
-from test_pipeline import call
 from test_training import WORDS, made_up_data
 
 import sweep as sweeping
-import train as train_script
 from features.dataset import Dataset, Image
-from features.prepared import write_prepared
+from features.prepared import Prepared, write_prepared
 from features.store import write_store
 from features.vocabulary import Vocabulary
 from utils import BadInput
@@ -144,12 +142,35 @@ def test_a_sweep_killed_anywhere_gives_the_same_table(prepared, undisturbed, tmp
     assert figures(tmp_path / "runs") == figures(undisturbed)
 
 
-def test_several_sets_of_features_are_runs_of_their_own(prepared, tmp_path, monkeypatch):
-    args = command(prepared, tmp_path / "runs", "--features", "two", "--features", "one", "two")[2:]
-    assert call(monkeypatch, train_script, *args) == 0
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_several_sets_of_features_are_runs_of_their_own(prepared, undisturbed, tmp_path, jobs):
+    """With a number of runs that two processes do not share evenly, so that one set is read beside another."""
+    sets = ["--features", "two", "--features", "one", "two", "--seeds", "0", "--jobs", jobs]
+    done = train(prepared, tmp_path / "runs", *sets)
+    assert done.returncode == 0, done.stderr
     names = [folder.name for folder in (tmp_path / "runs").iterdir()]
-    assert len(names) == 3 * RUNS
-    assert sum("-one+two-" in name for name in names) == RUNS
+    assert sorted(name.split("-")[2] for name in names) == ["one", "one", "one+two", "one+two", "two", "two"]
+    ours = [name for name in names if "-one-" in name]
+    trained, expected = weights(tmp_path / "runs"), weights(undisturbed)
+    assert all((trained[n][key] == expected[n][key]).all() for n in ours for key in expected[n])
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_features_that_cannot_be_read_do_not_keep_the_others_from_theirs(prepared, tmp_path, jobs):
+    data = tmp_path / "data"
+    shutil.copytree(prepared, data)
+    (data / "one.h5").rename(data / "whole.h5")
+    whole = Prepared(data).store("whole")
+    rows = whole.read(np.arange(len(whole.ids)))
+    write_store(data / "one.h5", whole.ids[1:], whole.shape, whole.dtype, whole.attributes, [rows[1:]])
+    done = train(data, tmp_path / "runs", "--features", "two", "--jobs", jobs)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2
+    assert f"{RUNS} of {2 * RUNS} runs could not be trained, all others are finished" in last
+    assert "Traceback" not in done.stderr
+    assert len(list((tmp_path / "runs").glob("*-two-*/result.json"))) == RUNS
+    alone = train(data, tmp_path / "runs", "--jobs", jobs)
+    assert "runs could not be trained" not in alone.stderr, "what keeps all of them from it is said once"
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
@@ -170,7 +191,6 @@ def test_a_run_that_fails_does_not_keep_the_others_from_theirs(prepared, undistu
 
 
 def test_a_killed_process_of_a_sweep_is_told(tmp_path, monkeypatch, prepared):
-    from features.prepared import Prepared
     from runs import Facts
     from settings import Settings, override
 
