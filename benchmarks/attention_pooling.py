@@ -6,7 +6,6 @@ Every figure is a ratio of times taken in turn in the same run; single times var
 """
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from timing import ratio
+
 from pooling import AttentionPool, heads_for
 
 BATCH, GRID, CHANNELS = 64, (7, 7), 1280
@@ -24,19 +25,6 @@ def plain_pool(pool: AttentionPool, maps: Tensor) -> Tensor:
     positions = maps.flatten(1, 2)
     tokens = torch.cat([positions.mean(dim=1, keepdim=True), positions], dim=1) + pool.places
     return pool.attention(tokens[:, :1], tokens, tokens, need_weights=False)[0][:, 0]
-
-
-def seconds(function: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
-
-
-def ratio(one: Callable[[], object], other: Callable[[], object], pairs: int = 5) -> tuple[float, float]:
-    """Median time of `one`, and the median over pairs of other / one."""
-    one(), other()
-    times = [(seconds(one), seconds(other)) for _ in range(pairs)]
-    return sorted(a for a, _ in times)[pairs // 2], sorted(b / a for a, b in times)[pairs // 2]
 
 
 def backward(pool: Callable[[Tensor], Tensor], maps: Tensor) -> None:

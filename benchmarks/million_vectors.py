@@ -22,13 +22,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from features.prepared import Prepared
-from retrieval.index import write_rows
+from retrieval.index import ROW, Index, Meta, file_name, write_array, write_rows, write_strings
 from retrieval.nearest import BLOCK, COSINE, Graph, exact_nearest, import_faiss, recall_of
 from runs import Run
 from utils import BadInput, make_folder, script
@@ -86,28 +87,41 @@ def measure(folder: Path, draw: Draw, count: int, queries: np.ndarray, k: int) -
         for start in range(0, count, ROWS):
             yield draw(start, min(ROWS, count - start))
 
-    write_rows(folder / "vectors.npy", (count, queries.shape[1]), blocks())
-    began = time.perf_counter()
-    vectors = np.load(folder / "vectors.npy", mmap_mode="c").view(np.ndarray)
-    print(f"vectors opened in {1e3 * (time.perf_counter() - began):.1f} ms")
+    files = {column: file_name(column, 1) for column in ("embeddings", "ids", "paths", "files", "graph")}
+    write_rows(folder / files["embeddings"], (count, queries.shape[1]), blocks())
+    vectors = np.load(folder / files["embeddings"], mmap_mode="c").view(np.ndarray)
     _, exact = exact_nearest(queries, vectors, k, COSINE)
     report("exact", timed(lambda query: exact_nearest(query, vectors, k, COSINE), queries[:20], warm=2))
     print(f"peak memory so far {peak():.2f} GB, blocks of {BLOCK / 2**20:.0f} MiB", flush=True)
     began = time.perf_counter()
-    graph = Graph.build(vectors, folder / "graph.faiss")
+    graph = Graph.build(vectors, folder / files["graph"])
     print(f"graph built in {time.perf_counter() - began:,.1f} s; peak memory {peak():.2f} GB", flush=True)
-    graph.tune(queries[: len(queries) // 2], k=k)  # efSearch is chosen on one half, and measured on the other
     half = len(queries) // 2
+    graph.tune(queries[:half], k=k)  # efSearch is chosen on one half, and measured on the other
+    ef, chosen = 16, graph.ef
+    del graph
+    write_index(folder, files, vectors.shape, chosen)
     began = time.perf_counter()
-    opened = Graph.open(folder / "graph.faiss", vectors, graph.ef)
-    print(f"graph opened in {1e3 * (time.perf_counter() - began):.1f} ms")
-    ef = 16
-    while ef <= max(graph.ef, 256):
-        found = opened.nearest(queries[half:], k, ef)[1]
+    index = Index.open(folder)
+    print(f"index opened in {1e3 * (time.perf_counter() - began):.1f} ms")
+    assert index.graph is not None
+    while ef <= max(chosen, 256):
+        found = index.graph.nearest(queries[half:], k, ef)[1]
         name = f"approximate, efSearch {ef}: recall@{k} {recall_of(found, exact[half:]):.4f}"
-        times = timed(functools.partial(opened.nearest, k=k, ef=ef), queries[half:])
-        report(name + (" (chosen)" if ef == graph.ef else ""), times)
+        times = timed(functools.partial(index.graph.nearest, k=k, ef=ef), queries[half:])
+        report(name + (" (chosen)" if ef == chosen else ""), times)
         ef *= 2
+
+
+def write_index(folder: Path, files: dict[str, str], shape: tuple[int, int], ef: int) -> None:
+    """What search.py index leaves beside vectors and graph, for images without files."""
+    count, dim = shape
+    write_strings(folder / files["ids"], [f"{row:07d}.jpg" for row in range(count)])
+    write_strings(folder / files["paths"], [""] * count)
+    write_array(folder / files["files"], np.zeros(count, ROW))
+    about: dict[str, Any] = dict.fromkeys(("run", "digest", "captions_from", "captions_digest", "known_digest"), "")
+    about |= {"generation": 1, "similarity": "cosine", "dim": dim, "images": count, "captions": 0}
+    Meta(files=files, packs=[], graph={"efSearch": ef}, **about).write(folder)
 
 
 def timed(search: Callable[[np.ndarray], object], queries: np.ndarray, warm: int = WARM) -> np.ndarray:

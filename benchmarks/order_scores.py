@@ -6,13 +6,14 @@ Every figure is a ratio of times taken in turn in the same run; single times var
 """
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from timing import ratio
+
 from retrieval.similarity import exact_cosine_scores, order_scores
 
 
@@ -23,19 +24,6 @@ def plain_order_scores(images: torch.Tensor, captions: torch.Tensor, rows: int =
         for i in range(0, len(images), rows)
     ]
     return torch.cat(parts)
-
-
-def seconds(function: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
-
-
-def ratio(one: Callable[[], object], other: Callable[[], object], pairs: int = 5) -> tuple[float, float]:
-    """Median time of `one`, and the median over pairs of other / one."""
-    one(), other()
-    times = [(seconds(one), seconds(other)) for _ in range(pairs)]
-    return sorted(a for a, _ in times)[pairs // 2], sorted(b / a for a, b in times)[pairs // 2]
 
 
 def backward(scores: Callable, images: torch.Tensor, captions: torch.Tensor) -> None:

@@ -14,12 +14,11 @@ import numpy as np
 from PIL import Image as Pictures
 
 from retrieval.emojis import FLAG, EmojiSpace, all_emoji, embed_emoji, rank_emoji
-from retrieval.search import Found, Searcher, plain
+from retrieval.search import Found, Hit, Searcher, plain
 from utils import BadInput
 
 MOST = 200  # images of one answer
 FEW = 10  # captions and emoji of one answer
-TRUE = 20  # true images of a caption whose positions are said
 PIECE = 64  # names of emoji read at a time while others may be waiting
 Row = dict[str, Any]
 
@@ -51,22 +50,15 @@ class Answers:
         Raises BadInput for a sentence that is empty, too long, or of unknown words only.
         """
         start = time.perf_counter()
-        found = self.searcher.search(sentence, k)
-        true = self.searcher.true_images(sentence)
-        rows = [self.image_row(rank, score, image, k, image in true) for rank, (image, score) in enumerate(found, 1)]
-        places = {row["image"]: row["rank"] for row in rows if row["true"]}
-        missing = [image for image in true[:TRUE] if image not in places]
-        places |= {image: self.searcher.rank_of(sentence, image) for image in missing}
-        if true and not any(row["true"] for row in rows):
-            image = min(places, key=lambda image: places[image])
-            rows.append(self.image_row(places[image], self.searcher.score_of(sentence, image), image, k, True))
+        answer = self.searcher.ask(sentence, k)
         notes = []
         if unknown := self.searcher.unknown_words(sentence):
             notes.append(f"Not known: {', '.join(map(plain, unknown))}.")
-        if true:
-            notes.append(self._true_note(sorted(places.values()), len(true)))
-        counts = [f"{len(found):,} of {_many(len(self.index), 'image')}"]
-        return self._answer(sentence, start, counts, notes, images=rows)
+        if answer.true:
+            notes.append(self._true_note(list(answer.positions.values()), answer.true))
+        asked_for = sum(not hit.below for hit in answer.hits)
+        counts = [f"{asked_for:,} of {_many(len(self.index), 'image')}"]
+        return self._answer(sentence, start, counts, notes, images=[self.image_row(hit, k) for hit in answer.hits])
 
     def of_picture(self, picture: Pictures.Image, k: int) -> Row:
         """Captions, similar images and emoji of an image that was sent."""
@@ -96,7 +88,7 @@ class Answers:
             emoji = [
                 {"rank": hit.rank, "score": hit.score, "emoji": hit.emoji.text, "name": hit.emoji.name} for hit in hits
             ]
-        images = [self.image_row(rank, score, image, k) for rank, (image, score) in enumerate(similar, 1)]
+        images = [self.image_row(Hit(rank, score, image), k) for rank, (image, score) in enumerate(similar, 1)]
         counts = [f"{len(images):,} of {_many(len(self.index), 'image')}"]
         if captions:
             counts.append(f"{len(captions):,} of {_many(len(self.index.captions), 'caption')}")
@@ -122,16 +114,16 @@ class Answers:
         empty: dict[str, list[Row]] = {"images": [], "captions": [], "emoji": []}
         return {"query": asked, "status": f"{', '.join(counts)} in {took:,.0f} ms", "notes": notes, **empty, **found}
 
-    def image_row(self, rank: int, score: float, image: str, k: int, true: bool = False) -> Row:
-        row = self.searcher.row_of(image)
+    def image_row(self, hit: Hit, k: int) -> Row:
+        row = self.searcher.row_of(hit.image)
         return {
-            "rank": rank,
-            "score": score,
-            "image": image,
-            "true": true,
+            "rank": hit.rank,
+            "score": hit.score,
+            "image": hit.image,
+            "true": hit.true,
             "thumbnail": f"/thumbnail/{row}" if self.index.rows[row]["length"] else None,
             "view": f"/image/{row}",
-            "similar": address(k, similar=image),
+            "similar": address(k, similar=hit.image),
         }
 
     @staticmethod

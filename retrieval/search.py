@@ -6,6 +6,7 @@ searcher.search("a dog runs on the beach", k=20)  # [(id, score), …], best fir
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,29 @@ from runs import Run
 from utils import BadInput
 
 LONGEST = 5000  # letters of a query; a recurrent network reads one word after the other
+TRUE = 20  # true images of a caption whose positions are looked for
 Found = list[tuple[str, float]]
 Image = str | Path | Pictures.Image  # a file, or a picture that is open already
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An image of an answer. true: the indexed dataset has the sentence for it. below: it stands behind the k best."""
+
+    rank: int
+    score: float
+    image: str
+    true: bool = False
+    below: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `ask` finds. true: how many true images there are; positions: ranks of TRUE of them at most, best first."""
+
+    hits: list[Hit]
+    positions: dict[str, int]
+    true: int
 
 
 class Searcher:
@@ -59,6 +81,24 @@ class Searcher:
         _check_k(k)
         return self._images(*self.nearest_images(self.embed_sentence(sentence), k))
 
+    def ask(self, sentence: str, k: int = 20) -> Answer:
+        """As `search`, and where the sentence is a caption of the indexed dataset: where its true images stand.
+
+        The best of them comes behind the k images if none is among these.
+        """
+        _check_k(k)
+        query = self.embed_sentence(sentence)
+        found = self._images(*self.nearest_images(query, k))
+        true = self.true_images(sentence)
+        hits = [Hit(rank, score, image, image in true) for rank, (image, score) in enumerate(found, 1)]
+        ranks = {hit.image: hit.rank for hit in hits if hit.true}
+        ranks |= {image: self._rank(query, image) for image in true[:TRUE] if image not in ranks}
+        positions = dict(sorted(ranks.items(), key=lambda place: place[1]))
+        if true and not any(hit.true for hit in hits):
+            image, rank = next(iter(positions.items()))
+            hits.append(Hit(rank, self._score(query, image), image, true=True, below=True))
+        return Answer(hits, positions, len(true))
+
     def search_image(self, image: Image, k: int = 20) -> Found:
         """The k captions nearest to an image, (caption, score), best first. Raises BadInput if the index has none."""
         return self.captions_of(self.embed_image(image), k)
@@ -77,15 +117,11 @@ class Searcher:
 
     def rank_of(self, sentence: str, image_id: str) -> int:
         """Where an image stands in the whole list of answers to a sentence, from 1; exact, equal scores by id."""
-        (query,) = self.embed_sentence(sentence)
-        return position(query, self.index.embeddings, self.row_of(image_id), TEXT_QUERY[self.similarity])
+        return self._rank(self.embed_sentence(sentence), image_id)
 
     def score_of(self, sentence: str, image_id: str) -> float:
         """The score of one image of the index for a sentence, as `search` gives it."""
-        row = self.row_of(image_id)
-        rows = self.index.embeddings[row : row + 1]
-        _, scores = exact_nearest(self.embed_sentence(sentence), rows, 1, TEXT_QUERY[self.similarity])
-        return float(scores[0, 0])
+        return self._score(self.embed_sentence(sentence), image_id)
 
     def true_images(self, sentence: str) -> list[str]:
         """Ids of the images that the indexed dataset has this very sentence for, as a caption."""
@@ -169,6 +205,14 @@ class Searcher:
         if self.index.graph is not None and not self.exact:
             return self.index.graph.nearest(queries, k)
         return exact_nearest(queries, self.index.embeddings, k, COSINE)
+
+    def _rank(self, query: np.ndarray, image_id: str) -> int:
+        return position(query[0], self.index.embeddings, self.row_of(image_id), TEXT_QUERY[self.similarity])
+
+    def _score(self, query: np.ndarray, image_id: str) -> float:
+        row = self.row_of(image_id)
+        _, scores = exact_nearest(query, self.index.embeddings[row : row + 1], 1, TEXT_QUERY[self.similarity])
+        return float(scores[0, 0])
 
     def _images(self, places: np.ndarray, scores: np.ndarray) -> Found:
         """Rows (1, k) and scores → ids and scores; what a graph did not find is left out."""

@@ -9,7 +9,7 @@ from typing import Any
 from features.extraction import Unreadable, read_image
 from retrieval.index import Meta
 from retrieval.indexing import Built, build_index
-from retrieval.search import Found, Searcher, check_query, plain
+from retrieval.search import Found, Hit, Searcher, check_query, plain
 from retrieval.sheets import Tile, write_sheet
 from retrieval.sources import read_captions
 from runs import Run
@@ -106,20 +106,18 @@ def open_picture(path: Path) -> Any:
 
 def answers_to_sentence(searcher: Searcher, sentence: str, k: int) -> tuple[list[Row], list[str]]:
     """The k best images, and behind them the best true one if it is not there; what is to be said of them."""
-    found = searcher.search(sentence, k)
+    answer = searcher.ask(sentence, k)
     unknown = searcher.unknown_words(sentence)
     if unknown:
         say(f"unknown words, left out: {', '.join(map(plain, unknown))}")
-    true = searcher.true_images(sentence)
-    rows = [image_row(searcher, rank, score, image, image in true) for rank, (image, score) in enumerate(found, 1)]
-    ranks = {row["image"]: row["rank"] for row in rows if row["image"] in true}
-    ranks |= {image: searcher.rank_of(sentence, image) for image in true if image not in ranks}
-    if true and not any(row["true"] for row in rows):
-        image = min(ranks, key=lambda image: ranks[image])
-        rows.append(image_row(searcher, ranks[image], searcher.score_of(sentence, image), image, True))
-    places = ", ".join(f"{plain(image)} at rank {rank:,}" for image, rank in sorted(ranks.items(), key=lambda x: x[1]))
-    many = "true images" if len(true) > 1 else "true image"
-    return rows, [f"a caption of the dataset; {many}: {places} of {len(searcher.index):,}"] if true else []
+    notes = []
+    if answer.true:
+        places = ", ".join(f"{plain(image)} at rank {rank:,}" for image, rank in answer.positions.items())
+        more = answer.true - len(answer.positions)
+        many = "true images" if answer.true > 1 else "true image"
+        and_more = f" and {more:,} more" if more else ""
+        notes = [f"a caption of the dataset; {many}: {places}{and_more} of {len(searcher.index):,}"]
+    return [image_row(searcher, hit) for hit in answer.hits], notes
 
 
 def answers_to_image(
@@ -136,13 +134,14 @@ def answers_to_image(
     else:
         notes = ["the index has no captions; name some with --captions"]
     found = searcher.similar_of(query, k)
-    rows += [image_row(searcher, rank, score, other) for rank, (other, score) in enumerate(found, 1)]
+    rows += [image_row(searcher, Hit(rank, score, other)) for rank, (other, score) in enumerate(found, 1)]
     return rows, notes
 
 
-def image_row(searcher: Searcher, rank: int, score: float, image: str, true: bool = False) -> Row:
-    path = searcher.path(image)
-    return {"rank": rank, "score": score, "image": image, "path": None if path is None else str(path), "true": true}
+def image_row(searcher: Searcher, hit: Hit) -> Row:
+    path = searcher.path(hit.image)
+    row = {"rank": hit.rank, "score": hit.score, "image": hit.image, "path": None if path is None else str(path)}
+    return {**row, "true": hit.true, "below": hit.below}
 
 
 def caption_rows(found: Found) -> list[Row]:
@@ -150,7 +149,7 @@ def caption_rows(found: Found) -> list[Row]:
 
 
 def table(rows: list[Row], notes: list[str]) -> str:
-    """Rank, score and image or caption, aligned; a true image is marked, one beyond the top k stands below a gap."""
+    """Rank, score and image or caption, aligned; a true image is marked, one behind the k best stands below a gap."""
     lines: list[str] = []
     for column, name in (("caption", "caption"), ("image", "image")):
         some = [row for row in rows if column in row]
@@ -160,8 +159,8 @@ def table(rows: list[Row], notes: list[str]) -> str:
             lines.append("")
         width = max(len("rank"), *(len(f"{row['rank']:,}") for row in some))
         lines.append(f"{'rank':>{width}}    score  {name}")
-        for number, row in enumerate(some, 1):
-            if row["rank"] > number and number == len(some):
+        for row in some:
+            if row.get("below"):
                 lines.append(f"{'…':>{width}}")
             text = plain(row[column])
             text = text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}…"
@@ -174,10 +173,10 @@ def table(rows: list[Row], notes: list[str]) -> str:
 def json_lines(rows: list[Row], notes: list[str]) -> str:
     """One object a line; a file name that is no Unicode is escaped."""
     lines = []
-    for number, row in enumerate(rows, 1):
-        if row["rank"] > number:
-            continue  # a true image beyond the top k: said apart
-        kept = {name: value for name, value in row.items() if name != "true"}
+    for row in rows:
+        if row.get("below"):
+            continue  # said apart
+        kept = {name: value for name, value in row.items() if name not in ("true", "below")}
         line = json.dumps(kept, ensure_ascii=False)
         lines.append(line if line.isprintable() else json.dumps(kept))
     return "\n".join(lines)

@@ -272,7 +272,7 @@ class Guard:
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
-        announced, came = int(length) if length.isdigit() else 0, 0
+        announced, came = int(length) if length.isdecimal() else 0, 0
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -466,7 +466,7 @@ def test_what_went_wrong_here_is_one_sentence_there(searcher, monkeypatch):
         raise RuntimeError("a secret")
 
     with served(searcher) as port:
-        monkeypatch.setattr(searcher, "search", fall)
+        monkeypatch.setattr(searcher, "ask", fall)
         status, said = refusal(port, "/api/search?q=a+red+circle")
         assert (status, said) == (500, "something went wrong here; what it was is said where app.py runs")
         status, _, content = ask(port, "/?q=a+red+circle")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from typing import Any
 
 import numpy as np
@@ -398,3 +399,19 @@ def test_captions_are_embedded_again_only_where_they_differ(tmp_path, pictures):
     file.write_text(" \n")
     with pytest.raises(BadInput, match="holds no caption"):
         build(run, tmp_path / "index", pictures, captions=file)
+
+
+def test_a_million_images_open_in_under_a_second(tmp_path):
+    count, dim = 1_000_000, 4
+    files = {column: index.file_name(column, 1) for column in ("embeddings", "ids", "paths", "files")}
+    index.write_rows(tmp_path / files["embeddings"], (count, dim), [np.ones((count, dim), np.float32)])
+    for column in ("ids", "paths"):
+        write_strings(tmp_path / files[column], [f"{row:07d}.jpg" for row in range(count)])
+    index.write_array(tmp_path / files["files"], np.zeros(count, index.ROW))
+    about: dict[str, Any] = dict.fromkeys(("run", "digest", "captions_from", "captions_digest", "known_digest"), "")
+    about |= {"generation": 1, "similarity": "cosine", "dim": dim, "images": count, "captions": 0}
+    index.Meta(files=files, packs=[], **about).write(tmp_path)
+    began = time.perf_counter()
+    opened = Index.open(tmp_path)
+    assert opened.row_of("0765432.jpg") == 765432
+    assert time.perf_counter() - began < 1

@@ -13,7 +13,7 @@ from test_pipeline import call as script_call
 import prep
 import search as search_script
 import train
-from retrieval import nearest
+from retrieval import nearest, search_commands
 from retrieval.index import Index
 from retrieval.indexing import build_index
 from retrieval.nearest import CAPTION_TO_IMAGE, COSINE, IMAGE_TO_CAPTION, Graph, exact_nearest, position, recall_of
@@ -317,6 +317,32 @@ def test_the_true_image_of_a_dataset_caption(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, run, "find", tmp_path / "index", "a dog", "-k", 2) == 0
     assert "true" not in capsys.readouterr().out
     assert searcher.true_images("two pictures of one caption") == ["8.png", "9.png"]
+
+
+def test_a_true_image_that_the_graph_does_not_find_stands_below(tmp_path, monkeypatch, capsys):
+    """Its rank is exact, and may be smaller than k: it is still no answer of the graph's."""
+    run = FakeRun(tmp_path, "cosine")
+    build_index(run, [run.prepare(tmp_path, 10)], tmp_path / "index")
+    searcher = Searcher.open(tmp_path / "index", run)
+    query = "picture 7 of a dog"
+    rank, nearest_images = searcher.rank_of(query, "7.png"), searcher.nearest_images
+
+    def forgetful(queries, k):
+        places, scores = nearest_images(queries, k + 1)
+        keep = places[0] != searcher.row_of("7.png")
+        return places[:, keep][:, :k], scores[:, keep][:, :k]
+
+    monkeypatch.setattr(searcher, "nearest_images", forgetful)
+    answer = searcher.ask(query, 9)
+    assert len(answer.hits) == 10
+    assert [hit.image for hit in answer.hits if hit.true or hit.below] == ["7.png"]
+    last = answer.hits[-1]
+    assert (last.rank, last.score, last.below) == (rank, searcher.score_of(query, "7.png"), True)
+    assert (answer.positions, answer.true) == ({"7.png": rank}, 1)
+    rows, notes = search_commands.answers_to_sentence(searcher, query, 9)
+    assert notes == [f"a caption of the dataset; true image: 7.png at rank {rank} of 10"]
+    assert len(search_commands.json_lines(rows, notes).splitlines()) == 9
+    assert search_commands.table(rows, notes).splitlines()[10].strip() == "…"
 
 
 def test_an_index_opens_its_run_where_it_lies(searcher, tmp_path):

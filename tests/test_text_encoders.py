@@ -29,6 +29,8 @@ from utils import BadInput
 pytest.importorskip("transformers")
 from tiny_encoders import KINDS, SENTENCES, make_tiny_encoder
 
+SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -272,8 +274,7 @@ def test_other_networks_are_no_text_encoders(folders: dict[str, str], tmp_path: 
     with pytest.raises(BadInput, match=r"bart: not a text encoder \(it has an encoder and a decoder\)"):
         load_text_encoder(str(tmp_path / "bart"))
     shutil.copytree(folders["bert"], tmp_path / "vit")
-    vit: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    transformers.ViTModel(transformers.ViTConfig(**vit, image_size=32)).save_pretrained(tmp_path / "vit")
+    transformers.ViTModel(transformers.ViTConfig(**SMALL, image_size=32)).save_pretrained(tmp_path / "vit")
     with pytest.raises(BadInput, match="vit"):
         load_text_encoder(str(tmp_path / "vit"))
 
@@ -281,14 +282,8 @@ def test_other_networks_are_no_text_encoders(folders: dict[str, str], tmp_path: 
 def test_tokeniser_and_weights_of_different_encoders(folders: dict[str, str], tmp_path: Path) -> None:
     import transformers
 
-    small: dict[str, Any] = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-    }
     shutil.copytree(folders["bert"], tmp_path / "mixed")
-    config = transformers.BertConfig(vocab_size=8, **small)
+    config = transformers.BertConfig(vocab_size=8, **SMALL)
     transformers.BertModel(config).save_pretrained(tmp_path / "mixed")
     with pytest.raises(BadInput, match="mixed: its tokeniser has token 11, its weights end at 7"):
         load_text_encoder(str(tmp_path / "mixed")).features(["a dog runs"])
@@ -297,14 +292,8 @@ def test_tokeniser_and_weights_of_different_encoders(folders: dict[str, str], tm
 def test_roberta_leaves_two_places_to_padding(folders: dict[str, str], tmp_path: Path) -> None:
     import transformers
 
-    small: dict[str, Any] = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-    }
     shutil.copytree(folders["albert"], tmp_path / "roberta")
-    config = transformers.RobertaConfig(vocab_size=40, max_position_embeddings=12, pad_token_id=1, **small)
+    config = transformers.RobertaConfig(vocab_size=40, max_position_embeddings=12, pad_token_id=1, **SMALL)
     transformers.RobertaModel(config).save_pretrained(tmp_path / "roberta")
     encoder = load_text_encoder(str(tmp_path / "roberta"))
     assert encoder.longest == 10
