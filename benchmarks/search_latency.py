@@ -1,7 +1,7 @@
-"""How long does one warm query take from end to end, text branch included?
+"""How long does one warm query take from end to end, the branch of the sentence or the image included?
 
     python benchmarks/search_latency.py photographs.index
-    OMP_NUM_THREADS=2 python benchmarks/search_latency.py photographs.index --queries 1000
+    python benchmarks/search_latency.py photographs.index --queries 1000 --images 50
 
 Queries are test captions of the dataset that the index's run was trained on, each with its own time; the text branch is
 timed apart, so that one sees where the time goes.
@@ -10,6 +10,7 @@ timed apart, so that one sees where the time goes.
 import argparse
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,26 @@ def main() -> None:
     began = time.perf_counter()
     searcher = Searcher.open(args.index, args.run, exact=args.exact)
     opened = time.perf_counter() - began
-    rows = Prepared(args.data or searcher.run.facts.data).rows
-    captions = [caption for row in rows if row["split"] == "test" for caption in row["captions"]]
+    way = "exact" if searcher.exact or searcher.index.graph is None else "approximate"
+    print(f"{len(searcher.index):,} images, {searcher.index.meta.dim} dimensions, {searcher.similarity}, {way}")
+    print(f"k = {args.k}, {torch.get_num_threads()} threads; opened with its run in {opened:.2f} s")
     rng = np.random.default_rng(args.seed)
+    text, whole = sentence_times(searcher, Prepared(args.data or searcher.run.facts.data), rng, args)
+    report("sentence, text branch alone", text)
+    report("sentence, end to end", whole)
+    if args.images:
+        report("image, end to end", image_times(searcher, rng, args))
+
+
+def sentence_times(
+    searcher: Searcher, data: Prepared, rng: np.random.Generator, args: argparse.Namespace
+) -> tuple[list[float], list[float]]:
+    """Seconds of each query in the text branch alone, and from the sentence to the ids."""
+    captions = [caption for row in data.rows if row["split"] == "test" for caption in row["captions"]]
     captions = [captions[i] for i in rng.permutation(len(captions))[: args.queries + WARM]]
     for caption in captions[:WARM]:
         searcher.search(caption, args.k)
-    whole, text = [], []
+    text, whole = [], []
     for caption in captions[WARM:]:
         began = time.perf_counter()
         query = searcher.embed_sentence(caption)
@@ -43,13 +57,25 @@ def main() -> None:
         [searcher.index.ids[row] for row in places[0].tolist()]
         whole.append(time.perf_counter() - began)
         text.append(embedded - began)
-    way = "exact" if searcher.exact or searcher.index.graph is None else "approximate"
-    print(f"{len(searcher.index):,} images, {searcher.index.meta.dim} dimensions, {searcher.similarity}, {way}")
-    threads = torch.get_num_threads()
-    print(f"{len(whole):,} queries, k = {args.k}, {threads} threads; opened with its run in {opened:.2f} s")
-    for name, times in (("text branch", text), ("end to end", whole)):
-        middle, late = np.percentile(times, [50, 95]) * 1e3
-        print(f"{name}: median {middle:.1f} ms, 95th percentile {late:.1f} ms")
+    return text, whole
+
+
+def image_times(searcher: Searcher, rng: np.random.Generator, args: argparse.Namespace) -> list[float]:
+    """Seconds of each image of the index, from its file to captions and similar images; the first opens the network."""
+    paths = map(searcher.index.path, rng.permutation(len(searcher.index)).tolist())
+    times = []
+    for path in islice((path for path in paths if path is not None), args.images + 1):
+        began = time.perf_counter()
+        query = searcher.embed_image(path)
+        searcher.captions_of(query, args.k)
+        searcher.similar_of(query, args.k)
+        times.append(time.perf_counter() - began)
+    return times[1:]
+
+
+def report(name: str, times: list[float]) -> None:
+    middle, late = np.percentile(times, [50, 95]) * 1e3
+    print(f"{name}, {len(times):,} queries: median {middle:.1f} ms, 95th percentile {late:.1f} ms")
 
 
 def arguments() -> argparse.Namespace:
@@ -58,6 +84,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--run", type=Path, metavar="RUN", help="the index's run, if it has moved")
     parser.add_argument("--data", type=Path, metavar="DIR", help="the prepared folder of the queries")
     parser.add_argument("--queries", type=int, default=500, metavar="N")
+    parser.add_argument("--images", type=int, default=0, metavar="N", help="ask with so many images of the index, too")
     parser.add_argument("-k", type=int, default=20, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--exact", action="store_true", help="search all, where the index is made approximate")
