@@ -34,7 +34,7 @@ class Job:
 
 
 class Inputs:
-    """Features and encoded captions, read once for all the runs that want the same; those of one kind are held."""
+    """Features and encoded captions, read once for all the runs that want the same; features of one kind are held."""
 
     def __init__(self, data: Prepared):
         self.data = data
@@ -96,7 +96,8 @@ def sweep(jobs: Sequence[Job], data: Prepared, fresh: bool = False, side_by_side
         raise BadInput(next(iter(failed.values())))
     if failed:
         reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in failed.items())
-        raise BadInput(f"{len(failed)} of {len(jobs)} runs could not be trained, all others are finished: {reasons}")
+        others = ", all others are finished" if len(failed) < len(jobs) else ""
+        raise BadInput(f"{len(failed)} of {len(jobs)} runs could not be trained{others}: {reasons}")
 
 
 def in_order(jobs: Sequence[Job]) -> list[Job]:
@@ -153,7 +154,7 @@ def one_after_the_other(
 def each_in_a_process(most: int) -> Callable[..., Iterator[tuple[Job, str]]]:
     """As one_after_the_other, but up to `most` at a time. The processes are forked: they share what was read.
 
-    Where one set of features follows another, the last runs of the one keep it in memory beside the other.
+    A process keeps what it was forked with: up to `most` sets of features are in memory where one follows another.
     """
     if not hasattr(os, "fork"):
         raise BadInput(f"--jobs {most}: this system cannot fork a process; leave --jobs out")
@@ -227,8 +228,8 @@ def _end_with(parent: int) -> None:
 
 def _end_of(status: int) -> str:
     if status == -signal.SIGKILL:
-        return "its process was killed, probably for want of memory; repeat the command with fewer --jobs, it continues"
-    return f"its process ended with status {status}; the lines above say why; repeat the command without --jobs"
+        return "the run's process was killed, probably for want of memory; repeat the command with fewer --jobs"
+    return f"the run's process ended with status {status}; the lines above say why; repeat the command without --jobs"
 
 
 def unique(jobs: Iterable[Job]) -> list[Job]:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image as Pictures
 
 from retrieval.emojis import FLAG, EmojiSpace, all_emoji, embed_emoji, rank_emoji
-from retrieval.search import Found, Hit, Searcher, plain
+from retrieval.search import TRUE, Found, Hit, Searcher, plain
 from utils import BadInput
 
 MOST = 200  # images of one answer
@@ -54,8 +54,8 @@ class Answers:
         notes = []
         if unknown := self.searcher.unknown_words(sentence):
             notes.append(f"Not known: {', '.join(map(plain, unknown))}.")
-        if answer.true:
-            notes.append(self._true_note(list(answer.positions.values()), answer.true))
+        if answer.positions:
+            notes.append(self._true_note(list(answer.positions.values())))
         asked_for = sum(not hit.below for hit in answer.hits)
         counts = [f"{asked_for:,} of {_many(len(self.index), 'image')}"]
         return self._answer(sentence, start, counts, notes, images=[self.image_row(hit, k) for hit in answer.hits])
@@ -99,13 +99,13 @@ class Answers:
     def _captions(self, query: np.ndarray, k: int) -> Found:
         return self.searcher.captions_of(query, min(k, FEW))
 
-    def _true_note(self, places: list[int], count: int) -> str:
+    def _true_note(self, places: list[int]) -> str:
         """
         "A caption of the dataset; its image stands at position 37 of 8,000."
         """
-        numbers = ", ".join(f"{place:,}" for place in places)
-        more = f" and {count - len(places):,} more" if count > len(places) else ""
-        stand = "images stand at positions" if count > 1 else "image stands at position"
+        numbers = ", ".join(f"{place:,}" for place in places[:TRUE])
+        more = f" and {len(places) - TRUE:,} more" if len(places) > TRUE else ""
+        stand = "images stand at positions" if len(places) > 1 else "image stands at position"
         return f"A caption of the dataset; its {stand} {numbers}{more} of {len(self.index):,}."
 
     @staticmethod
@@ -121,6 +121,7 @@ class Answers:
             "score": hit.score,
             "image": hit.image,
             "true": hit.true,
+            "below": hit.below,
             "thumbnail": f"/thumbnail/{row}" if self.index.rows[row]["length"] else None,
             "view": f"/image/{row}",
             "similar": address(k, similar=hit.image),

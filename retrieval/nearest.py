@@ -7,7 +7,7 @@ of matrices may give equal rows scores that differ in the last bit, and a tie wo
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -118,19 +118,22 @@ def _nearest(
     return places, scores
 
 
-def position(query: np.ndarray, rows: np.ndarray, row: int, measure: Measure, block: int = BLOCK) -> int:
-    """Where `row` stands in the list that exact_nearest gives for a query (D,), from 1."""
-    queries = _float32(query[None])
+def positions(
+    query: np.ndarray, rows: np.ndarray, wanted: Sequence[int], measure: Measure, block: int = BLOCK
+) -> list[int]:
+    """Where the rows `wanted` stand in the list that exact_nearest gives for a query (D,), from 1, in one reading."""
+    queries, some = _float32(query[None]), np.asarray(wanted, np.int64)
     slack = slack_of(rows.shape[1])
-    (own,) = _exact_pairs(queries, rows[row : row + 1], np.zeros(1, np.int64), np.zeros(1, np.int64), measure)
-    better = 0
+    scores = _exact_pairs(queries, rows, np.zeros_like(some), some, measure)
+    better = [0] * len(some)
     for start, part, quick in _scored(queries, rows, measure, block):
-        surely = quick[0] > float(own) + slack
-        better += int(surely.sum())
-        near = ((quick[0] >= float(own) - slack) & ~surely).nonzero().squeeze(1).numpy()
-        exact = _exact_pairs(queries, part, np.zeros(len(near), np.int64), near, measure)
-        better += int(((exact > own) | ((exact == own) & (near + start < row))).sum())
-    return better + 1
+        for place, (row, own) in enumerate(zip(some.tolist(), scores.tolist(), strict=True)):
+            surely = quick[0] > own + slack
+            near = ((quick[0] >= own - slack) & ~surely).nonzero().squeeze(1).numpy()
+            exact = _exact_pairs(queries, part, np.zeros_like(near), near, measure)
+            ahead = (exact > own) | ((exact == own) & (near + start < row))
+            better[place] += int(surely.sum()) + int(ahead.sum())
+    return [count + 1 for count in better]
 
 
 def slack_of(dim: int) -> float:

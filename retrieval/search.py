@@ -16,19 +16,22 @@ from PIL import ImageOps
 
 from features.dataset import clean_caption
 from retrieval.index import Index
-from retrieval.nearest import COSINE, IMAGE_QUERY, TEXT_QUERY, exact_nearest, position
+from retrieval.nearest import COSINE, IMAGE_QUERY, TEXT_QUERY, exact_nearest, positions
 from runs import Run
 from utils import BadInput
 
 LONGEST = 5000  # letters of a query; a recurrent network reads one word after the other
-TRUE = 20  # true images of a caption whose positions are looked for
+TRUE = 20  # true images of a caption whose positions are said
 Found = list[tuple[str, float]]
 Image = str | Path | Pictures.Image  # a file, or a picture that is open already
 
 
 @dataclass(frozen=True)
 class Hit:
-    """An image of an answer. true: the indexed dataset has the sentence for it. below: it stands behind the k best."""
+    """An image of an answer, and its place in it. true: the indexed dataset has the sentence for it.
+
+    below: it is the best true image, none is among the k best, and `rank` is its place in the list of all images.
+    """
 
     rank: int
     score: float
@@ -39,11 +42,10 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """What `ask` finds. true: how many true images there are; positions: ranks of TRUE of them at most, best first."""
+    """What `ask` finds. positions: of every true image in the exact list of all images, the best first."""
 
     hits: list[Hit]
     positions: dict[str, int]
-    true: int
 
 
 class Searcher:
@@ -82,7 +84,7 @@ class Searcher:
         return self._images(*self.nearest_images(self.embed_sentence(sentence), k))
 
     def ask(self, sentence: str, k: int = 20) -> Answer:
-        """As `search`, and where the sentence is a caption of the indexed dataset: where its true images stand.
+        """As `search`; where the sentence is a caption of the indexed dataset, also where its true images stand.
 
         The best of them comes behind the k images if none is among these.
         """
@@ -91,13 +93,12 @@ class Searcher:
         found = self._images(*self.nearest_images(query, k))
         true = self.true_images(sentence)
         hits = [Hit(rank, score, image, image in true) for rank, (image, score) in enumerate(found, 1)]
-        ranks = {hit.image: hit.rank for hit in hits if hit.true}
-        ranks |= {image: self._rank(query, image) for image in true[:TRUE] if image not in ranks}
-        positions = dict(sorted(ranks.items(), key=lambda place: place[1]))
+        ranks = zip(true, self._ranks(query, true), strict=True)
+        places = dict(sorted(ranks, key=lambda place: place[1]))
         if true and not any(hit.true for hit in hits):
-            image, rank = next(iter(positions.items()))
+            image, rank = next(iter(places.items()))
             hits.append(Hit(rank, self._score(query, image), image, true=True, below=True))
-        return Answer(hits, positions, len(true))
+        return Answer(hits, places)
 
     def search_image(self, image: Image, k: int = 20) -> Found:
         """The k captions nearest to an image, (caption, score), best first. Raises BadInput if the index has none."""
@@ -117,7 +118,7 @@ class Searcher:
 
     def rank_of(self, sentence: str, image_id: str) -> int:
         """Where an image stands in the whole list of answers to a sentence, from 1; exact, equal scores by id."""
-        return self._rank(self.embed_sentence(sentence), image_id)
+        return self._ranks(self.embed_sentence(sentence), [image_id])[0]
 
     def score_of(self, sentence: str, image_id: str) -> float:
         """The score of one image of the index for a sentence, as `search` gives it."""
@@ -206,8 +207,9 @@ class Searcher:
             return self.index.graph.nearest(queries, k)
         return exact_nearest(queries, self.index.embeddings, k, COSINE)
 
-    def _rank(self, query: np.ndarray, image_id: str) -> int:
-        return position(query[0], self.index.embeddings, self.row_of(image_id), TEXT_QUERY[self.similarity])
+    def _ranks(self, query: np.ndarray, image_ids: list[str]) -> list[int]:
+        rows = [self.row_of(image) for image in image_ids]
+        return positions(query[0], self.index.embeddings, rows, TEXT_QUERY[self.similarity]) if rows else []
 
     def _score(self, query: np.ndarray, image_id: str) -> float:
         row = self.row_of(image_id)

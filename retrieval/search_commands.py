@@ -9,7 +9,7 @@ from typing import Any
 from features.extraction import Unreadable, read_image
 from retrieval.index import Meta
 from retrieval.indexing import Built, build_index
-from retrieval.search import Found, Hit, Searcher, check_query, plain
+from retrieval.search import TRUE, Found, Hit, Searcher, check_query, plain
 from retrieval.sheets import Tile, write_sheet
 from retrieval.sources import read_captions
 from runs import Run
@@ -111,10 +111,11 @@ def answers_to_sentence(searcher: Searcher, sentence: str, k: int) -> tuple[list
     if unknown:
         say(f"unknown words, left out: {', '.join(map(plain, unknown))}")
     notes = []
-    if answer.true:
-        places = ", ".join(f"{plain(image)} at rank {rank:,}" for image, rank in answer.positions.items())
-        more = answer.true - len(answer.positions)
-        many = "true images" if answer.true > 1 else "true image"
+    if answer.positions:
+        said = list(answer.positions.items())[:TRUE]
+        places = ", ".join(f"{plain(image)} at rank {rank:,}" for image, rank in said)
+        more = len(answer.positions) - len(said)
+        many = "true images" if len(answer.positions) > 1 else "true image"
         and_more = f" and {more:,} more" if more else ""
         notes = [f"a caption of the dataset; {many}: {places}{and_more} of {len(searcher.index):,}"]
     return [image_row(searcher, hit) for hit in answer.hits], notes

@@ -415,3 +415,5 @@ def test_a_million_images_open_in_under_a_second(tmp_path):
     opened = Index.open(tmp_path)
     assert opened.row_of("0765432.jpg") == 765432
     assert time.perf_counter() - began < 1
+    for array in (opened.embeddings, opened.rows):
+        assert isinstance(array.base, np.memmap), "nothing that grows with images is read"

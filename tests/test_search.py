@@ -16,7 +16,7 @@ import train
 from retrieval import nearest, search_commands
 from retrieval.index import Index
 from retrieval.indexing import build_index
-from retrieval.nearest import CAPTION_TO_IMAGE, COSINE, IMAGE_TO_CAPTION, Graph, exact_nearest, position, recall_of
+from retrieval.nearest import CAPTION_TO_IMAGE, COSINE, IMAGE_TO_CAPTION, Graph, exact_nearest, positions, recall_of
 from retrieval.search import LONGEST, Searcher, plain
 from utils import BadInput, script
 
@@ -59,9 +59,8 @@ def test_nearest_rows_are_those_of_plain_loops(measure, block, distinct):
         wanted, all_scores = plain_nearest(measure, query, rows, 12)
         assert found.tolist() == wanted
         assert values.tolist() == pytest.approx([all_scores[row] for row in wanted], abs=1e-6)
-        for row in (0, 7, 59):
-            whole, _ = plain_nearest(measure, query, rows, 60)
-            assert position(query, rows, row, measure, block) == whole.index(row) + 1
+        whole, _ = plain_nearest(measure, query, rows, 60)
+        assert positions(query, rows, (0, 7, 59), measure, block) == [whole.index(row) + 1 for row in (0, 7, 59)]
 
 
 def test_more_answers_than_rows_and_none():
@@ -319,6 +318,32 @@ def test_the_true_image_of_a_dataset_caption(tmp_path, monkeypatch, capsys):
     assert searcher.true_images("two pictures of one caption") == ["8.png", "9.png"]
 
 
+def test_a_caption_of_more_images_than_are_said(tmp_path, monkeypatch):
+    """All are ranked, in the exact list, and the best one is shown, wherever its id stands."""
+    run = FakeRun(tmp_path, "cosine")
+    folder = run.prepare(tmp_path, 40)  # all but eight have the caption
+    build_index(run, [folder], tmp_path / "index")
+    searcher = Searcher.open(tmp_path / "index", run)
+    query = "two pictures of one caption"
+    true = searcher.true_images(query)
+    answer = searcher.ask(query, 40)
+    whole = [hit.image for hit in answer.hits]
+    assert len(true) == 32 > search_commands.TRUE
+    assert answer.positions == {image: rank for rank, image in enumerate(whole, 1) if image in true}
+    assert list(answer.positions.values()) == sorted(answer.positions.values())
+    others = [image for image in whole if image not in true]
+    first = np.array([[searcher.row_of(others[0])]])
+    monkeypatch.setattr(searcher, "nearest_images", lambda queries, k: (first, np.zeros((1, 1))))
+    best = min(true, key=whole.index)
+    assert [(hit.image, hit.rank, hit.below) for hit in searcher.ask(query, 1).hits] == [
+        (others[0], 1, False),
+        (best, whole.index(best) + 1, True),
+    ]
+    _, (note,) = search_commands.answers_to_sentence(searcher, query, 1)
+    assert note.count(" at rank ") == search_commands.TRUE
+    assert note.endswith(" and 12 more of 40")
+
+
 def test_a_true_image_that_the_graph_does_not_find_stands_below(tmp_path, monkeypatch, capsys):
     """Its rank is exact, and may be smaller than k: it is still no answer of the graph's."""
     run = FakeRun(tmp_path, "cosine")
@@ -338,7 +363,7 @@ def test_a_true_image_that_the_graph_does_not_find_stands_below(tmp_path, monkey
     assert [hit.image for hit in answer.hits if hit.true or hit.below] == ["7.png"]
     last = answer.hits[-1]
     assert (last.rank, last.score, last.below) == (rank, searcher.score_of(query, "7.png"), True)
-    assert (answer.positions, answer.true) == ({"7.png": rank}, 1)
+    assert answer.positions == {"7.png": rank}
     rows, notes = search_commands.answers_to_sentence(searcher, query, 9)
     assert notes == [f"a caption of the dataset; true image: 7.png at rank {rank} of 10"]
     assert len(search_commands.json_lines(rows, notes).splitlines()) == 9

@@ -49,8 +49,8 @@ def prepared(tmp_path_factory):
         "map": 0,
         "crops": 1,
     }
-    for name in ("one", "two"):
-        write_store(folder / f"{name}.h5", ids, (12,), "float32", {**about, "backbone": name}, [np.stack(rows)])
+    for name, some in (("one", np.stack(rows)), ("two", np.stack(rows)[:, ::-1] ** 2)):
+        write_store(folder / f"{name}.h5", ids, (12,), "float32", {**about, "backbone": name}, [some])
     return folder
 
 
@@ -142,35 +142,45 @@ def test_a_sweep_killed_anywhere_gives_the_same_table(prepared, undisturbed, tmp
     assert figures(tmp_path / "runs") == figures(undisturbed)
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_several_sets_of_features_are_runs_of_their_own(prepared, undisturbed, tmp_path, jobs):
-    """With a number of runs that two processes do not share evenly, so that one set is read beside another."""
-    sets = ["--features", "two", "--features", "one", "two", "--seeds", "0", "--jobs", jobs]
-    done = train(prepared, tmp_path / "runs", *sets)
-    assert done.returncode == 0, done.stderr
-    names = [folder.name for folder in (tmp_path / "runs").iterdir()]
-    assert sorted(name.split("-")[2] for name in names) == ["one", "one", "one+two", "one+two", "two", "two"]
-    ours = [name for name in names if "-one-" in name]
-    trained, expected = weights(tmp_path / "runs"), weights(undisturbed)
-    assert all((trained[n][key] == expected[n][key]).all() for n in ours for key in expected[n])
+def test_several_sets_of_features_are_runs_of_their_own(prepared, undisturbed, tmp_path):
+    """Two runs of each set on three processes: the next set is read while the first two runs are trained."""
+    sets = ["--features", "two", "--features", "one", "two", "--seeds", "0"]
+    for jobs in ("1", "3"):
+        done = train(prepared, tmp_path / jobs, *sets, "--jobs", jobs)
+        assert done.returncode == 0, done.stderr
+    names = [folder.name.split("-")[2] for folder in (tmp_path / "3").iterdir()]
+    assert sorted(names) == ["one", "one", "one+two", "one+two", "two", "two"]
+    assert_same(tmp_path / "1", tmp_path / "3")
+    trained, expected = weights(tmp_path / "3"), weights(undisturbed)
+    ours = [name for name in trained if name in expected]
+    assert len(ours) == 2
+    assert all((trained[name][key] == expected[name][key]).all() for name in ours for key in expected[name])
+    one, two = (trained[next(name for name in trained if f"-{kind}-" in name)] for kind in ("one", "two"))
+    assert any((one[key] != two[key]).any() for key in one), "or features could be mistaken for others unseen"
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_features_that_cannot_be_read_do_not_keep_the_others_from_theirs(prepared, tmp_path, jobs):
+    """They come second, while runs of the first are trained, and before the third."""
     data = tmp_path / "data"
     shutil.copytree(prepared, data)
-    (data / "one.h5").rename(data / "whole.h5")
-    whole = Prepared(data).store("whole")
-    rows = whole.read(np.arange(len(whole.ids)))
-    write_store(data / "one.h5", whole.ids[1:], whole.shape, whole.dtype, whole.attributes, [rows[1:]])
-    done = train(data, tmp_path / "runs", "--features", "two", "--jobs", jobs)
+    shutil.copy(data / "one.h5", data / "three.h5")
+    two = Prepared(data).store("two")
+    rows = two.read(np.arange(len(two.ids)))
+    write_store(data / "two.h5", two.ids[1:], two.shape, two.dtype, two.attributes, [rows[1:]])
+    done = train(data, tmp_path / "runs", "--features", "two", "--features", "three", "--jobs", jobs)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2
-    assert f"{RUNS} of {2 * RUNS} runs could not be trained, all others are finished" in last
+    assert f"{RUNS} of {3 * RUNS} runs could not be trained, all others are finished" in last
     assert "Traceback" not in done.stderr
-    assert len(list((tmp_path / "runs").glob("*-two-*/result.json"))) == RUNS
-    alone = train(data, tmp_path / "runs", "--jobs", jobs)
-    assert "runs could not be trained" not in alone.stderr, "what keeps all of them from it is said once"
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 2 * RUNS
+    arguments = command(data, tmp_path / "alone", "--jobs", jobs)
+    arguments[arguments.index("--features") + 1] = "two"
+    alone = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    last = alone.stderr.strip().splitlines()[-1]
+    assert alone.returncode == 2
+    assert "Traceback" not in alone.stderr
+    assert last.startswith(f"train.py: {data}/two.h5: "), "what keeps all of them from it is said once, by itself"
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
