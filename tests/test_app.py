@@ -486,6 +486,7 @@ def test_answers_without_captions_or_emoji_and_a_true_image_far_down(tmp_path, s
     assert rank > 2
     answer = answers.of_sentence(f"picture {far} of a dog", 2)
     assert [(row["rank"], row["true"]) for row in answer["images"]] == [(1, False), (2, False), (rank, True)]
+    assert [row["below"] for row in answer["images"]] == [False, False, True]
     assert answer["notes"] == [f"A caption of the dataset; its image stands at position {rank} of 10."]
     assert answer["status"].startswith("2 of 10 images in ")
     monkeypatch.setitem(sys.modules, "emoji", None)

@@ -2,7 +2,7 @@
 
 import base64
 import shutil
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 from test_app import HOSTILE, LIMIT, SVG, jpeg, make_index, served
@@ -159,6 +159,14 @@ def test_the_true_image_is_framed(page, searcher):
     assert framed.get_by_text("true image").is_visible()
     position = searcher.rank_of(caption, true)
     assert page.get_by_text(f"its image stands at position {position} of 24").is_visible()
+
+
+def test_a_true_image_far_down_stands_behind_a_gap(page, searcher):
+    caption = next(text for text in searcher.index.known if searcher.ask(text, 1).hits[-1].below)
+    page.goto(f"/?q={quote(caption)}&k=1")
+    assert len(tiles(page)) == 2
+    shown = page.locator(".tiles li").evaluate_all("all => all.map((item) => item.className)")
+    assert shown == ["", "gap", "true"]
 
 
 @pytest.mark.parametrize("way", ["drop", "paste", "choose"])
