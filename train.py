@@ -135,7 +135,7 @@ def arguments() -> argparse.Namespace:
         "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="override settings, see settings.py"
     )
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="runs trained side by side, memory for as many; default: 1"
+        "--jobs", type=int, default=1, metavar="N", help="runs side by side, in processes of their own; default: 1"
     )
     parser.add_argument("--fresh", action="store_true", help="train again, even what is finished")
     return parser.parse_args()
