@@ -6,7 +6,7 @@ An answer has `query`, `status` (one line that says how many of how many, and ho
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -38,7 +38,7 @@ class Answers:
         Where there are none, `no_emoji` says why.
         """
         try:
-            self.emoji = embed_emoji(_InTurn(self.searcher.run, in_turn))  # type: ignore[arg-type]
+            self.emoji = embed_emoji(_InTurn(self.searcher.run, in_turn))
         except BadInput as error:
             self.no_emoji = f"The emoji are left out ({error})."
         finally:
@@ -153,11 +153,11 @@ class _InTurn:
     def knows(self, name: str) -> bool:
         return self.known[name]
 
-    def embed_sentences(self, sentences: list[str]) -> np.ndarray:
+    def embed_sentences(self, sentences: Sequence[str]) -> np.ndarray:
         return np.concatenate([self.in_turn(self.run.embed_sentences, some) for some in pieces(sentences)])
 
 
-def pieces(texts: list[str]) -> list[list[str]]:
+def pieces(texts: Sequence[str]) -> list[Sequence[str]]:
     return [texts[start : start + PIECE] for start in range(0, len(texts), PIECE)]
 
 

@@ -10,12 +10,12 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from retrieval.similarity import RANKING
-from runs import Run
 from utils import BadInput
 
 SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
@@ -96,7 +96,16 @@ def _words(shortcode: str) -> str:
     return " ".join(unicodedata.normalize("NFC", shortcode).strip(":").replace("’", "'").replace("_", " ").split())
 
 
-def embed_emoji(run: Run, prompt: str = "{}") -> EmojiSpace:
+class Words(Protocol):
+    """What embedding emoji asks of a run."""
+
+    folder: Path
+
+    def knows(self, sentence: str) -> bool: ...
+    def embed_sentences(self, sentences: Sequence[str]) -> np.ndarray: ...
+
+
+def embed_emoji(run: Words, prompt: str = "{}") -> EmojiSpace:
     """Embed every emoji that the run's text branch knows a word of: the mean, unit length, of its names' embeddings.
 
     prompt: a sentence with {} in the place of the name, such as "a photo of {}"; its own words make no emoji known,

@@ -35,7 +35,7 @@ def open_upload(data: bytes) -> Pictures.Image:
             warnings.simplefilter("ignore")  # of a large one: it is refused below
             with Pictures.open(io.BytesIO(data), formats=FORMATS) as opened:
                 width, height = opened.size
-    except (Pictures.DecompressionBombError, Pictures.DecompressionBombWarning):
+    except Pictures.DecompressionBombError:
         raise BadInput(f"the image has more than {MOST_PIXELS:,} pixels; choose a smaller one") from None
     except Exception:  # on a damaged header, Pillow raises whatever it stumbles over
         raise BadInput(f"the file is no image that can be read here; choose a {NAMES}") from None

@@ -74,26 +74,14 @@ def served(searcher, host="127.0.0.1", megabytes=LIMIT, ready=True):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    make_index(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def searcher(folder):
-    return Searcher.open(folder / "index")
-
-
-@pytest.fixture(scope="module")
 def port(searcher):
     with served(searcher) as port:
         yield port
 
 
 @pytest.fixture(scope="module")
-def odd_port(folder):
-    with served(Searcher.open(folder / "odd.index")) as port:
+def odd_port(page_folder):
+    with served(Searcher.open(page_folder / "odd.index")) as port:
         yield port
 
 
@@ -216,11 +204,11 @@ def test_the_true_image_of_a_caption_is_marked_and_its_position_said(port, searc
     assert f"images stand at positions {places} of 24." in answer["notes"][0]
 
 
-def test_an_image_finds_captions_similar_images_and_emoji(port, searcher, folder):
-    data = (folder / "pictures/3.png").read_bytes()
+def test_an_image_finds_captions_similar_images_and_emoji(port, searcher, page_folder):
+    data = (page_folder / "pictures/3.png").read_bytes()
     status, answer = ask_json(port, "/api/image?k=4", data, Content_Type="image/png")
     assert status == 200
-    query = searcher.embed_image(folder / "pictures/3.png")
+    query = searcher.embed_image(page_folder / "pictures/3.png")
     assert [row["caption"] for row in answer["captions"]] == [text for text, _ in searcher.captions_of(query, 4)]
     assert (answer["images"][0]["image"], answer["images"][0]["score"]) == ("3.png", pytest.approx(1, abs=1e-5))
     assert [row["rank"] for row in answer["emoji"]] == [1, 2, 3, 4]
@@ -252,8 +240,8 @@ def test_the_page_holds_the_answer_of_its_address(port):
             assert ask(port, place)[0] == 200, place
 
 
-def test_an_image_that_is_sent_to_the_page_without_its_script(port, folder):
-    body, kind = form("3.png", (folder / "pictures/3.png").read_bytes())
+def test_an_image_that_is_sent_to_the_page_without_its_script(port, page_folder):
+    body, kind = form("3.png", (page_folder / "pictures/3.png").read_bytes())
     status, _, content = ask(port, "/?k=4", body, Content_Type=kind)
     assert status == 200
     assert "4 of 24 images, 4 of " in Page(content).texts["status"]
@@ -382,7 +370,7 @@ def test_only_its_own_name_is_answered_on_loopback(port, searcher):
         assert ask(everywhere, "/", Host="photographs.example")[0] == 200
 
 
-def test_images_go_out_as_jpeg_from_the_index_only(port, searcher, folder):
+def test_images_go_out_as_jpeg_from_the_index_only(port, searcher, page_folder):
     row = searcher.row_of("7.png")
     status, headers, small = ask(port, f"/thumbnail/{row}")
     assert (status, headers["Content-Type"], small) == (200, "image/jpeg", searcher.thumbnail("7.png"))
@@ -430,12 +418,12 @@ def test_a_query_cannot_write_into_the_page(port):
         assert b"<img src=x" not in content
 
 
-def test_a_hundred_queries_at_once(port, searcher, folder):
+def test_a_hundred_queries_at_once(port, searcher, page_folder):
     sentences = [
         f"a {colour} {shape}" for colour in ("red", "green", "blue", "yellow") for shape in ("circle", "square")
     ]
     wanted = {sentence: searcher.search(sentence, 5) for sentence in sentences}
-    picture = (folder / "pictures/3.png").read_bytes()
+    picture = (page_folder / "pictures/3.png").read_bytes()
 
     def one(number):
         if number % 10 == 9:
@@ -449,9 +437,9 @@ def test_a_hundred_queries_at_once(port, searcher, folder):
         assert all(threads.map(one, range(100)))
 
 
-def test_queries_while_everything_is_still_read(folder):
-    fresh = Searcher.open(folder / "index")
-    picture = (folder / "pictures/3.png").read_bytes()
+def test_queries_while_everything_is_still_read(page_folder):
+    fresh = Searcher.open(page_folder / "index")
+    picture = (page_folder / "pictures/3.png").read_bytes()
     with served(fresh, ready=False) as port, ThreadPoolExecutor(8) as threads:
         sent = threads.submit(ask_json, port, "/api/image?k=5", picture)
         while not sent.done():
@@ -507,34 +495,34 @@ def run_app(*args):
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def test_the_command_says_its_address_and_ends_quietly(folder):
-    with run_app(folder / "index", "--port", "0") as process:
+def test_the_command_says_its_address_and_ends_quietly(page_folder):
+    with run_app(page_folder / "index", "--port", "0") as process:
         line = process.stderr.readline()
         assert line.startswith("app.py: 24 images on http://127.0.0.1:")
         port = urlsplit(line.split()[4]).port
         assert ask(port, "/?q=a+red+circle")[0] == 200
-        assert call_with_taken_port(folder, port) == 2
+        assert call_with_taken_port(page_folder, port) == 2
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=30)
     assert (process.returncode, out, error) == (0, "", "")
 
 
-def call_with_taken_port(folder, port):
-    with run_app(folder / "index", "--port", port) as process:
+def call_with_taken_port(page_folder, port):
+    with run_app(page_folder / "index", "--port", port) as process:
         _, error = process.communicate(timeout=60)
     assert error.startswith(f"app.py: --port {port}: cannot be used on 127.0.0.1 (")
     assert len(error.splitlines()) == 1
     return process.returncode
 
 
-def test_bad_input_is_one_sentence_and_status_2(folder, monkeypatch, capsys):
+def test_bad_input_is_one_sentence_and_status_2(page_folder, monkeypatch, capsys):
     cases = [
-        ([folder / "nothing"], "not an index"),
-        ([folder / "pictures"], "not an index"),
-        ([folder / "index", "--run", folder / "nothing"], "not a run folder"),
-        ([folder / "index", "--port", "99999"], "--port 99999"),
-        ([folder / "index", "--host", "256.1.1.1"], "--host 256.1.1.1"),
-        ([folder / "index", "--max-upload", "0"], "--max-upload 0"),
+        ([page_folder / "nothing"], "not an index"),
+        ([page_folder / "pictures"], "not an index"),
+        ([page_folder / "index", "--run", page_folder / "nothing"], "not a run folder"),
+        ([page_folder / "index", "--port", "99999"], "--port 99999"),
+        ([page_folder / "index", "--host", "256.1.1.1"], "--host 256.1.1.1"),
+        ([page_folder / "index", "--max-upload", "0"], "--max-upload 0"),
     ]
     for args, sentence in cases:
         port = [] if "--port" in args else ["--port", 0]
@@ -543,5 +531,5 @@ def test_bad_input_is_one_sentence_and_status_2(folder, monkeypatch, capsys):
         assert sentence in said
         assert len(said.splitlines()) == 1
     monkeypatch.setitem(sys.modules, "starlette", None)
-    assert call(monkeypatch, app, folder / "index") == 2
+    assert call(monkeypatch, app, page_folder / "index") == 2
     assert "pip install -r requirements-all.txt" in capsys.readouterr().err

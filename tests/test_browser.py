@@ -5,9 +5,9 @@ import shutil
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
-from test_app import HOSTILE, LIMIT, SVG, jpeg, make_index, served
+from test_app import HOSTILE, LIMIT, SVG, jpeg, served
 
-from retrieval.search import LONGEST, Searcher
+from retrieval.search import LONGEST
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
@@ -29,18 +29,6 @@ DROP = """([type, name, bytes]) => {
 # the label stands for the file field, which is not seen itself
 SEEN = "(document.activeElement.id === 'file' ? document.querySelector('[for=file]') : document.activeElement)"
 QUERY = "a red circle"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("browser")
-    make_index(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def searcher(folder):
-    return Searcher.open(folder / "index")
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +158,8 @@ def test_a_true_image_far_down_stands_behind_a_gap(page, searcher):
 
 
 @pytest.mark.parametrize("way", ["drop", "paste", "choose"])
-def test_an_image_finds_captions_similar_images_and_emoji(page, way, folder):
-    bring(page, way, (folder / "pictures/3.png").read_bytes())
+def test_an_image_finds_captions_similar_images_and_emoji(page, way, page_folder):
+    bring(page, way, (page_folder / "pictures/3.png").read_bytes())
     for heading in ("Captions", "Emoji", "Similar images"):
         page.get_by_role("heading", name=heading).wait_for()
     assert tiles(page)[0] == "3.png"
@@ -270,7 +258,7 @@ def test_every_control_is_reached_and_seen_with_the_keyboard(page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_needs_no_sideways_scrolling(browser, site, folder, scheme):
+def test_a_phone_needs_no_sideways_scrolling(browser, site, page_folder, scheme):
     size = {"width": 360, "height": 740}
     with browser.new_context(base_url=site, viewport=size, color_scheme=scheme, has_touch=True) as context:
         page = context.new_page()
@@ -292,7 +280,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser, site, folder, scheme):
         assert box["x"] + box["width"] <= 360
         assert box["y"] + box["height"] <= 740
         dialog.get_by_text("Close").tap()
-        bring(page, "choose", (folder / "pictures/3.png").read_bytes())
+        bring(page, "choose", (page_folder / "pictures/3.png").read_bytes())
         page.locator(".asked").wait_for()
         fits()
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == (
@@ -300,14 +288,14 @@ def test_a_phone_needs_no_sideways_scrolling(browser, site, folder, scheme):
         )
 
 
-def test_without_its_script(browser, site, folder):
+def test_without_its_script(browser, site, page_folder):
     with browser.new_context(base_url=site, java_script_enabled=False) as context:
         page = context.new_page()
         page.goto("/")
         type_query(page, QUERY)
         page.locator(".tile").first.wait_for()
         assert parse_qs(urlsplit(page.url).query)["q"] == [QUERY]
-        page.set_input_files("#file", folder / "pictures/3.png")
+        page.set_input_files("#file", page_folder / "pictures/3.png")
         page.get_by_role("button", name="Search with it").click()
         page.get_by_role("heading", name="Captions").wait_for()
         assert page.locator(".tile").first.get_attribute("title") == "3.png"
