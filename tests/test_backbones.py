@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from features import backbones, layers, weights
-from features.backbones import BACKBONES, load
+from features.backbones import BACKBONES, load, reopen
 from utils import BadInput
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -370,6 +370,24 @@ def test_weights_arrive_wrapped_prefixed_or_as_safetensors(resnet18: nn.Module, 
     save_file(state, tmp_path / "c.safetensors")
     digests = {load("resnet18", weights=tmp_path / file).digest for file in ("a.pth", "b.pth", "c.safetensors")}
     assert len(digests) == 1
+
+
+def test_the_backbone_of_a_store_is_opened_again_with_its_weights_or_not_at_all(
+    resnet18: nn.Module, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.pth"
+    torch.save(resnet18.state_dict(), path)
+    first = load("resnet18", weights=path)
+    again = reopen(first.attributes)
+    assert (again.digest, again.layer, again.crops) == (first.digest, first.layer, first.crops)
+    other = {key: value + 1 if key == "conv1.weight" else value for key, value in resnet18.state_dict().items()}
+    torch.save(other, path)
+    with pytest.raises(BadInput, match=r"resnet18: .*mine\.pth holds other weights than its features were made with"):
+        reopen(first.attributes)
+    with pytest.raises(BadInput, match="nothing says where its weights lie"):
+        reopen({**first.attributes, "file": ""})
+    with pytest.raises(BadInput, match="came ready-made"):
+        reopen({**first.attributes, "layer": "ready-made"})
 
 
 def test_a_timm_file_with_its_classifier_is_taken(tmp_path: Path) -> None:
