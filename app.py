@@ -18,23 +18,12 @@ from utils import BadInput, script
 def main() -> None:
     args = arguments()
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how a page ends
+        from retrieval.web import check_packages
+
         check_packages()
         with listen(args.host, args.port) as listening:
             searcher = open_index(args)
             serve(searcher, listening, args)
-
-
-def check_packages() -> None:
-    """Raises BadInput where a package is missing that the page alone needs."""
-    try:
-        import jinja2
-        import python_multipart
-        import starlette
-        import uvicorn
-
-        _ = jinja2, python_multipart, starlette, uvicorn
-    except ImportError as error:
-        raise BadInput(f"{error.name}: the page needs this package; pip install -r requirements-all.txt") from None
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -55,7 +44,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def open_index(args: argparse.Namespace):
     """The index and its run, with one query behind them: the first is the slowest."""
-    from retrieval.search import Searcher
+    from retrieval.searcher import Searcher
 
     searcher = Searcher.open(args.index, args.run, exact=args.exact)
     with contextlib.suppress(BadInput):  # this run knows no such word
@@ -67,7 +56,7 @@ def serve(searcher, listening: socket.socket, args: argparse.Namespace) -> None:
     """Answer until Ctrl-C."""
     import uvicorn
 
-    from retrieval.web import application
+    from retrieval.web.server import application
 
     app = application(searcher, args.host, args.max_upload)
     config = uvicorn.Config(

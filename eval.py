@@ -23,19 +23,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from evaluation.comparison import Group, compare, find_row, finished_runs, group_runs
+from evaluation.figures import Shown, draw, recipe_of, report_path, report_tables, write_pictures
+from evaluation.judgement_tables import KENDALL, judgement_cells, with_judgements
+from evaluation.judgements import judge
+from evaluation.published import published_rows
+from evaluation.report import Table, write_report
+from evaluation.tables import FORMATS
 from features.prepared import Prepared, Split
-from retrieval.comparison import Group, compare, find_row, finished_runs, group_runs
-from retrieval.judgement_tables import KENDALL, judgement_cells, with_judgements
-from retrieval.judgements import judge
-from retrieval.pictures import Shown, draw, recipe_of, report_path, report_tables, write_pictures
-from retrieval.protocols import Fold, Protocol, folds_of, protocol_name, protocols_for, ranks_of_folds
-from retrieval.published import published_rows
-from retrieval.ranks import Ranks
-from retrieval.report import Table, write_report
-from retrieval.similarity import RANKING
-from retrieval.tables import FORMATS
-from runs import Facts, Run, newest_run
+from metrics.protocols import Fold, Protocol, folds_of, protocol_name, protocols_for, ranks_of_folds
+from metrics.ranks import Ranks
+from metrics.similarity import RANKING
 from settings import Settings
+from training.run import Facts, Run, newest_run
 from utils import BadInput, make_folder, script
 
 
@@ -159,7 +159,10 @@ def measure(groups: Sequence[Group], inputs: Inputs, folds: int | None, captions
         run = Run.open(folder)
         split = inputs.of(run)
         dataset, count, owner = run.facts.dataset, len(split.images), split.image_of_caption
-        protocols = protocols_for(dataset, split.name, count, folds, captions)
+        try:
+            protocols = protocols_for(dataset, split.name, count, folds, captions)
+        except ValueError as error:
+            raise BadInput(str(error)) from None
         images = torch.from_numpy(run.embed_features(split.features))
         sentences = torch.from_numpy(run.embed_captions(inputs.prepared_of(run), split.name))
         for protocol in protocols:

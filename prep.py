@@ -16,15 +16,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from features.dataset import SPLITS, Dataset, check_on_disk
+from features.datasets.dataset import SPLITS, Dataset, check_on_disk
+from features.datasets.precomputed import load_ready
+from features.datasets.readers import FILES, read
+from features.images.store import DTYPES, FeatureStore, store_name, write_store
+from features.options import LANGUAGE, brings_features, recall, recorded, source_of
 from features.prepared import CAPTIONS, DATA, VOCABULARY, Prepared, same_rows, write_prepared
-from features.readers import FILES, read
-from features.ready import load_ready
-from features.remembered import LANGUAGE, brings_features, recall, recorded, source_of
-from features.store import DTYPES, FeatureStore, store_name, write_store
-from features.text_models import text_store_name
-from features.text_store import SUFFIX, bring_up_to_date
-from features.vocabulary import LANGUAGES, Vocabulary, make_stemmer
+from features.text.hub import text_store_name
+from features.text.store import SUFFIX, bring_up_to_date
+from features.text.vocabulary import LANGUAGES, Vocabulary, make_stemmer
 from utils import BadInput, make_folder, nearest, script
 
 DEFAULT_BACKBONE = "efficientnet_lite0"  # its weights come with the install: no network is needed
@@ -116,7 +116,7 @@ def load_encoders(args: argparse.Namespace) -> list:
             raise BadInput(f"--text-encoder {name}: another one would be kept as {file}{SUFFIX}, too; name one of them")
     if not names:
         return []
-    from features.text_encoders import load_text_encoder
+    from features.text.encoders import load_text_encoder
 
     return [load_text_encoder(name) for name in names]
 
@@ -131,7 +131,7 @@ def sentence_features(args: argparse.Namespace, encoder, data: Prepared) -> None
 def read_dataset(args: argparse.Namespace, folder: Path) -> tuple[Dataset, Path | None]:
     """The dataset, and the folder of its photographs (None where features come ready-made)."""
     if args.dataset == "scenes":
-        from features.scenes import scenes
+        from features.datasets.scenes import scenes
 
         return scenes(folder / "images"), folder / "images"
     dataset = read(args.dataset, args.captions, args.images, args.splits, args.restval, tuple(args.split_ratio))
@@ -144,7 +144,7 @@ def load_backbones(args: argparse.Namespace) -> list:
     """The backbones asked for; none where features come ready-made."""
     if args.ready or (args.dataset != "scenes" and brings_features(args)):
         return []
-    from features.backbones import load
+    from features.images.backbones import load
 
     names = args.backbone or [DEFAULT_BACKBONE]
     options = {"layer": args.layer, "weights": args.weights, "map": args.map, "crops": args.crops}
@@ -153,7 +153,7 @@ def load_backbones(args: argparse.Namespace) -> list:
 
 def extract_features(args: argparse.Namespace, dataset: Dataset, backbone, folder: Path) -> dict[str, str]:
     """Bring one store up to date; returns the images that cannot be read and why."""
-    from features.extraction import extract
+    from features.images.extract import extract
 
     dtype = args.dtype or ("float16" if args.map else "float32")
     failed = extract(

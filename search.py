@@ -20,7 +20,7 @@ import numpy as np
 from utils import BadInput, make_folder, script, write_whole
 
 if TYPE_CHECKING:
-    from runs import Run
+    from training.run import Run
 
 
 def main() -> None:
@@ -47,8 +47,8 @@ def embed(args: argparse.Namespace) -> None:
 
 def emoji(args: argparse.Namespace) -> None:
     """The emoji nearest to each image, and the map of all of them."""
+    from retrieval.emoji import FORMATS, check_top, embed_emoji, rank_emoji
     from retrieval.emoji_map import find_emoji_font, write_map, write_sheet
-    from retrieval.emojis import FORMATS, check_top, embed_emoji, rank_emoji
 
     if not args.image and (args.sheet or not args.map):
         raise BadInput(
@@ -73,21 +73,21 @@ def emoji(args: argparse.Namespace) -> None:
 
 def index(args: argparse.Namespace) -> None:
     """Photographs → an index folder, or the index brought up to date."""
-    from retrieval.search_commands import index_images
+    from retrieval.commands import index_images
 
     index_images(args, open_run(args))
 
 
 def find(args: argparse.Namespace) -> None:
     """A sentence → images of an index; an image → captions and similar images."""
-    from retrieval.search_commands import find
+    from retrieval.commands import find
 
     find(args)
 
 
 def open_run(args: argparse.Namespace) -> "Run":
     """The run that a folder, a name under --runs, or a pattern names. Raises BadInput unless it is one."""
-    from runs import Run, find_runs
+    from training.run import Run, find_runs
 
     folders = list(find_runs([args.run], args.runs))
     if len(folders) > 1:
@@ -115,7 +115,7 @@ def kind_of(inputs: Sequence[str]) -> str:
 
 def check_sentence(run: "Run", sentence: str) -> None:
     """Raises BadInput for a sentence that the run can make nothing of."""
-    from features.vocabulary import tokenise
+    from features.text.vocabulary import tokenise
 
     if not sentence.strip():
         raise BadInput(f"{sentence!r}: an empty sentence has no embedding; leave it out")

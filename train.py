@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
+from features.images.store import FeatureStore
 from features.prepared import Prepared, newest_prepared
-from features.sentences import text_encoder
-from features.store import FeatureStore
-from pooling import heads_for
-from runs import Facts
+from features.text.sentences import text_encoder
+from model import heads_for
 from settings import Settings, TextSettings, known_recipes, override, parse_changes, read_recipe
-from sweep import Job, sweep, unique
+from training.run import Facts
+from training.sweep import Job, sweep, unique
 from utils import BadInput, make_folder, script
 
 DEFAULT_RECIPE = "strong"

@@ -15,7 +15,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from timing import ratio
 
-from pooling import AttentionPool, heads_for
+from model import AttentionPool, heads_for
 
 BATCH, GRID, CHANNELS = 64, (7, 7), 1280
 

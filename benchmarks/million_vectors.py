@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from features.prepared import Prepared
 from retrieval.index import ROW, Index, Meta, file_name, write_array, write_rows, write_strings
 from retrieval.nearest import BLOCK, COSINE, Graph, exact_nearest, import_faiss, recall_of
-from runs import Run
+from training.run import Run
 from utils import BadInput, make_folder, script
 
 ROWS = 2**14  # vectors made at a time

@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from timing import ratio
 
-from retrieval.similarity import exact_cosine_scores, order_scores
+from metrics.similarity import exact_cosine_scores, order_scores
 
 
 def plain_order_scores(images: torch.Tensor, captions: torch.Tensor, rows: int = 8) -> torch.Tensor:

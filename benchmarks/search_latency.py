@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from features.prepared import Prepared
-from retrieval.search import Searcher
+from retrieval.searcher import Searcher
 from utils import script
 
 WARM = 20  # queries before the first that counts

@@ -1,1 +1,1 @@
-"""The frozen half: dataset readers, backbones, vocabulary, extraction and the HDF5 store. Nothing here is trained."""
+"""Stage 1, the frozen half: from images and captions to the prepared folder data/NAME/. Nothing here is trained."""

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from features.dataset import SPLITS, Dataset
-from features.maps import Maps
-from features.store import FeatureStore
-from features.text_models import text_store_name
-from features.text_store import SUFFIX, TextStore
-from features.vocabulary import Vocabulary
+from features.datasets.dataset import SPLITS, Dataset
+from features.images.maps import Maps
+from features.images.store import FeatureStore
+from features.text.hub import text_store_name
+from features.text.store import SUFFIX, TextStore
+from features.text.vocabulary import Vocabulary
 from utils import BadInput, digest_text, nearest, read_json, read_jsonl, write_json, write_jsonl
 
 FORMAT = 1

@@ -1,1 +1,1 @@
-"""The measured half: similarity, ranks, metrics, protocols, tables. Similarity, ranks and metrics know only arrays."""
+"""Stage 4: from a run and images to an index, and answers from it."""

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from features.extraction import Unreadable, read_image
+from features.images.decode import Unreadable, read_image
 from retrieval.index import write_array
 from retrieval.sources import Entry
-from runs import Run
+from training.run import Run
 from utils import write_whole
 
 CAPTIONS = 8192  # captions in a finished block

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, features
 
-from retrieval.emojis import EmojiHit, EmojiSpace
-from retrieval.plots import open_thumbnail
+from features.images.decode import open_thumbnail
+from retrieval.emoji import EmojiHit, EmojiSpace
 from utils import BadInput, write_whole
 
 PROJECTIONS = {"tsne": "t-SNE", "pca": "PCA"}

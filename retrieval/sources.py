@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.dataset import clean_caption
+from features.datasets.dataset import clean_caption
 from features.prepared import CAPTIONS, DATASET, Prepared, join_features
-from runs import Run
+from training.run import Run
 from utils import BadInput
 
 SUFFIXES = (

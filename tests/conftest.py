@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from tests.page_helpers import make_index
+
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def page_folder(tmp_path_factory):
     """A trained run and an index, for the page and the browser; made once, and who changes a file puts it back."""
-    from test_app import make_index
 
     folder = tmp_path_factory.mktemp("page")
     make_index(folder)
@@ -18,6 +19,6 @@ def page_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def searcher(page_folder):
-    from retrieval.search import Searcher
+    from retrieval.searcher import Searcher
 
     return Searcher.open(page_folder / "index")

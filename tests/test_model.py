@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from features.prepared import join_features
-from features.vocabulary import Sentences
+from features.text.vocabulary import Sentences
 from model import Sizes, TwoBranch
 from settings import Settings, override
 

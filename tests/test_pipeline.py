@@ -5,61 +5,15 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
-import tomli_w
-from PIL import Image, ImageDraw
 
 import eval as evaluation
 import prep
 import train
 from features.prepared import Prepared
-from utils import script
-
-ROOT = Path(__file__).resolve().parents[1]
-COLOURS = {"red": (220, 30, 30), "green": (20, 160, 40), "blue": (30, 60, 220), "yellow": (240, 220, 20)}
-SHAPES = {"circle": "ellipse", "square": "rectangle"}
-
-
-def draw_pictures(folder, images=24):
-    """Pictures of one shape in one colour, and a CSV of their captions; returns the CSV."""
-    (folder / "pictures").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    lines = ["image,caption,split"]
-    for number in range(images):
-        colour = rng.choice(list(COLOURS))
-        shape = rng.choice(list(SHAPES))
-        picture = Image.new("RGB", (64, 64), "white")
-        x, y, r = rng.integers(20, 44), rng.integers(20, 44), rng.integers(8, 18)
-        getattr(ImageDraw.Draw(picture), SHAPES[shape])((x - r, y - r, x + r, y + r), COLOURS[colour])
-        picture.save(folder / "pictures" / f"{number}.png")
-        split = ("train", "train", "val", "test")[number % 4]
-        lines.append(f"{number}.png,a {colour} {shape},{split}")
-        lines.append(f'{number}.png,"a {shape}, painted {colour}",{split}')
-    path = folder / "captions.csv"
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def call(monkeypatch, module, *args):
-    """Run a script's main as the command line would; returns the exit status (0 for a normal end)."""
-    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, args)])
-    try:
-        script(module.main)
-    except SystemExit as end:
-        return end.code or 0
-    return 0
-
-
-def prep_args(folder, *more):
-    data = ["--images", folder / "pictures", "--captions", folder / "captions.csv", "--data", folder / "data"]
-    return ["folder", *data, "--workers", 0, *more]
-
-
-QUICK = ["--set", "training.epochs=2", "training.batch=8", "dim=32"]
+from tests.helpers import QUICK, ROOT, call, copy_of, draw_pictures, prep_args
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +72,6 @@ def test_captions_per_image(prepared, monkeypatch, capsys):
         (row,) = json.loads(capsys.readouterr().out)
         assert row["protocol"].startswith(name)
         assert row["captions"] == captions
-
-
-def copy_of(run, to, **facts):
-    """A copy of a run folder that says something else of itself."""
-    to.mkdir(parents=True)
-    for path in run.iterdir():
-        (to / path.name).write_bytes(path.read_bytes())
-    table = tomllib.loads((run / "recipe.toml").read_text())
-    table["run"].update(facts)
-    (to / "recipe.toml").write_text(tomli_w.dumps(table))
-    return to
 
 
 def test_what_cannot_stand_in_one_table(prepared, monkeypatch, capsys, tmp_path):

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from test_pipeline import call, draw_pictures
-from tiny_encoders import make_tiny_encoder
 
 import eval as evaluation
 import prep
 import train
 from features.prepared import Prepared
-from features.sentences import text_encoder
-from runs import Run
+from features.text.sentences import text_encoder
 from settings import read_recipe
+from tests.helpers import call, draw_pictures, make_tiny_encoder
+from training.run import Run
 from utils import BadInput
 
 pytest.importorskip("transformers")

@@ -1,0 +1,1 @@
+"""Stage 3: from runs to the table, its figures and the report."""

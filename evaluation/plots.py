@@ -1,0 +1,313 @@
+"""Pictures of a comparison: learning curves, recall@K, a swept setting, the similarity matrix of a few pairs.
+
+Each function takes plain data and returns a matplotlib figure; `write_png` puts it into a file, `png_of` into bytes.
+Colours are those of Okabe and Ito (2008), which people with any colour vision tell apart; past seven of them, lines
+are dashed and dots change their shape. matplotlib is imported inside, so that a table needs none of it.
+"""
+
+import functools
+import io
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import ImageOps
+from torch import Tensor
+
+from features.images.decode import open_thumbnail
+from metrics.ranks import DIRECTIONS, Ranks, recall_at
+from utils import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+MARKERS = ("o", "s", "^", "D")
+TITLES = {"image_to_text": "image → text", "text_to_image": "text → image"}
+DPI = 100  # a 10 point letter is 14 pixels high: read without zooming
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.parse_math": False,  # a $ in a caption or a name is a $
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E2E2E2",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+}
+
+
+def styled(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
+    """`draw` under the settings above, which are put back afterwards."""
+
+    @functools.wraps(draw)
+    def with_style(*args: Any, **more: Any) -> "Figure":
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **more)
+
+    return with_style
+
+
+def png_of(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    return buffer.getvalue()
+
+
+def write_png(path: Path | str, figure: "Figure") -> None:
+    with write_whole(path, "wb") as file:
+        file.write(png_of(figure))
+
+
+@styled
+def learning_curves(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> "Figure":
+    """Training loss and rsum on val by epoch, a line per run, runs of one group in one colour.
+
+    groups: name → one log for every seed, each the rows of a log.jsonl (epoch, loss, rsum). Marked is the epoch of the
+    best rsum, whose weights the run keeps. A run of one epoch, as `cca` is, is that mark alone.
+    """
+    figure, axes = _panels(groups)
+    for number, (name, logs) in enumerate(groups.items()):
+        look = look_of(number)
+        for seed, log in enumerate(logs):
+            best = int(np.argmax([row["rsum"] for row in log]))
+            for axis, key in zip(axes, ("loss", "rsum"), strict=True):
+                rows = [row for row in log if row.get(key) is not None]
+                line: dict[str, Any] = {**look, "label": name if seed == 0 and key == "rsum" else None}
+                mark: dict[str, Any] = (
+                    {"marker": marker_of(number), "markevery": [best]} if len(rows) == len(log) else {}
+                )
+                axis.plot([row["epoch"] for row in rows], [row[key] for row in rows], **line, **mark)
+    axes[0].set(title="Loss on train", xlabel="epoch")
+    axes[1].set(title="rsum on val; marked: the epoch kept", xlabel="epoch")
+    losses = [row["loss"] for logs in groups.values() for log in logs for row in log if row.get("loss") is not None]
+    if losses and min(losses) > 0 and max(losses) > 20 * min(losses):  # losses of different kinds share no scale
+        _logarithmic(axes[0], "y")
+    for axis in axes:
+        _whole_numbers(axis)
+    _legend(figure, axes[1])
+    return figure
+
+
+@styled
+def recall_curves(ranks: Mapping[str, Sequence[Ranks]], most: int = 100) -> "Figure":
+    """Recall@K for K = 1 … `most`, both directions, a line per name.
+
+    ranks: name → Ranks of every seed and every fold, over which the recalls are averaged.
+    """
+    figure, axes = _panels(ranks, sharey=True)
+    ks = np.arange(1, most + 1)
+    for axis, direction in zip(axes, DIRECTIONS, strict=True):
+        for number, (name, found) in enumerate(ranks.items()):
+            recalls = [[recall_at(k, getattr(one, direction)) for k in ks.tolist()] for one in found]
+            axis.plot(ks, np.mean(recalls, axis=0), **look_of(number), label=name)
+        axis.set(title=TITLES[direction], xlabel="K", xlim=(1, most), ylim=(0, 100))
+        _logarithmic(axis, "x")
+    axes[0].set_ylabel("recall@K, % of queries")
+    _legend(figure, axes[0])
+    return figure
+
+
+@styled
+def sweep_curve(
+    setting: str,
+    lines: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    bars: str = "95 % interval",
+    measure: str = "rsum",
+) -> "Figure":
+    """A swept setting against a measure, a line with its intervals per name.
+
+    lines: name → points (value of the setting, mean, low end, high end of the interval), in any order.
+    bars: what the interval is. Values that span more than a factor of 20 go on a logarithmic axis.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9 if len(lines) > 1 else 6.5, _legend_height(lines)), layout="constrained")
+    axis = figure.subplots()
+    values = sorted({point[0] for points in lines.values() for point in points})
+    for number, (name, points) in enumerate(lines.items()):
+        x, mean, low, high = np.array(sorted(points), dtype=float).reshape(-1, 4).T
+        error = np.maximum(0.0, [mean - low, high - mean])
+        axis.errorbar(x, mean, yerr=error, **look_of(number), marker=marker_of(number), capsize=4, label=name)
+    axis.set(xlabel=setting, ylabel=f"{measure}, {bars}", title=next(iter(lines)) if len(lines) == 1 else "")
+    if values[0] > 0 and values[-1] > 20 * values[0]:
+        _logarithmic(axis, "x")
+    if len(values) <= 12:
+        axis.set_xticks(values, [f"{value:g}" for value in values])
+        axis.set_xticks([], minor=True)
+    axis.margins(x=0.06)
+    if len(lines) > 1:
+        _legend(figure, axis)
+    return figure
+
+
+@styled
+def similarity_matrix(
+    scores: np.ndarray, captions: Sequence[str], images: Sequence[str], paths: Sequence[Path | None], measure: str
+) -> "Figure":
+    """Scores (N, N) of N images, the rows, against a caption of each, the columns; the true pairs are framed.
+
+    captions: (N,) texts; images: (N,) ids; paths: where the photographs lie, drawn beside their rows. A row whose
+    photograph is missing or cannot be read shows the end of its id instead. measure: what the scores are.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    # Inches: every cell is a square of `cell`; `left` holds the photographs or ids, `above` and `right` the captions.
+    count, cell, left, above, below = len(scores), 0.3, 1.15, 2.75, 0.75
+    side = count * cell
+    width, height = left + side + 1.75, above + side + below
+    figure = Figure(figsize=(width, height))
+    axis = figure.add_axes((left / width, below / height, side / width, side / height))
+    shown = axis.imshow(scores, cmap="Blues", aspect="auto", interpolation="nearest")
+    for row in range(count):
+        axis.add_patch(Rectangle((row - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=1.8))
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    axis.set_yticks([])
+    axis.set_xticks(range(count), [_short(text, 42) for text in captions])
+    axis.xaxis.tick_top()
+    axis.tick_params(axis="x", length=0, pad=3)
+    for label in axis.get_xticklabels():
+        label.set(rotation=60, ha="left", va="bottom", fontsize=8.5, rotation_mode="anchor")
+    for row, (image, path) in enumerate(zip(images, paths, strict=True)):
+        bottom = (below + (count - 1 - row) * cell) / height
+        photograph = open_thumbnail(path, 64)
+        if photograph is None:
+            text = image if len(image) <= 14 else f"…{image[-13:].lstrip()}"
+            figure.text((left - 0.08) / width, bottom + cell / 2 / height, text, ha="right", va="center", fontsize=8)
+        else:
+            place = figure.add_axes(
+                ((left - cell - 0.05) / width, bottom, (cell - 0.02) / width, (cell - 0.02) / height)
+            )
+            place.imshow(ImageOps.fit(photograph, (64, 64)), aspect="auto")
+            place.axis("off")
+    scale = figure.add_axes((left / width, 0.45 / height, 0.5 * side / width, 0.12 / height))
+    figure.colorbar(shown, cax=scale, orientation="horizontal").outline.set_visible(False)
+    scale.grid(False)
+    figure.text((left + 0.5 * side + 0.15) / width, 0.51 / height, f"{measure}; true pairs are framed", va="center")
+    return figure
+
+
+def first_pairs(
+    similarity: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    captions: Tensor,
+    image_of_caption: np.ndarray,
+    count: int = 32,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (N, N) of the first N = min(count, images) images against the first caption of each, and the captions'
+    rows (N,). images: (all, D), captions: (M, D) embeddings; image_of_caption: (M,).
+    """
+    _, first = np.unique(image_of_caption, return_index=True)
+    rows = first[:count]
+    scores = similarity(images[: len(rows)], captions[torch.from_numpy(rows).to(captions.device)])
+    return scores.float().cpu().numpy(), rows
+
+
+def find_sweeps(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, str]]]]:
+    """The numeric settings of which some rows differ in nothing else: setting → line → (value, name of the row) ….
+
+    rows: name of a table's row → everything it was trained with, flat: `loss.margin`, `dim`, … and, if you like,
+    `recipe` and `features`, which name the lines. A line has two values or more, in rising order.
+    """
+    sweeps: dict[str, dict[str, list[tuple[float, str]]]] = {}
+    keys = {key: None for facts in rows.values() for key in facts}
+    for key in keys:
+        groups: dict[str, list[tuple[float, str]]] = {}
+        facts_of: dict[str, Mapping[str, Any]] = {}
+        for name, facts in rows.items():
+            value = facts.get(key)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                rest = repr(sorted((k, repr(v)) for k, v in facts.items() if k != key))
+                groups.setdefault(rest, []).append((float(value), name))
+                facts_of[rest] = facts
+        lines = {rest: sorted(points) for rest, points in groups.items() if len({value for value, _ in points}) > 1}
+        if lines:
+            names = _line_names([{k: v for k, v in facts_of[rest].items() if k != key} for rest in lines])
+            sweeps[key] = dict(zip(names, lines.values(), strict=True))
+    return sweeps
+
+
+def _line_names(lines: list[dict[str, Any]]) -> list[str]:
+    """A name for each line of a sweep: its recipe and features, and what else tells it from another of that name."""
+
+    def words(value: Any) -> str:
+        return " + ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+    heads = [", ".join(words(line[key]) for key in ("recipe", "features") if line.get(key)) for line in lines]
+    names = []
+    for head, line in zip(heads, lines, strict=True):
+        same = [other for other, name in zip(lines, heads, strict=True) if name == head]
+        more = [f"{key} {words(line.get(key))}" for key in line if any(other.get(key) != line[key] for other in same)]
+        names.append(", ".join(filter(None, [head, *more])) or "all rows")
+    return names
+
+
+def look_of(number: int) -> dict[str, Any]:
+    """Colour and dashes of line `number`, from 0: 28 of them differ."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
+    }
+
+
+def marker_of(number: int) -> str:
+    return MARKERS[number // len(COLOURS) % len(MARKERS)]
+
+
+def _panels(names: Iterable[str], sharey: bool = False) -> "tuple[Figure, Sequence[Axes]]":
+    """Two panels side by side, high enough for a legend of `names` on their right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, _legend_height(names)), layout="constrained")
+    return figure, figure.subplots(1, 2, sharey=sharey)
+
+
+def _legend_height(names: Iterable[str]) -> float:
+    return max(4.2, 0.6 + sum(0.07 + 0.165 * (1 + _wrapped(name).count("\n")) for name in names))
+
+
+def _legend(figure: "Figure", axis: "Axes") -> None:
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, [_wrapped(name) for name in names], loc="outside right upper", handlelength=2.6)
+
+
+def _wrapped(name: str) -> str:
+    return textwrap.fill(name, 38, break_on_hyphens=False)
+
+
+def _logarithmic(axis: "Axes", which: str) -> None:
+    """A logarithmic axis with plain numbers at 1, 2, 5, 10, …"""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    getattr(axis, f"set_{which}scale")("log")
+    line = getattr(axis, f"{which}axis")
+    line.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    line.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    line.set_minor_locator(NullLocator())
+    line.set_minor_formatter(NullFormatter())
+
+
+def _whole_numbers(axis: "Axes") -> None:
+    """Epochs are whole: no tick at 2.5."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _short(text: str, most: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"

@@ -1,0 +1,298 @@
+"""From the caption files of the field to a Dataset: one entry point, `read`, and the splits, given or drawn."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from features.datasets.dataset import SPLITS, Dataset, Image, check, hash_split
+from features.datasets.json_files import RESTVAL, TRAIN_OR_VAL, read_json_captions
+from features.datasets.line_files import (
+    Source,
+    columns_of,
+    image_id,
+    is_token,
+    numbered_lines,
+    numbered_separator,
+    read_json_lines,
+    read_kaggle,
+    read_numbered,
+    read_table,
+    read_text,
+    read_tokens,
+    table_delimiter,
+)
+from features.datasets.vsepp import is_vsepp, read_vsepp
+from utils import BadInput, nearest
+
+# What each dataset's folder may hold, the first that is there is read.
+FILES = {
+    "flickr8k": ("Flickr8k.token.txt", "dataset_flickr8k.json", "captions.txt"),
+    "flickr30k": ("results_20130124.token", "results.csv", "dataset_flickr30k.json", "captions.txt"),
+    "coco": (
+        "dataset_coco.json",
+        "captions_train2014.json",
+        "annotations/captions_train2014.json",
+        "captions_train2017.json",
+        "annotations/captions_train2017.json",
+    ),
+    "folder": (
+        *(f"{stem}{suffix}" for stem in ("captions", "metadata") for suffix in (".csv", ".tsv", ".jsonl", ".txt")),
+    ),
+}
+
+READERS: dict[str, Callable[[Path, str], Source]] = {
+    "json": read_json_captions,
+    "json lines": read_json_lines,
+    "tokens": read_tokens,
+    "numbered": read_numbered,
+    "kaggle": read_kaggle,
+    "table": read_table,
+}
+
+# Names of the three lists: those of Flickr8k, of Flickr30k Entities, and the latter with another word for val.
+LISTS = (
+    ("Flickr_8k.trainImages.txt", "Flickr_8k.devImages.txt", "Flickr_8k.testImages.txt"),
+    ("train.txt", "val.txt", "test.txt"),
+    ("train.txt", "dev.txt", "test.txt"),
+)
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+
+Ratio = tuple[float, float, float]
+
+
+def read(
+    name: str,
+    captions: Path,
+    images: Path | None,
+    splits: Path | None = None,
+    restval: bool = True,
+    split_ratio: Ratio = (80, 10, 10),
+) -> Dataset:
+    """The dataset `name` (flickr8k, flickr30k, coco or folder) from its caption file or folder.
+
+    `images` is the folder of the photographs, None where features come ready-made; nobody looks here whether each is
+    there. `splits` is a folder of three lists and goes before splits in the caption file; where there is neither, a
+    hash of the image id draws them. Dataset order is the order of the lists (train, val, test) or of the caption file.
+
+    Raises BadInput for everything that is wrong with a file.
+    """
+    captions = Path(captions)
+    if name not in FILES:
+        raise BadInput(f"dataset {name}: unknown; {nearest(name, FILES)}")
+    _check_ratio(split_ratio)
+    if not captions.exists():
+        raise BadInput(f"{captions}: no such file or folder; point --captions to the captions of {name}")
+    if images is not None and not Path(images).is_dir():
+        raise BadInput(f"{images}: no such folder; point --images to the folder that holds the photographs")
+    if captions.is_dir() and is_vsepp(captions):
+        if splits is not None:
+            raise BadInput(f"{captions}: a VSE++ folder brings its own splits; leave --splits out")
+        return read_vsepp(name, captions)
+    file, notes = find_file(name, captions)
+    text = read_text(file)
+    source = READERS[kind_of(name, file, text)](file, text)
+    if not source.captions:
+        raise BadInput(f"{file}: holds no image; check that --captions names the right file")
+    notes += source.notes
+    lists = Path(splits) if splits is not None else _lists_beside(file)
+    if lists is not None:
+        chosen, more = split_by_lists(file, source, lists)
+    elif source.splits:
+        chosen, more = split_as_said(file, source, restval, split_ratio)
+    else:
+        chosen, more = split_by_hash(file, source.captions, split_ratio)
+    rows = tuple(
+        Image(key, _place(images, source.subfolders.get(key), key), split, tuple(source.captions[key]))
+        for key, split in chosen.items()
+    )
+    return check(Dataset(name, rows, tuple(notes + more), tuple(source.captions)), file)
+
+
+def find_file(name: str, captions: Path) -> tuple[Path, list[str]]:
+    """The caption file, given itself or as its folder, and a note if the folder holds several."""
+    if not captions.is_dir():
+        return captions, []
+    found = [captions / file for file in FILES[name] if (captions / file).is_file()]
+    if not found:
+        raise BadInput(
+            f"{captions}: holds none of {', '.join(FILES[name])}; point --captions to the caption file of {name}"
+        )
+    if len(found) == 1:
+        return found[0], []
+    others = " and ".join(str(file.relative_to(captions)) for file in found[1:])
+    return found[0], [f"captions read from {found[0].name}; {others} beside it not: --captions FILE chooses"]
+
+
+def kind_of(name: str, file: Path, text: str) -> str:
+    """Which of READERS a file is for, by its content, then by its name. Raises BadInput if it is for none."""
+    lines = numbered_lines(text)
+    head = next(lines)[1].strip()
+    if file.suffix in (".jsonl", ".ndjson"):
+        return "json lines"
+    if head[0] in "{[" or file.suffix == ".json":
+        return "json lines" if next(lines, None) and _is_object(head) else "json"
+    if ".token" in file.name or is_token(head):
+        return "tokens"
+    if numbered_separator(head):
+        return "numbered"
+    if name != "folder" and columns_of(head, ",") == ["image", "caption"]:
+        return "kaggle"
+    if table_delimiter(head) or file.suffix in (".csv", ".tsv") or name == "folder":
+        return "table"
+    raise BadInput(
+        f"{file}: not a caption file of {name} (it begins {head[:60]!r}); known are {', '.join(FILES[name])}, "
+        f"and for your own CSV or JSON lines the dataset `folder`"
+    )
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _place(images: Path | None, subfolder: str | None, key: str) -> Path | None:
+    if images is None:
+        return None
+    if subfolder:
+        nested = Path(images) / subfolder / key
+        if nested.is_file():
+            return nested
+    return Path(images) / key
+
+
+def _check_ratio(ratio: Ratio) -> None:
+    if len(ratio) != 3 or not all(0 < part < float("inf") for part in ratio):
+        raise BadInput("--split-ratio: needs three numbers above 0 for train, val and test, such as 80 10 10")
+
+
+# Splits: each function returns the split of every image that stays, in dataset order, and notes.
+
+
+def split_by_hash(file: Path, ids: Iterable[str], ratio: Ratio) -> tuple[dict[str, str], list[str]]:
+    chosen = {key: hash_split(key, ratio) for key in ids}
+    counts = Counter(chosen.values())
+    _check_drawn(file, counts, SPLITS)
+    parts = "/".join(f"{part:g}" for part in ratio)
+    return chosen, [f"no split given: drawn by a hash of the image id, {parts}: {_counted(counts, SPLITS)} images"]
+
+
+def split_as_said(file: Path, source: Source, restval: bool, ratio: Ratio) -> tuple[dict[str, str], list[str]]:
+    """The splits that the caption file gives, with Karpathy's restval and COCO's train settled."""
+    notes = [source.split_note] if source.split_note else []
+    drawn = {
+        key: hash_split(key, (ratio[0], ratio[1], 0)) for key, word in source.splits.items() if word == TRAIN_OR_VAL
+    }
+    if drawn:
+        counts = Counter(drawn.values())
+        _check_drawn(file, counts, ("train", "val"))
+        notes.append(f"drawn {ratio[0]:g}/{ratio[1]:g}: {_counted(counts, ('train', 'val'))} images")
+    chosen = source.splits | drawn
+    rest = [key for key, word in chosen.items() if word == RESTVAL]
+    if rest and restval:
+        notes.append(f"{len(rest):,} restval images joined to train")
+    elif rest:
+        notes.append(f"{len(rest):,} restval images left out")
+    for key in rest:
+        if restval:
+            chosen[key] = "train"
+        else:
+            del chosen[key]
+    return chosen, notes
+
+
+def split_by_lists(file: Path, source: Source, folder: Path) -> tuple[dict[str, str], list[str]]:
+    """The splits of three lists of image ids, with or without the ending of the file name, in their order."""
+    listed = read_lists(folder)
+    owners: dict[str, list[str]] = {}
+    find = finder(listed)
+    left_out = []
+    for key in source.captions:
+        entry = find(key)
+        if entry is None:
+            left_out.append(key)
+        else:
+            owners.setdefault(entry, []).append(key)
+    if not owners:
+        raise BadInput(
+            f"{folder}: its lists name none of the {len(source.captions):,} images of {file.name}, the first "
+            f"{left_out[0]}; point --splits to the lists of this dataset"
+        )
+    notes = [f"splits from the lists in {folder}"]
+    if left_out:
+        notes.append(f"{len(left_out):,} images in no split list left out{_example(left_out)}")
+    without = [entry for entry in listed if entry not in owners]
+    if without:
+        notes.append(f"{len(without):,} listed images have no caption in {file.name}, the first {without[0]}")
+    return {key: split for entry, split in listed.items() for key in owners.get(entry, [])}, notes
+
+
+def _example(left_out: list[str]) -> str:
+    """Names one of them: one that is not even named like an image, if only some are so."""
+    odd = [key for key in left_out if without_ending(key) == key]
+    if 0 < len(odd) < len(left_out):
+        return f", {len(odd):,} of them not named like an image file ({odd[0]})"
+    return f", the first {left_out[0]}"
+
+
+def read_lists(folder: Path) -> dict[str, str]:
+    """The split of each listed id, in the order train, val, test. Raises BadInput if lists are missing or overlap."""
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder; point --splits to the folder that holds {', '.join(LISTS[1])}")
+    # The names of which most are there: if one of them is missing, the error names it.
+    names = max(LISTS, key=lambda names: sum((folder / file).is_file() for file in names))
+    listed: dict[str, str] = {}
+    for file, split in zip(names, SPLITS, strict=True):
+        if not (folder / file).is_file():
+            raise BadInput(
+                f"{folder / file}: no such file; --splits needs {', '.join(LISTS[1])} or {', '.join(LISTS[0])}"
+            )
+        for number, line in numbered_lines(read_text(folder / file)):
+            key = image_id(folder / file, f"line {number}", line)
+            if listed.setdefault(key, split) != split:
+                raise BadInput(
+                    f"{folder / file}: line {number}, {key}, is in the {listed[key]} list too; keep it in one of them"
+                )
+    return listed
+
+
+def without_ending(key: str) -> str:
+    """An id without the ending of an image file: `a.jpg` is `a`, but `a.jpg.1` stays what it is."""
+    stem, dot, ending = key.rpartition(".")
+    return stem if dot and f".{ending.casefold()}" in IMAGE_ENDINGS else key
+
+
+def finder(known: Iterable[str]) -> Callable[[str], str | None]:
+    """A function from an id to the known one that means it: the same, or one of the two lacks its `.jpg`."""
+    exact = set(known)
+    bare = {without_ending(key): key for key in known}
+
+    def find(key: str) -> str | None:
+        if key in exact:
+            return key
+        return without_ending(key) if without_ending(key) in exact else bare.get(key)
+
+    return find
+
+
+def _lists_beside(file: Path) -> Path | None:
+    """The folder of the original Flickr8k files, if `file` lies in it."""
+    if ".token" in file.name and any((file.parent / name).is_file() for name in LISTS[0]):
+        return file.parent
+    return None
+
+
+def _check_drawn(file: Path, counts: Counter[str], splits: tuple[str, ...]) -> None:
+    for split in splits:
+        if not counts[split]:
+            raise BadInput(
+                f"{file}: the split drawn for its {counts.total():,} images leaves {split} empty; "
+                f"give more images, another --split-ratio, or the splits with --splits"
+            )
+
+
+def _counted(counts: Counter[str], splits: tuple[str, ...]) -> str:
+    return ", ".join(f"{counts[split]:,} {split}" for split in splits)

@@ -1,0 +1,106 @@
+"""The folders that VSE++ trains from: train_ims.npy and train_caps.txt, the same for dev and test; no photographs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from features.datasets.dataset import Dataset, Image, check
+from features.datasets.line_files import AGAIN, read_text
+from utils import BadInput
+
+BLOCK_BYTES = 1 << 24
+PARTS = {"train": "train", "dev": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split: `rows` is the array on disk, (N, D) or (N, H, W, C); image i is its row `first[i]`."""
+
+    file: Path
+    split: str
+    rows: np.ndarray
+    first: np.ndarray
+    captions: list[list[str]]
+
+    @property
+    def ids(self) -> list[str]:
+        return [f"{self.split}-{number:06d}" for number in range(len(self.first))]
+
+
+def is_vsepp(folder: Path) -> bool:
+    return (folder / "train_ims.npy").is_file() or (folder / "train_caps.txt").is_file()
+
+
+def read_vsepp(name: str, folder: Path) -> Dataset:
+    """The dataset of a VSE++ folder, ids `train-000000` and so on, no paths. Raises BadInput if files do not match."""
+    notes, images = [], []
+    for part in open_parts(folder):
+        repeats = len(part.rows) - len(part.first)
+        if repeats:
+            notes.append(f"{part.file.name} repeats features once per caption: {len(part.first):,} images in it")
+        images += [
+            Image(key, None, part.split, tuple(captions)) for key, captions in zip(part.ids, part.captions, strict=True)
+        ]
+        if part.file.name.startswith("testall"):
+            notes.append("testall_ims.npy is the test split, as for 5K tables; test_ims.npy is not read")
+    ids = tuple(image.id for image in images)
+    return check(Dataset(name, tuple(images), tuple(notes), ids), folder)
+
+
+def open_parts(folder: Path) -> list[Part]:
+    """The three splits in dataset order; features stay on disk. Raises BadInput."""
+    parts = []
+    for prefix, split in PARTS.items():
+        if prefix == "test" and (folder / "testall_ims.npy").is_file():
+            prefix = "testall"  # COCO's whole test split, of which test_ims.npy is the first fold
+        parts.append(_open_part(folder, prefix, split))
+    shapes = {part.rows.shape[1:] for part in parts}
+    if len(shapes) > 1:
+        raise BadInput(f"{folder}: its three _ims.npy files have features of different shapes; {AGAIN}")
+    return parts
+
+
+def _open_part(folder: Path, prefix: str, split: str) -> Part:
+    file, text = folder / f"{prefix}_ims.npy", folder / f"{prefix}_caps.txt"
+    for path in (file, text):
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file; a VSE++ folder holds _ims.npy and _caps.txt of train, dev and test")
+    rows = open_npy(file)
+    captions = read_text(text).replace("\r\n", "\n").removesuffix("\n").split("\n")  # blank lines hold their place
+    if rows.ndim not in (2, 4) or not len(rows) or len(captions) % len(rows):
+        raise BadInput(
+            f"{file}: has the shape {rows.shape}, but {text.name} has {len(captions):,} captions; there must "
+            f"be one row (D, or H, W, C) an image, or one a caption: {AGAIN}"
+        )
+    first = runs(rows) if len(rows) == len(captions) else np.arange(len(rows))
+    bounds = np.append(first, len(rows)) * (len(captions) // len(rows))
+    starts, ends = bounds[:-1], bounds[1:]
+    return Part(file, split, rows, first, [captions[a:b] for a, b in zip(starts, ends, strict=True)])
+
+
+def open_npy(file: Path) -> np.ndarray:
+    """A .npy file by memory map. Raises BadInput if it is none, is cut short or holds Python objects."""
+    try:
+        return np.lib.format.open_memmap(file, mode="r")
+    except FileNotFoundError:
+        raise BadInput(f"{file}: no such file; check the path given") from None
+    except Exception as error:  # a damaged header raises almost anything
+        reason = str(error).splitlines()[0] if str(error) else "it cannot be read"
+        raise BadInput(f"{file}: not a .npy array, or cut short ({reason}); save or get the file again") from None
+
+
+def block_rows(row: tuple[int, ...], itemsize: int) -> int:
+    """How many rows of this shape make a block of about 16 MiB."""
+    return max(1, BLOCK_BYTES // max(1, int(np.prod(row)) * itemsize))
+
+
+def runs(rows: np.ndarray) -> np.ndarray:
+    """Where runs of identical consecutive rows begin, read in blocks that overlap by one row."""
+    flat = rows.reshape(len(rows), -1)
+    step = block_rows(rows.shape[1:], rows.dtype.itemsize)
+    starts = [np.zeros(1, dtype=np.int64)]
+    for begin in range(1, len(rows), step):
+        block = flat[begin - 1 : begin + step]
+        starts.append(np.flatnonzero((block[1:] != block[:-1]).any(axis=1)) + begin)
+    return np.concatenate(starts)

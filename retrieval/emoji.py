@@ -1,0 +1,184 @@
+"""Emoji as captions: which of them a run puts under a photograph, though it was never shown one.
+
+An emoji is embedded by its English names, as the `emoji` package has them, through the run's text branch, and ranked
+by the run's own similarity. The package is imported inside, so that only those who ask for emoji need it.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from metrics.similarity import RANKING
+from utils import BadInput
+
+SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
+FLAG = "flag for "  # begins an alias of every flag: as little a part of the name as a template's words
+_NUMBERED = re.compile(r"(?<=[a-z])[ -]?\d+$")  # ":dog2:" is another dog, ":clock830:" another clock
+_LETTER = re.compile(r"[^\W\d_]")
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """text: the character, or the sequence of characters that is drawn as one; names: its name, then its aliases."""
+
+    text: str
+    names: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+@dataclass(frozen=True)
+class EmojiSpace:
+    """The emoji that a run knows, and where they lie. embeddings: (N, dim) float32; left_out: without a known word."""
+
+    emoji: list[Emoji]
+    embeddings: np.ndarray
+    left_out: int
+
+    def __str__(self) -> str:
+        return f"{len(self.emoji) + self.left_out:,} emoji, {self.left_out:,} without a known word left out"
+
+
+@dataclass(frozen=True)
+class EmojiHit:
+    """An emoji under a photograph: its rank from 1, its score, and what it is."""
+
+    rank: int
+    score: float
+    emoji: Emoji
+
+
+def all_emoji() -> list[Emoji]:
+    """Every emoji that is fully qualified, in one skin tone. Raises BadInput where the `emoji` package is missing."""
+    try:
+        import emoji
+    except ImportError:
+        raise BadInput(
+            "emoji: this package, which holds their names, is not installed; pip install -r requirements-all.txt"
+        ) from None
+    qualified = emoji.STATUS["fully_qualified"]  # components and the spellings of older senders have another
+    return [
+        Emoji(text, names_of(facts["en"], facts.get("alias", ())))
+        for text, facts in emoji.EMOJI_DATA.items()
+        if facts["status"] == qualified and not SKIN_TONES & set(text)
+    ]
+
+
+def names_of(name: str, aliases: Sequence[str]) -> tuple[str, ...]:
+    """A name and its aliases as words, each once. An alias of one or two letters is a code (":de:", ":v:"), no word.
+
+    >>> names_of(":T-Rex:", [":t-rex:", ":t_rex:"])
+    ('T-Rex', 't rex')
+    >>> names_of(":dog:", [":dog2:"]), names_of(":thumbs_down:", [":thumbsdown:", ":-1:"])
+    (('dog',), ('thumbs down', 'thumbsdown'))
+    """
+    words = [_NUMBERED.sub("", _words(alias)) for alias in aliases]
+    once: dict[str, str] = {}
+    for each in (_words(name), *(alias for alias in words if len(_LETTER.findall(alias)) > 2)):
+        once.setdefault(each.casefold(), each)
+    return tuple(once.values())
+
+
+def _words(shortcode: str) -> str:
+    """
+    >>> _words(":woman’s_hat:")
+    "woman's hat"
+    """
+    return " ".join(unicodedata.normalize("NFC", shortcode).strip(":").replace("’", "'").replace("_", " ").split())
+
+
+class Words(Protocol):
+    """What embedding emoji asks of a run."""
+
+    folder: Path
+
+    def knows(self, sentence: str) -> bool: ...
+    def embed_sentences(self, sentences: Sequence[str]) -> np.ndarray: ...
+
+
+def embed_emoji(run: Words, prompt: str = "{}") -> EmojiSpace:
+    """Embed every emoji that the run's text branch knows a word of: the mean, unit length, of its names' embeddings.
+
+    prompt: a sentence with {} in the place of the name, such as "a photo of {}"; its own words make no emoji known,
+    and names without a known word do not count in the mean. Raises BadInput for a prompt without {}, and if no emoji
+    is left.
+    """
+    if "{}" not in prompt:
+        raise BadInput(f"--prompt {prompt!r}: has no {{}}; put {{}} in the place of the emoji's name")
+    kept, known = [], []
+    everything = all_emoji()
+    for emoji in everything:
+        names = [name for name in emoji.names if run.knows(name.removeprefix(FLAG))]
+        if names:
+            kept.append(emoji)
+            known.append(names)
+    if not kept:
+        raise BadInput(f"{run.folder}: knows no word of any emoji's name; name a run trained on English captions")
+    sentences = {prompt.replace("{}", name): None for names in known for name in names}  # "dog" is a name of two
+    rows = dict(zip(sentences, unit_rows(run.embed_sentences(list(sentences))), strict=True))
+    means = [np.mean([rows[prompt.replace("{}", name)] for name in names], axis=0) for names in known]
+    return EmojiSpace(kept, unit_rows(np.stack(means)), len(everything) - len(kept))
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """(N, dim) → the same, L2-normalised, float32. A row of zeros stays."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
+
+
+def rank_emoji(space: EmojiSpace, images: np.ndarray, similarity: str, k: int = 10) -> list[list[EmojiHit]]:
+    """The top `k` emoji of each image, best first; equal scores in the emoji's own order.
+
+    images: (N, dim) float32; similarity: the run's, "cosine" or "order", the emoji being the captions.
+    """
+    check_top(k)
+    scores = RANKING[similarity](torch.from_numpy(images), torch.from_numpy(space.embeddings)).numpy()
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return [
+        [EmojiHit(rank, float(own[place]), space.emoji[place]) for rank, place in enumerate(top.tolist(), 1)]
+        for own, top in zip(scores, order, strict=True)
+    ]
+
+
+def check_top(k: int) -> None:
+    """Raises BadInput unless an image gets one emoji at least."""
+    if k < 1:
+        raise BadInput(f"-k {k}: an image gets 1 emoji or more; name a larger number")
+
+
+def as_table(paths: Sequence[Path | str], hits: Sequence[Sequence[EmojiHit]]) -> str:
+    """The hits of each image under its name. Emoji are two columns wide in a terminal."""
+    parts = []
+    for path, own in zip(paths, hits, strict=True):
+        width = max(5, *(len(f"{hit.score:.3f}") for hit in own))
+        lines = [f"{hit.rank:>4}  {hit.score:>{width}.3f}  {hit.emoji.text}     {hit.emoji.name}" for hit in own]
+        parts.append("\n".join([str(path), f"rank  {'score':>{width}}  emoji  name", *lines]))
+    return "\n\n".join(parts)
+
+
+def as_jsonl(paths: Sequence[Path | str], hits: Sequence[Sequence[EmojiHit]]) -> str:
+    """One JSON object a line: image, rank, score, emoji, name."""
+    rows = [
+        {
+            "image": str(path),
+            "rank": hit.rank,
+            "score": round(hit.score, 6),
+            "emoji": hit.emoji.text,
+            "name": hit.emoji.name,
+        }
+        for path, own in zip(paths, hits, strict=True)
+        for hit in own
+    ]
+    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+
+
+FORMATS = {"table": as_table, "jsonl": as_jsonl}

@@ -1,0 +1,74 @@
+"""Images that strangers send, checked before they are decoded; and images on their way out, encoded anew.
+
+What is sent is decoded by Pillow's own decoders of photographs only: never by one that calls another program, as it
+does for EPS. What goes out is a JPEG of ours, whatever the file is called or holds.
+"""
+
+import io
+import os
+import stat
+import warnings
+from pathlib import Path
+
+from PIL import Image as Pictures
+
+from features.images.decode import Unreadable, read_image
+from utils import BadInput
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
+MOST_PIXELS = 50_000_000  # of an image that is sent: a telephone's largest photograph, 150 MB once it is decoded
+LARGEST = 1600  # pixels of an image that goes out
+PREVIEW = 320  # pixels
+
+
+def open_upload(data: bytes) -> Pictures.Image:
+    """The image in a file that was sent, as RGB.
+
+    Raises BadInput if it is none, is damaged, or its header announces more than MOST_PIXELS: that is known before
+    anything is decoded.
+    """
+    if not data:
+        raise BadInput("the image is empty; choose a file that holds one")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a large one: it is refused below
+            with Pictures.open(io.BytesIO(data), formats=FORMATS) as opened:
+                width, height = opened.size
+    except Pictures.DecompressionBombError:
+        raise BadInput(f"the image has more than {MOST_PIXELS:,} pixels; choose a smaller one") from None
+    except Exception:  # on a damaged header, Pillow raises whatever it stumbles over
+        raise BadInput(f"the file is no image that can be read here; choose a {NAMES}") from None
+    if width * height > MOST_PIXELS:
+        raise BadInput(f"the image has {width:,} × {height:,} pixels; choose one of {MOST_PIXELS:,} at most")
+    try:
+        return read_image(io.BytesIO(data))
+    except Unreadable as error:
+        raise BadInput(f"the image cannot be read ({error}); choose another one") from None
+
+
+def as_jpeg(picture: Pictures.Image, side: int) -> bytes:
+    """An RGB image as a JPEG of at most `side` pixels. The image itself may shrink."""
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def version_of(path: Path | None) -> str | None:
+    """What changes when a file is written again; None if it has gone, or is no file (a pipe would be waited for)."""
+    if path is None:
+        return None
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a zero byte in its name
+        return None
+    return f"{found.st_size:x}-{found.st_mtime_ns:x}" if stat.S_ISREG(found.st_mode) else None
+
+
+def large_jpeg(path: Path) -> bytes | None:
+    """An image of the index as a JPEG of at most LARGEST pixels; None if it cannot be read any more."""
+    try:
+        return as_jpeg(read_image(path), LARGEST)
+    except Unreadable:
+        return None

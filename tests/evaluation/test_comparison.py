@@ -1,0 +1,268 @@
+"""Runs side by side: what makes a row, what it is called, its figures by hand, and what cannot stand in one table."""
+
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+
+from evaluation import comparison
+from evaluation.comparison import Group, compare, find_row, finished_runs, group_runs, row_names
+from metrics.bootstrap import draw_counts
+from metrics.protocols import Protocol, folds_of, metrics_of_folds, protocol_name, protocols_for
+from metrics.ranks import CUTOFFS, DIRECTIONS, Ranks
+from settings import override, read_recipe, to_table
+from training.run import Facts
+from utils import BadInput
+
+ABOUT = {"dataset": "flickr8k", "split": "test", "protocol": "test 12"}
+
+
+def facts(recipe="vse0", features=("vgg19",), digests=("d1",), seed=0, dataset="flickr8k"):
+    return Facts(recipe, dataset, "data/flickr8k", features, digests, (8,) * len(features), seed)
+
+
+def make_run(root, about, changes=None, finished=True, settings=None):
+    """A run folder as far as a table's rows are told from it."""
+    settings = override(settings or read_recipe(about.recipe), changes or {})
+    folder = root / about.run_name(settings)
+    folder.mkdir(parents=True)
+    run = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(about).items()}
+    (folder / "recipe.toml").write_text(tomli_w.dumps({"run": run, **to_table(settings)}))
+    if finished:
+        (folder / "result.json").write_text("{}")
+    return folder
+
+
+def names(*systems):
+    return row_names([(override(read_recipe(about.recipe), changes), about) for about, changes in systems])
+
+
+def test_a_row_is_called_after_its_recipe():
+    assert names((facts(), {}), (facts("vsepp"), {})) == ["vse0", "vsepp"]
+    assert names((facts(), {"dim": 64}), (facts("vsepp"), {})) == ["vse0", "vsepp"], "no other row of that recipe"
+
+
+def test_rows_of_one_recipe_are_told_apart_by_what_they_changed():
+    margins = [(facts(), {"loss.margin": margin}) for margin in (0.1, 0.2, 0.3)]
+    assert names(*margins) == ["vse0 loss.margin=0.1", "vse0", "vse0 loss.margin=0.3"]
+    both = [(facts(), {"dim": 64, "text.stem": stem, "loss.margin": m}) for stem, m in ((False, 0.2), (True, 0.1))]
+    assert names(*both) == ["vse0", "vse0 text.stem=true loss.margin=0.1"], "dim=64 tells no row from another"
+
+
+def test_rows_of_a_recipe_that_is_not_here_name_all_that_differs():
+    systems = [(override(read_recipe("vse0"), {"dim": dim}), facts("my_own")) for dim in (64, 1024)]
+    assert row_names(systems) == ["my_own dim=64", "my_own dim=1024"]
+
+
+def test_features_are_named_where_they_differ():
+    assert names((facts(), {}), (facts(features=("vgg19", "vgg16"), digests=("a", "b")), {})) == [
+        "vse0, vgg19",
+        "vse0, vgg19+vgg16",
+    ]
+    assert names((facts(digests=("0123456789",)), {}), (facts(digests=("abcdefghij",)), {})) == [
+        "vse0, vgg19@01234567",
+        "vse0, vgg19@abcdefgh",
+    ]
+
+
+def test_runs_that_differ_by_seed_are_one_row(tmp_path):
+    runs = [make_run(tmp_path, facts(seed=seed), {"loss.margin": m}) for seed in (2, 0) for m in (0.2, 0.1)]
+    runs.append(make_run(tmp_path, facts("vsepp", seed=5)))
+    groups = group_runs([runs[-1], *runs[:-1]])
+    assert [(g.name, g.seeds) for g in groups] == [("vsepp", (5,)), ("vse0 loss.margin=0.1", (0, 2)), ("vse0", (0, 2))]
+    assert groups[2].runs == (runs[2], runs[0])
+    source = replace(read_recipe("vse0"), source="elsewhere")
+    again = make_run(tmp_path, facts(seed=7), settings=source)
+    assert len(group_runs([runs[0], again])) == 1, "where a recipe comes from is no setting"
+
+
+def test_one_run_twice_and_two_datasets_are_refused(tmp_path):
+    one, two = make_run(tmp_path / "a", facts()), make_run(tmp_path / "b", facts())
+    with pytest.raises(BadInput, match="are the same run, seed 0 included") as error:
+        group_runs([one, two])
+    assert str(one) in str(error.value)
+    assert str(two) in str(error.value)
+    other = make_run(tmp_path, facts(dataset="coco"))
+    with pytest.raises(BadInput, match="one dataset") as error:
+        group_runs([one, other])
+    assert f"{other} was trained on coco, {one} on flickr8k" in str(error.value)
+
+
+def test_half_finished_runs_are_left_out_and_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = Path("runs")
+    said: list[str] = []
+    done, half = make_run(root, facts()), make_run(root, facts(seed=1), finished=False)
+    assert finished_runs(["*vgg19*"], root, said.append) == [done]
+    assert said == [f"left out: {half}: its training has not finished; repeat the train.py command and it continues"]
+    assert finished_runs([str(done), done.name, "runs/*-0-*"], root, said.append) == [done], "each once"
+    assert len(said) == 1
+    for pattern in (half.name, str(half), "*-1-*"):
+        with pytest.raises(BadInput, match="its training has not finished"):
+            finished_runs([pattern], root, said.append)
+    with pytest.raises(BadInput, match=r"x\*: no run matches; looked for .* in .*; runs holds 2 runs, such as vse0"):
+        finished_runs(["x*"], root, said.append)
+    with pytest.raises(BadInput, match="holds no run"):
+        finished_runs(["x*"], Path("elsewhere"), said.append)
+    with pytest.raises(BadInput, match="nothing: no such run folder"):
+        finished_runs(["nothing"], root, said.append)
+    Path("empty").mkdir()
+    with pytest.raises(BadInput, match="empty: not a run folder"):
+        finished_runs([str(done), "empty"], root, said.append)
+
+
+def made(recipe, seeds, name=None):
+    about = facts(recipe, seed=seeds[0])
+    settings = read_recipe(recipe)
+    runs = tuple(Path("runs") / replace(about, seed=seed).run_name(settings) for seed in seeds)
+    return Group(name or recipe, settings, about, runs, tuple(seeds))
+
+
+def test_the_row_to_test_against_is_found_by_name_run_and_pattern():
+    groups = [made("vse0", [0, 1]), made("vsepp", [0], "vsepp, vgg19"), made("strong", [0], "strong dim=64")]
+    strong = groups[2].runs[0]
+    for wanted in (
+        "strong dim=64",
+        strong.name,
+        f"runs/{strong.name}/",
+        "strong",
+        "strong*",
+        "*dim=*",
+        "runs/strong-*",
+    ):
+        assert find_row(wanted, groups) is groups[2], wanted
+    assert find_row("vse0", groups) is groups[0]
+    assert find_row("vsepp", groups) is groups[1]
+    assert find_row("vse0-*-1-*", groups) is groups[0]
+    with pytest.raises(BadInput, match="--against vse00: no such row in this table; did you mean vse0"):
+        find_row("vse00", groups)
+    with pytest.raises(BadInput, match=r"--against qqq: .*; its rows: vse0; vsepp, vgg19; strong dim=64"):
+        find_row("qqq", groups)
+    with pytest.raises(BadInput, match=r"stands for several rows \(vse0; vsepp, vgg19\)"):
+        find_row("vse*", groups)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Three groups, twelve images in three folds with 1 to 6 captions each, and random ranks of every run."""
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(12), rng.integers(1, 7, 12))
+    folds = folds_of(owner, 12, Protocol(folds=3))
+    groups = [made("vse0", [0, 1, 2]), made("vsepp", [0]), made("strong", [3, 4])]
+
+    def draw(high):
+        return [Ranks(rng.integers(1, high, 4), rng.integers(1, high, len(f.captions))) for f in folds]
+
+    ranks = {run: draw(high) for group, high in zip(groups, (16, 16, 4), strict=True) for run in group.runs}
+    monkeypatch.setattr(comparison, "bootstrap", partial(comparison.bootstrap, samples=300))
+    return groups, ranks, folds
+
+
+def test_figures_of_a_row_by_hand(measured):
+    groups, ranks, folds = measured
+    rows = compare(groups, ranks, folds, ABOUT)
+    for group, row in zip(groups, rows, strict=True):
+        each = [metrics_of_folds(ranks[run]) for run in group.runs]
+        sums = [sum(m[way][f"R@{k}"] for way in DIRECTIONS for k in CUTOFFS) for m in each]
+        for way in DIRECTIONS:
+            for column, value in row[way].items():
+                assert value == pytest.approx(sum(m[way][column] for m in each) / len(each))
+                if len(each) > 1:
+                    squares = sum((m[way][column] - value) ** 2 for m in each)
+                    assert row["std"][way][column] == pytest.approx((squares / (len(each) - 1)) ** 0.5)
+        assert row["rsum"] == pytest.approx(sum(sums) / len(sums))
+        assert row["seeds"] == list(group.seeds)
+        assert row["runs"] == [run.name for run in group.runs]
+        assert (row["images"], row["captions"]) == (12, sum(len(fold.captions) for fold in folds))
+        assert row["interval"]["rsum"][0] <= row["rsum"] <= row["interval"]["rsum"][1]
+    assert rows[0]["run"] == rows[0]["row"] == "vse0"
+    assert rows[0]["std"]["rsum"] == pytest.approx(np.std([sum_of(m) for m in each_of(groups[0], ranks)], ddof=1))
+    assert (rows[1]["run"], rows[1]["row"]) == (groups[1].runs[0].name, "vsepp")
+    assert "std" not in rows[1], "one seed has no deviation"
+
+
+def each_of(group, ranks):
+    return [metrics_of_folds(ranks[run]) for run in group.runs]
+
+
+def sum_of(metrics):
+    return sum(metrics[way][f"R@{k}"] for way in DIRECTIONS for k in CUTOFFS)
+
+
+def test_intervals_are_those_of_the_mean_over_seeds_of_each_resample(measured):
+    """A resample written out for every seed by itself: images drawn within their fold, with all their captions."""
+    groups, ranks, folds = measured
+    rows = compare(groups, ranks, folds, ABOUT)
+    counts = np.concatenate(list(draw_counts(12, 3, 300)))
+    sums, recalls = [], []
+    for drawn in counts:
+        seeds = []
+        for run in groups[0].runs:
+            parts = []
+            for number, (fold, r) in enumerate(zip(folds, ranks[run], strict=True)):
+                times = drawn[4 * number : 4 * number + 4].astype(int)
+                parts.append(Ranks(r.image_to_text.repeat(times), r.text_to_image.repeat(times[fold.image_of_caption])))
+            seeds.append(metrics_of_folds(parts))
+        sums.append(np.mean([sum_of(m) for m in seeds]))
+        recalls.append(np.mean([m["text_to_image"]["R@5"] for m in seeds]))
+    assert rows[0]["interval"]["rsum"] == pytest.approx(np.percentile(sums, [2.5, 97.5]))
+    assert rows[0]["interval"]["text_to_image"]["R@5"] == pytest.approx(np.percentile(recalls, [2.5, 97.5]))
+
+
+def test_rows_held_against_another(measured):
+    groups, ranks, folds = measured
+    rows = compare(groups, ranks, folds, ABOUT, against=groups[1])
+    assert "against" not in rows[1]
+    for row in (rows[0], rows[2]):
+        found = row["against"]
+        assert found["row"] == "vsepp"
+        assert found["difference"] == pytest.approx(row["rsum"] - rows[1]["rsum"])
+        assert found["interval"][0] <= found["difference"] <= found["interval"][1]
+    assert rows[0]["against"]["verdict"] == "no more than noise"
+    assert rows[0]["against"]["p"] > 0.05
+    assert rows[2]["against"]["verdict"] == "higher"
+    assert rows[2]["against"]["p"] < 0.05
+    (lower,) = [r["against"] for r in compare(groups[1:], ranks, folds, ABOUT, groups[2]) if "against" in r]
+    assert lower["verdict"] == "lower"
+    assert lower["p"] == rows[2]["against"]["p"], "the other way round it is the same test"
+
+
+def test_a_table_repeats(measured):
+    groups, ranks, folds = measured
+    assert compare(groups, ranks, folds, ABOUT, groups[0]) == compare(groups, ranks, folds, ABOUT, groups[0])
+
+
+def test_a_row_is_the_same_alone_and_among_others(measured):
+    groups, ranks, folds = measured
+    (alone,) = compare(groups[:1], ranks, folds, ABOUT)
+    among = compare(groups, ranks, folds, ABOUT)[0]
+    assert alone["interval"]["rsum"] == pytest.approx(among["interval"]["rsum"])
+    assert {k: v for k, v in alone.items() if k != "interval"} == {k: v for k, v in among.items() if k != "interval"}
+
+
+def test_captions_per_image_are_named_unless_they_are_the_usual():
+    def named(dataset, images, folds, captions):
+        found = protocols_for(dataset, "test", images, folds, captions)
+        return [protocol_name(protocol, dataset, "test", images) for protocol in found]
+
+    assert named("flickr8k", 1000, None, None) == named("flickr8k", 1000, None, 5) == ["test 1000"]
+    assert named("flickr8k", 1000, 2, 1) == ["test 500, 2 folds, 1 caption an image"]
+    assert named("folder", 200, None, 5) == ["test 200, 5 captions an image"]
+    assert named("coco", 5000, None, None) == named("coco", 5000, None, 5) == ["1K, 5 folds", "5K"]
+    assert named("coco", 5000, None, 3) == ["1K, 5 folds, 3 captions an image", "5K, 3 captions an image"]
+    assert named("coco", 5000, 1, 0) == ["5K, all captions"]
+    with pytest.raises(ValueError, match="--captions-per-image -1"):
+        named("folder", 200, None, -1)
+
+
+def test_folds_hold_the_first_captions_of_their_images():
+    owner = np.array([0, 0, 0, 1, 2, 2, 3, 3])
+    one, two = folds_of(owner, 4, Protocol(folds=2, captions=2))
+    assert (one.start, one.stop, two.start, two.stop) == (0, 2, 2, 4)
+    assert one.captions.tolist() == [0, 1, 3]
+    assert one.image_of_caption.tolist() == [0, 0, 1]
+    assert two.captions.tolist() == [4, 5, 6, 7]
+    assert two.image_of_caption.tolist() == [0, 0, 1, 1]

@@ -1,0 +1,224 @@
+"""The five formats of a table say the same: of single runs, of seeds averaged, of tests and of published figures."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+
+from evaluation.published import published_rows
+from evaluation.tables import FORMATS, WIDTH
+from metrics.ranks import COLUMNS, CUTOFFS, DIRECTIONS
+
+
+def row(run, first, dataset="flickr8k", protocol="test 1000"):
+    way = {"R@1": first, "R@5": 50.04, "R@10": 60.06, "median_rank": 7.0, "mean_rank": 33.333}
+    return {
+        "run": run,
+        "dataset": dataset,
+        "split": "test",
+        "protocol": protocol,
+        "images": 1000,
+        "captions": 5000,
+        "image_to_text": way,
+        "text_to_image": {**way, "median_rank": 7.5},
+        "rsum": 2 * (first + 50.04 + 60.06),
+    }
+
+
+ROWS = [row("strong-1", 20.0), row("a_longer_name_50%", 7.25)]
+
+
+def test_text_is_aligned():
+    lines = FORMATS["text"](ROWS).splitlines()
+    assert lines[0] == "flickr8k, test 1000 (1,000 images, 5,000 captions)"
+    assert len({len(line) for line in lines[1:]}) in (1, 2)  # the line above the heads may end earlier
+    assert lines[4].split() == [
+        "strong-1",
+        *["20.0", "50.0", "60.1", "7", "33.3"],
+        *["20.0", "50.0", "60.1", "7.5", "33.3"],
+        "260.2",
+    ]
+    heads, figures = lines[2], lines[4]
+    for match in re.finditer(r"\S+", heads[len("a_longer_name_50%") :]):
+        end = match.end() + len("a_longer_name_50%")
+        assert figures[end - 1].isdigit(), "figures end under their heads"
+
+
+def test_markdown_has_one_cell_a_column():
+    lines = FORMATS["markdown"](ROWS).splitlines()
+    assert [line.count("|") for line in lines[2:]] == [13] * 4
+    assert "`a_longer_name_50%`" in lines[5]
+    assert set(lines[3]) <= set("|-: ")
+
+
+def test_latex_escapes_and_balances():
+    table = FORMATS["latex"](ROWS)
+    assert r"a\_longer\_name\_50\%" in table
+    for piece in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{lrrrrrrrrrrr}", r"\end{tabular}"):
+        assert piece in table
+    body = [line for line in table.splitlines() if line.endswith(r"\\")]
+    assert [line.count("&") for line in body] == [3, 11, 11, 11]
+    assert "\\multicolumn{5}{c}{Image to text}" in table
+
+
+def test_csv_and_json_keep_every_digit():
+    (one, two) = csv.DictReader(io.StringIO(FORMATS["csv"](ROWS)))
+    assert float(two["image_to_text R@1"]) == 7.25
+    assert float(one["text_to_image mean_rank"]) == 33.333
+    rows = json.loads(FORMATS["json"](ROWS))
+    assert rows == ROWS
+    assert set(rows[0]) == {
+        *("run", "dataset", "split", "protocol", "images", "captions", "rsum"),
+        *DIRECTIONS,
+    }
+    assert set(rows[0]["image_to_text"]) == set(COLUMNS) == {"R@1", "R@5", "R@10", "median_rank", "mean_rank"}
+
+
+@pytest.mark.parametrize("name", ["text", "markdown", "latex"])
+def test_datasets_and_protocols_stand_apart(name):
+    table = FORMATS[name](
+        [row("a", 1.0, "coco", "1K, 5 folds"), row("a", 2.0, "coco", "5K"), row("b", 3.0, "coco", "5K")]
+    )
+    assert table.count("coco, 1K, 5 folds") == 1
+    assert table.count("coco, 5K") == 1
+    assert len(re.findall(r"\bb\b", table)) >= 1
+
+
+def test_figures_that_are_not_known_are_dashes():
+    published = row("paper", 10.0)
+    published["image_to_text"] = {"R@1": 10.0}
+    assert FORMATS["text"]([published]).splitlines()[4].split()[2:6] == ["–"] * 4
+    assert "--" in FORMATS["latex"]([published])
+
+
+def grouped(name, first, seeds=(0, 1, 2), against=None):
+    """A row of several seeds, as retrieval/comparison.py makes it."""
+    one = {**row(name, first), "row": name, "features": ["efficientnet_lite0", "inception_v3"], "seeds": list(seeds)}
+    one["runs"] = [f"{name}-flickr8k-efficientnet_lite0+inception_v3-{seed}-1a2b3c4d" for seed in seeds]
+    if len(seeds) == 1:
+        one["run"] = one["runs"][0]
+    else:
+        one["std"] = {**{way: dict.fromkeys(COLUMNS, 0.44) for way in DIRECTIONS}, "rsum": 1.96}
+    ends = {way: {f"R@{k}": [first - 1, first + 1] for k in CUTOFFS} for way in DIRECTIONS}
+    one["interval"] = {**ends, "rsum": [one["rsum"] - 9.04, one["rsum"] + 9.06]}
+    if against:
+        keys = ("row", "difference", "interval", "p", "verdict")
+        one["against"] = dict(zip(keys, against, strict=True))
+    return one
+
+
+LONG = "order_embedding loss.margin=0.05 training.batch=128"
+COMPARED = [
+    grouped("strong", 20.0),
+    grouped("vse0 loss.margin=0.1", 7.25, against=("strong", -25.5, [-33.3, -17.7], 0.0001, "lower")),
+    grouped(LONG, 20.03, seeds=[0], against=("strong", 0.06, [-4.0, 4.1], 0.81, "no more than noise")),
+]
+EVERYTHING = COMPARED + published_rows("flickr8k", "test 1000")
+
+
+def test_text_of_seeds_fits_a_terminal():
+    for rows in (COMPARED, EVERYTHING):
+        lines = FORMATS["text"](rows).splitlines()
+        assert max(map(len, lines)) <= WIDTH == 120
+        assert lines[0] == "flickr8k, test 1000 (1,000 images, 5,000 captions), efficientnet_lite0+inception_v3"
+        assert lines[4].split() == [
+            *("strong", "20.0", "50.0", "60.1", "7", "33.3", "20.0", "50.0", "60.1", "7.5", "33.3", "260.2"),
+            "251.2–269.3",
+        ]
+        assert lines[5].split() == ["seeds", "0", "1", "2", *["±0.4"] * 10, "±2.0"]
+        ends = [match.end() for match in re.finditer(r"\S+", lines[4])][1:12]
+        assert ends == [match.end() for match in re.finditer(r"\S+", lines[5])][4:], "deviations stand under figures"
+        assert lines[8].startswith("order_embedding loss.margin=0.05  ")
+        assert lines[9:11] == ["  training.batch=128", "  seed 0"], "a long name goes on below"
+        assert any("order_embedding" in line and line.endswith("no more than noise") for line in lines)
+        assert any(line.split()[3:] == ["−33.3", "to", "−17.7", "<0.001", "lower"] for line in lines)
+        assert "±: standard deviation over seeds." in lines
+
+
+def test_text_of_single_runs_says_which_they_are():
+    rows = [grouped("strong", 20.0, seeds=[3]), grouped("vse0", 10.0, seeds=[0])]
+    table = FORMATS["text"](rows)
+    assert "±" not in table
+    assert f"\n\nstrong: {rows[0]['run']}\nvse0: {rows[1]['run']}\n" in table
+    assert "95 %: bootstrap interval" in table
+
+
+def test_published_rows_stand_under_a_rule():
+    lines = FORMATS["text"](EVERYTHING).splitlines()
+    rules = [number for number, line in enumerate(lines) if line and set(line) == {"─"}]
+    assert lines[rules[1] + 1].split()[:4] == ["DeViSE,", "CNN", "4.8", "16.5"]
+    assert any("ties are not counted against the model" in line for line in lines)
+    assert "Cross-modal_Retrieval_Tutorial" in " ".join(lines)
+    markdown = FORMATS["markdown"](EVERYTHING).splitlines()
+    assert [line.split("|")[1].strip() for line in markdown if line.startswith("|")][4:7] == [
+        f"`{LONG}`",
+        "*published*",
+        "DeViSE, CNN",
+    ]
+    assert len({line.count("|") for line in markdown if line.startswith("|")}) == 1
+    assert FORMATS["latex"](EVERYTHING).count(r"\midrule") == 2
+    assert FORMATS["latex"](COMPARED).count(r"\midrule") == 1
+
+
+def test_markdown_has_deviations_beside_figures_and_a_star():
+    cells = [c.strip() for c in FORMATS["markdown"](COMPARED).splitlines()[5].strip("|").split("|")]
+    assert cells[:2] == ["`vse0 loss.margin=0.1`", "7.2 ± 0.4"]
+    assert cells[-4:] == ["234.7 ± 2.0", "225.7–243.8", "−25.5* (−33.3 to −17.7)", "<0.001"]
+
+
+def test_latex_is_bold_where_a_column_is_best():
+    table = FORMATS["latex"](EVERYTHING)
+    body = [line for line in table.splitlines() if line.endswith(r"\\")]
+    assert len({line.count("&") for line in body[1:]}) == 1
+    assert body[0].count("&") + 2 * 4 == body[1].count("&"), "two spans of five columns"
+    assert rf"\begin{{tabular}}{{l{'r' * body[1].count('&')}}}" in table
+    strong, vse0, order = ([c.strip() for c in line.removesuffix(r"\\").split("&")] for line in body[2:5])
+    assert strong[1] == r"\textbf{20.0} {\scriptsize$\pm$0.4}"
+    assert order[1] == r"\textbf{20.0}", "what is printed alike is bold alike"
+    assert vse0[1] == r"7.2 {\scriptsize$\pm$0.4}"
+    assert [c[4].startswith(r"\textbf{7}") for c in (strong, vse0, order)] == [True] * 3, "the lowest rank"
+    assert strong[11].startswith("260.2")
+    assert order[11] == r"\textbf{260.3}"
+    assert vse0[-2:] == ["$-$25.5* ($-$33.3 to $-$17.7)", "$<$0.001"]
+    assert not any(r"\textbf" in line for line in body[5:]), "published rows are left out"
+    assert "% Bold: the best of each column, published rows left out." in table
+    assert not re.search(r"(?m)^[^%].*([–−±]|(?<!\$)<)", table)
+    assert table.count("{") == table.count("}")
+
+
+def test_csv_and_json_hold_all_there_is():
+    found = list(csv.DictReader(io.StringIO(FORMATS["csv"](EVERYTHING))))
+    assert len(found) == len(EVERYTHING)
+    assert [found[1][key] for key in ("seeds", "text_to_image R@5 std", "rsum std", "rsum low", "p", "verdict")] == [
+        *("0 1 2", "0.44", "1.96", str(COMPARED[1]["interval"]["rsum"][0]), "0.0001", "lower")
+    ]
+    assert found[0]["against"] == found[2]["rsum std"] == found[0]["source"] == ""
+    assert (found[3]["run"], found[3]["image_features"], found[3]["images"]) == ("DeViSE", "CNN", "")
+    assert json.loads(FORMATS["json"](EVERYTHING)) == EVERYTHING
+
+
+def test_every_published_figure_is_a_percentage_or_a_rank_with_a_source():
+    tables = {
+        ("flickr8k", "test 1000"): 10,
+        ("flickr30k", "test 1000"): 16,
+        ("coco", "1K, 5 folds"): 9,
+        ("coco", "5K"): 6,
+    }
+    for (dataset, protocol), count in tables.items():
+        rows = published_rows(dataset, protocol)
+        assert len(rows) == count
+        for one in rows:
+            assert one["source"]
+            assert one["image_features"]
+            for way in DIRECTIONS:
+                assert set(one[way]) <= set(COLUMNS)
+                recalls = [one[way][f"R@{k}"] for k in CUTOFFS if f"R@{k}" in one[way]]
+                assert recalls == sorted(recalls)
+                assert all(0 < recall < 100 for recall in recalls)
+    assert published_rows("flickr8k", "val 1000") == []
+    (two_way,) = [r for r in published_rows("flickr8k", "test 1000") if r["run"] == "2WayNet"]
+    assert two_way["rsum"] is None, "no R@10 was published"
+    (uvs,) = [r for r in published_rows("flickr8k", "test 1000") if r["run"] == "UVS (paper)"]
+    assert uvs["rsum"] == pytest.approx(18.0 + 40.9 + 55.0 + 12.5 + 37.0 + 51.5)

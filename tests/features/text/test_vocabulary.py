@@ -1,0 +1,87 @@
+"""Tokens, stems, counts, and sentences as numbers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from features.text.vocabulary import UNKNOWN, Encoder, Sentences, Vocabulary, make_stemmer, tokenise
+from utils import BadInput
+
+CAPTIONS = ["A dog runs.", "Two dogs run, running fast!", "The cat isn't running"]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "words"),
+    [
+        ("Two dogs, here. And there", ["two", "dogs", "here", "and", "there"]),
+        ("a T-shirt; don't!", ["a", "t-shirt", "don't"]),
+        ("Ein Mädchen läuft über die Straße.", ["ein", "mädchen", "läuft", "über", "die", "straße"]),
+        ("cafe\u0301", ["café"]),
+        ("एक कुत्ता खेल रहा है।", ["एक", "कुत्ता", "खेल", "रहा", "है"]),
+        ("一只狗", ["一", "只", "狗"]),
+        ("كلب يجري", ["كلب", "يجري"]),
+        (" . !? 🐶 ", []),
+        ("", []),
+    ],
+)
+def test_tokens(sentence, words):
+    assert tokenise(sentence) == words
+
+
+def test_counts_and_stems(tmp_path):
+    vocabulary = Vocabulary.build(CAPTIONS)
+    assert vocabulary.counts["running"] == 2
+    assert vocabulary.stems["running"] == vocabulary.stems["runs"] == "run"
+    assert list(vocabulary.counts.values()) == sorted(vocabulary.counts.values(), reverse=True)
+    vocabulary.save(tmp_path / "vocabulary.json")
+    assert Vocabulary.load(tmp_path / "vocabulary.json") == vocabulary
+    head = json.loads((tmp_path / "vocabulary.json").read_text())
+    assert head["tokeniser"].startswith("nltk.TweetTokenizer")
+    assert (head["stemmer"], head["language"]) == ("nltk.SnowballStemmer", "english")
+
+
+def test_encoder_joins_the_counts_of_one_stem_and_stems_words_never_seen():
+    vocabulary = Vocabulary.build(CAPTIONS)
+    stems = Encoder(vocabulary, stem=True, min_count=1)
+    assert stems.words[1] == "run"  # runs + run + running + running: the most frequent
+    assert stems.encode("runner runnings") == [UNKNOWN, 1]
+    assert stems.unknown_words("the runner") == ["runner"]
+    often = Encoder(vocabulary, stem=True, min_count=2)
+    assert set(often.words) == {"<unknown>", "run", "dog"}
+    words = Encoder(vocabulary, stem=False, min_count=1)
+    assert words.encode("runs") != words.encode("run")
+    assert words.encode("zebra") == [UNKNOWN]
+
+
+def test_languages(tmp_path):
+    assert make_stemmer("german")("Häuser") == make_stemmer("german")("Haus")
+    assert make_stemmer("none")("running") == "running"
+    with pytest.raises(BadInput, match="did you mean german"):
+        make_stemmer("germn")
+
+
+def test_a_vocabulary_cut_short_or_foreign_is_refused(tmp_path):
+    path = tmp_path / "vocabulary.json"
+    Vocabulary.build(CAPTIONS).save(path)
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(BadInput, match="cut short"):
+        Vocabulary.load(path)
+    path.write_text('{"a": 1}')
+    with pytest.raises(BadInput, match="not a vocabulary"):
+        Vocabulary.load(path)
+    with pytest.raises(BadInput, match="no such file"):
+        Vocabulary.load(tmp_path / "none.json")
+
+
+def test_sentences_take_any_rows():
+    lists = [[5, 6], [7], [1, 2, 3], [0]]
+    sentences = Sentences.of(lists)
+    rows = np.array([2, 0, 2, 3])
+    taken = sentences.take(rows)
+    assert [taken.numbers[a:b].tolist() for a, b in zip(taken.starts[:-1], taken.starts[1:], strict=True)] == [
+        lists[row] for row in rows
+    ]
+    assert len(sentences.take(np.array([], np.int64))) == 0
+    encoder = Encoder(Vocabulary.build(CAPTIONS), stem=True, min_count=1)
+    assert Sentences.encode(["", "run"], encoder).lengths.tolist() == [1, 1]

@@ -1,0 +1,398 @@
+"""What several test files need: drawn images, made-up data, a run without a network, small random transformers."""
+
+import hashlib
+import json
+import sys
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import tomli_w
+import torch
+from PIL import Image, ImageDraw
+from PIL import Image as Pictures
+from torch import Tensor, nn
+
+from features.datasets.dataset import Dataset
+from features.datasets.dataset import Image as DatasetImage
+from features.images.backbones import Backbone
+from features.images.decode import Unreadable, read_image
+from features.images.store import write_store
+from features.prepared import Split, write_prepared
+from features.text.vocabulary import Encoder, Sentences, Vocabulary, tokenise
+from settings import Settings, override
+from training import trainer
+from training.run import Facts
+from utils import BadInput, script
+
+ROOT = Path(__file__).resolve().parents[1]
+FLICKR8K = ROOT.parent / "shared" / "data" / "flickr8k"
+
+# Scripts on drawn images
+
+COLOURS = {"red": (220, 30, 30), "green": (20, 160, 40), "blue": (30, 60, 220), "yellow": (240, 220, 20)}
+
+
+SHAPES = {"circle": "ellipse", "square": "rectangle"}
+
+
+def draw_pictures(folder, images=24):
+    """Pictures of one shape in one colour, and a CSV of their captions; returns the CSV."""
+    (folder / "pictures").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    lines = ["image,caption,split"]
+    for number in range(images):
+        colour = rng.choice(list(COLOURS))
+        shape = rng.choice(list(SHAPES))
+        picture = Image.new("RGB", (64, 64), "white")
+        x, y, r = rng.integers(20, 44), rng.integers(20, 44), rng.integers(8, 18)
+        getattr(ImageDraw.Draw(picture), SHAPES[shape])((x - r, y - r, x + r, y + r), COLOURS[colour])
+        picture.save(folder / "pictures" / f"{number}.png")
+        split = ("train", "train", "val", "test")[number % 4]
+        lines.append(f"{number}.png,a {colour} {shape},{split}")
+        lines.append(f'{number}.png,"a {shape}, painted {colour}",{split}')
+    path = folder / "captions.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def call(monkeypatch, module, *args):
+    """Run a script's main as the command line would; returns the exit status (0 for a normal end)."""
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, args)])
+    try:
+        script(module.main)
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def prep_args(folder, *more):
+    data = ["--images", folder / "pictures", "--captions", folder / "captions.csv", "--data", folder / "data"]
+    return ["folder", *data, "--workers", 0, *more]
+
+
+QUICK = ["--set", "training.epochs=2", "training.batch=8", "dim=32"]
+
+
+def copy_of(run, to, **facts):
+    """A copy of a run folder that says something else of itself."""
+    to.mkdir(parents=True)
+    for path in run.iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+    table = tomllib.loads((run / "recipe.toml").read_text())
+    table["run"].update(facts)
+    (to / "recipe.toml").write_text(tomli_w.dumps(table))
+    return to
+
+
+# Caption files
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text if isinstance(text, str) else json.dumps(text), encoding="utf-8", newline="")
+    return path
+
+
+def karpathy(name="flickr8k"):
+    words = ["test", "train", "restval", "val", "train"]
+    return {
+        "dataset": name,
+        "images": [
+            {
+                "filename": f"{n}.jpg",
+                "split": word,
+                "imgid": n,
+                "sentences": [{"raw": f"View  {n}.", "tokens": ["view"]}, {"tokens": ["a", "view"]}],
+            }
+            for n, word in enumerate(words)
+        ],
+    }
+
+
+def vsepp(folder, repeat=1, width=3, each=2):
+    folder.mkdir(exist_ok=True)
+    for part, count in (("train", 4), ("dev", 2), ("test", 3)):
+        ims = np.arange(count * width, dtype=np.float32).reshape(count, width)
+        np.save(folder / f"{part}_ims.npy", np.repeat(ims, repeat, axis=0))
+        write(folder / f"{part}_caps.txt", "".join(f"{part} {n // each} {n}\n" for n in range(count * each)))
+    return folder
+
+
+# Training on made-up data
+
+SMALL = {
+    "dim": 16,
+    "text.words": 8,
+    "text.dropout": 0.2,
+    "image.dropout": 0.2,
+    "training.batch": 16,
+    "training.epochs": 4,
+    "training.rate": 0.01,
+    "training.clip": 2.0,
+}
+
+
+MADE_UP_WORDS = ["red", "green", "blue", "dog", "cat", "house", "tree", "car", "big", "small"]
+
+
+def made_up_data(size=12):
+    """Images whose features say which words their captions hold, so that there is something to learn."""
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(len(MADE_UP_WORDS), size)).astype(np.float32)
+    splits = {}
+    for name, images in (("train", 60), ("val", 20)):
+        bags = [rng.choice(len(MADE_UP_WORDS), 3, replace=False) for _ in range(images)]
+        features = np.stack([mixing[bag].sum(0) for bag in bags]) + 0.1 * rng.normal(size=(images, size))
+        captions, owner = [], []
+        for image, bag in enumerate(bags):
+            for _ in range(rng.integers(1, 4)):
+                captions.append(" ".join(MADE_UP_WORDS[i] for i in rng.permutation(bag)[: rng.integers(2, 4)]))
+                owner.append(image)
+        ids = [f"{name}{i}" for i in range(images)]
+        splits[name] = Split(name, ids, captions, np.array(owner), features.astype(np.float32))
+    return splits
+
+
+def made_up_facts(seed=0, digest="d", captions=""):
+    return Facts("test", "made-up", "nowhere", ("features",), (digest,), (12,), seed, captions)
+
+
+def train_small(folder, seed=0, digest="d", captions="", fresh=False, told=lambda epochs, line: None, **changes):
+    splits = made_up_data()
+    settings = override(Settings(), {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}})
+    vocabulary = Vocabulary.build(splits["train"].captions)
+    encoder = Encoder(vocabulary, settings.text.stem, settings.text.min_count)
+    sentences = {name: Sentences.encode(split.captions, encoder) for name, split in splits.items()}
+    about = made_up_facts(seed, digest, captions)
+    return trainer.train(folder, settings, about, vocabulary, splits, sentences, fresh, told, progress=False)
+
+
+# A backbone of eight numbers
+
+
+class Network(nn.Module):
+    """Eight numbers per image, by a convolution; counts the batches it has seen and may dawdle over them."""
+
+    def __init__(self, seed: int = 0, dawdle: float = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.convolution = nn.Conv2d(3, 8, 5)
+        self.batches: list[torch.Size] = []
+        self.dawdle = dawdle
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.batches.append(pixels.shape)
+        time.sleep(self.dawdle)
+        return self.convolution(pixels).relu().mean((2, 3))
+
+
+def see(image: Pictures.Image) -> Tensor:
+    return torch.from_numpy(np.array(image.resize((16, 16)))).permute(2, 0, 1) / 255
+
+
+def tiny_backbone(seed: int = 0, dawdle: float = 0, transform: str = "resize 16", factor: float = 1) -> Backbone:
+    network = Network(seed, dawdle)
+    with torch.no_grad():
+        network.convolution.weight *= factor
+    return Backbone("tiny", "end", "tiny", network, see, transform, f"digest {seed}", f"seed {seed}", (8,))
+
+
+def photographs(folder: Path, count: int) -> list[DatasetImage]:
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        path = folder / f"{number:03}.png"
+        if not path.exists():
+            noise = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+            Pictures.fromarray(noise).save(path)
+    return [DatasetImage(f"{n:03}", folder / f"{n:03}.png", "train", ("a caption",)) for n in range(count)]
+
+
+# A run without a network
+
+DIM = 24
+WORDS = {"a", "red", "house", "dog", "cat", "picture", "of", "two", "pictures", "one", "caption", *map(str, range(20))}
+
+
+def paint(path, seed, size=(40, 30)):
+    """A picture of noise that depends on the seed alone."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
+    Image.fromarray(pixels).save(path, "PNG")
+    return path
+
+
+@dataclass
+class _FakeRun:
+    """root: its folder is made below; name: stands for its weights. It embeds pictures by their pixels."""
+
+    root: Path
+    similarity: str = "cosine"
+    name: str = "run"
+    stop_after: int | None = None  # images, then it is killed
+
+    def __post_init__(self):
+        self.folder = self.root / self.name  # not there: opening it again must be asked for
+        self.settings = SimpleNamespace(
+            similarity=self.similarity,
+            dim=DIM,
+            image=SimpleNamespace(normalise=True),
+            text=SimpleNamespace(encoder="", finetune=False),
+        )
+        self.facts = SimpleNamespace(
+            data=str(self.root / "nowhere"), features=("noise",), digests=("d1",), sizes=(DIM,), grid=()
+        )
+        self.embedded = []
+
+    def digest(self):
+        return hashlib.sha256(f"{self.name} {self.similarity}".encode()).hexdigest()[:16]
+
+    def unit(self, rows):
+        rows = np.asarray(rows, np.float32)
+        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return np.abs(rows) if self.similarity == "order" else rows
+
+    def embed_sentences(self, sentences):
+        seeds = [int(hashlib.sha256(sentence.encode()).hexdigest()[:8], 16) for sentence in sentences]
+        return self.unit([np.random.default_rng(seed).normal(size=DIM) for seed in seeds])
+
+    def embed_features(self, features):
+        return self.unit(features)
+
+    def embed_readable(self, paths, batch=16, workers=0):
+        for place, path in enumerate(paths):
+            if self.stop_after is not None and len(self.embedded) >= self.stop_after:
+                raise KeyboardInterrupt
+            try:
+                pixels = np.asarray(read_image(path), np.float32).reshape(-1)[:DIM] - 127
+            except Unreadable as error:
+                yield place, str(error)
+                continue
+            self.embedded.append(path)
+            yield place, self.unit(pixels[None])[0]
+
+    def embed_images(self, paths):
+        rows = []
+        for place, row in self.embed_readable(paths):
+            if isinstance(row, str):
+                raise BadInput(f"{paths[place]}: cannot be read ({row}); mend it, or leave it out")
+            rows.append(row)
+        return np.stack(rows)
+
+    def unknown_words(self, sentence):
+        return [word for word in tokenise(sentence) if word not in WORDS]
+
+    def knows(self, sentence):
+        return len(self.unknown_words(sentence)) < len(tokenise(sentence))
+
+    def prepare(self, root, count, digest="d1"):
+        """A prepared folder of `count` pictures with features, six of them for training, which is this run's own."""
+        folder = root / "data"
+        folder.mkdir(exist_ok=True)
+        images = []
+        for number in range(count):
+            paint(root / "photographs" / f"{number}.png", number)
+            captions = [f"picture {number} of a dog"] + ["two pictures of one caption"] * (number > 7)
+            split = "train" if number < 6 else "val" if number < 8 else "test"
+            path = root / "photographs" / f"{number}.png"
+            images.append(DatasetImage(f"{number}.png", path, split, tuple(captions)))
+        vocabulary = Vocabulary.build(caption for image in images for caption in image.captions)
+        write_prepared(folder, Dataset("drawn", tuple(images)), root / "photographs", vocabulary)
+        rows = np.random.default_rng(0).normal(size=(count, DIM)).astype(np.float32)
+        ids = [image.id for image in images]
+        write_store(folder / "noise.h5", ids, (DIM,), "float32", {"digest": digest}, [rows])
+        self.facts.data = str(folder)
+        return folder
+
+
+FakeRun: Any = _FakeRun  # stands for a Run wherever one is wanted
+
+
+# Small random transformers of the real classes, with real tokenizers, saved as their users find them
+
+TINY_WORDS = [
+    "a",
+    "the",
+    "two",
+    "dog",
+    "dogs",
+    "run",
+    "runs",
+    "red",
+    "blue",
+    "car",
+    "on",
+    "in",
+    "of",
+    "grass",
+    "man",
+    "s",
+]
+TINY_WORDS += ["jump", "##ing", "##ed", "##s", ",", ".", "!"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SENTENCES = ["a dog runs", "two dogs jumping on the grass, running!", "", "a red car", "the man in a blue car jumped."]
+KINDS = ("bert", "distilbert", "albert")
+
+
+def make_tiny_encoder(folder: Path | str, kind: str = "bert", seed: int = 0, places: int = 40) -> str:
+    """Save a random encoder of 2 layers and 32 dimensions, `places` tokens long, and its tokeniser; the folder's name.
+
+    kind: one of KINDS, or "gpt2" (reads from left to right, its tokeniser has no special tokens).
+    """
+    import transformers
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(folder, kind, places)
+    size = len(SPECIAL) + len(TINY_WORDS)
+    small: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
+    if kind == "distilbert":
+        small = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
+    elif kind == "gpt2":
+        small = {"n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
+    elif kind == "albert":
+        small["embedding_size"] = 16
+    names = {"bert": "Bert", "distilbert": "DistilBert", "albert": "Albert", "gpt2": "GPT2"}
+    length = {"n_positions" if kind == "gpt2" else "max_position_embeddings": places}
+    config = getattr(transformers, f"{names[kind]}Config")(vocab_size=size, **small, **length)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = getattr(transformers, f"{names[kind]}Model")(config)
+        for parameter in module.parameters():  # the usual 0.02 makes all sentences alike
+            parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    module.save_pretrained(folder)
+    return str(folder)
+
+
+def save_tokenizer(folder: Path, kind: str, places: int) -> None:
+    """bert, distilbert: a WordPiece vocab.txt, as published. albert, gpt2: a tokenizer.json."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertTokenizer, PreTrainedTokenizerFast
+
+    if kind in ("bert", "distilbert"):
+        (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *TINY_WORDS]) + "\n")
+        BertTokenizer.from_pretrained(str(folder), model_max_length=places).save_pretrained(str(folder))
+        return
+    numbers = {word: number for number, word in enumerate([*SPECIAL, *TINY_WORDS])}
+    tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    if kind == "albert":
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    special: dict[str, Any] = (
+        {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"} if kind == "albert" else {}
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", **special)
+    fast.save_pretrained(str(folder))

@@ -1,0 +1,420 @@
+"""The index folder: strings in one file, builds that notice what changed by content, and kills at any moment."""
+
+import os
+import shutil
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from retrieval import blocks, index
+from retrieval import build as indexing
+from retrieval.build import build_index
+from retrieval.index import META, Index, Strings, write_strings
+from retrieval.searcher import Searcher
+from retrieval.sources import gather
+from tests.helpers import FakeRun, paint
+from utils import BadInput
+
+OLD = 10**9  # seconds: a time of change that can be relied on
+
+
+def strings_of(tmp_path, values):
+    write_strings(tmp_path / "strings.bin", values)
+    return Strings(index._map(tmp_path / "strings.bin"))
+
+
+def test_strings_of_any_kind_come_back(tmp_path):
+    values = sorted(["", "a", "a", "b\nc", "ü", "犬", "😀", os.fsdecode(b"\xff.jpg"), "\ud800"])
+    strings = strings_of(tmp_path, values)
+    assert strings[:] == values == list(strings)
+    assert strings[-1] == values[-1]
+    for text in {*values, "aa", "zz", "\uffff"}:
+        rows = strings.rows_of(text)
+        assert [i for i, value in enumerate(values) if value == text] == list(rows)
+    with pytest.raises(IndexError):
+        strings[len(values)]
+    assert len(Strings.empty()) == len(strings_of(tmp_path, [])) == 0
+
+
+def test_strings_cut_short_are_noticed(tmp_path):
+    write_strings(tmp_path / "strings.bin", ["one", "two"])
+    whole = (tmp_path / "strings.bin").read_bytes()
+    for size in (4, 20, len(whole) - 1):
+        with pytest.raises(ValueError, match=r".+"):
+            Strings(whole[:size])
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Seven pictures in a tree, none changed of late."""
+    for number in range(5):
+        paint(tmp_path / "pictures" / f"{number}.png", number)
+    paint(tmp_path / "pictures/more/5.PNG", 5)
+    paint(tmp_path / "pictures/more/deep/6.png", 6)
+    paint(tmp_path / "pictures/.hidden.png", 7)
+    paint(tmp_path / "pictures/.folder/8.png", 8)
+    (tmp_path / "pictures/notes.txt").write_text("no picture")
+    (tmp_path / "pictures/more/loop").symlink_to(tmp_path / "pictures")
+    settle(tmp_path / "pictures")
+    return tmp_path / "pictures"
+
+
+def settle(folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.utime(path, (OLD, OLD))
+
+
+def contents(folder):
+    """All that a searcher sees of an index, whatever its generation."""
+    found = Index.open(folder)
+    names = ("embeddings", "ids", "paths", "captions", "caption_embeddings", "known", "known_rows")
+    columns = {name: [np.asarray(value).tolist() for value in getattr(found, name)] for name in names}
+    rows = [(row["digest"].tolist(), int(row["size"]), int(row["mtime"])) for row in found.rows]
+    return columns, rows, [found.thumbnail(row) for row in range(len(found))]
+
+
+def build(run, folder, *images, **more):
+    return build_index(run, list(images), folder, **more)
+
+
+def counts(built):
+    return built.new, built.changed, built.moved, built.removed, built.kept
+
+
+def check(folder, run, root):
+    """Every row of an index is what embedding its file says."""
+    found = Index.open(folder)
+    assert list(found.ids) == sorted(found.ids)
+    fresh = FakeRun(run.root, run.similarity)
+    for row, image in enumerate(found.ids):
+        (wanted,) = fresh.embed_images([root / image])
+        np.testing.assert_array_equal(found.embeddings[row], wanted)
+        assert found.path(row) == root / image
+        assert found.thumbnail(row) == blocks.jpeg_thumbnail(root / image)
+    own = found.meta.names()
+    assert {path.name for path in folder.iterdir()} == own, "nothing of an earlier generation is left"
+    return found
+
+
+def test_a_tree_is_indexed_and_repeating_does_nothing(tmp_path, pictures):
+    run = FakeRun(tmp_path)
+    built = build(run, tmp_path / "index", pictures)
+    assert counts(built) == (7, 0, 0, 0, 0)
+    assert built.counts() == "7 new, 0 changed, 0 moved, 0 removed, 0 kept"
+    found = check(tmp_path / "index", run, pictures)
+    assert list(found.ids) == ["0.png", "1.png", "2.png", "3.png", "4.png", "more/5.PNG", "more/deep/6.png"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").iterdir()}
+    assert counts(build(run, tmp_path / "index", pictures)) == (0, 0, 0, 0, 7)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "index").iterdir()} == before
+    assert len(run.embedded) == 7
+
+
+def test_what_changed_is_noticed_by_content(tmp_path, pictures):
+    run = FakeRun(tmp_path)
+    build(run, tmp_path / "index", pictures)
+    run.embedded.clear()
+    (pictures / "0.png").unlink()  # removed
+    paint(pictures / "1.png", 11)  # changed
+    (pictures / "2.png").rename(pictures / "more/two.png")  # moved
+    os.utime(pictures / "3.png", (OLD + 5, OLD + 5))  # touched only
+    paint(pictures / "new.png", 12)  # new
+    shutil.copy(pictures / "4.png", pictures / "copy.png")  # new, but its content is known
+    built = build(run, tmp_path / "index", pictures)
+    assert counts(built) == (2, 1, 1, 1, 4)
+    assert {path.name for path in run.embedded} == {"1.png", "new.png"}
+    check(tmp_path / "index", run, pictures)
+    build(FakeRun(tmp_path), tmp_path / "fresh", pictures)
+    assert contents(tmp_path / "index")[0] == contents(tmp_path / "fresh")[0]
+
+
+def test_a_change_that_keeps_size_and_time_apart_is_noticed(tmp_path, pictures):
+    """The same size, another time; and a file changed just now, whose time may not tell the next change."""
+    run = FakeRun(tmp_path)
+    paint(pictures / "3.png", 30)
+    now = os.stat(pictures / "3.png")
+    build(run, tmp_path / "index", pictures)
+    paint(pictures / "3.png", 31)
+    content = (pictures / "3.png").read_bytes()[: now.st_size].ljust(now.st_size, b"\0")  # within one tick of the clock
+    (pictures / "3.png").write_bytes(content)
+    os.utime(pictures / "3.png", ns=(now.st_mtime_ns, now.st_mtime_ns))
+    assert counts(build(run, tmp_path / "index", pictures)) == (0, 1, 0, 0, 6)
+
+
+def test_touched_files_keep_embeddings_and_graph_where_they_are(tmp_path, pictures):
+    run = FakeRun(tmp_path)
+    build(run, tmp_path / "index", pictures)
+    before = Index.open(tmp_path / "index").meta.files
+    os.utime(pictures / "3.png", (OLD + 5, OLD + 5))
+    assert counts(build(run, tmp_path / "index", pictures)) == (0, 0, 0, 0, 7)
+    after = Index.open(tmp_path / "index").meta.files
+    assert {name for name in after if after[name] != before[name]} == {"files"}
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_build_continues(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr(indexing, "BLOCK", 2)
+    (tmp_path / "captions.txt").write_text("a dog\na cat\n")
+    run = FakeRun(tmp_path, stop_after=5)
+    with pytest.raises(KeyboardInterrupt):
+        build(run, tmp_path / "index", pictures, captions=tmp_path / "captions.txt")
+    assert len(list((tmp_path / "index").glob("part-*/block-*.npz"))) == 2
+    with pytest.raises(BadInput, match="not an index"):
+        Index.open(tmp_path / "index")
+    again = FakeRun(tmp_path)
+    build(again, tmp_path / "index", pictures, captions=tmp_path / "captions.txt")
+    assert len(again.embedded) == 3, "four of seven were in finished blocks"
+    check(tmp_path / "index", again, pictures)
+    build(FakeRun(tmp_path), tmp_path / "undisturbed", pictures, captions=tmp_path / "captions.txt")
+    assert contents(tmp_path / "index") == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("moment", ["write_rows", "write_array", "write_strings"])
+def test_a_kill_while_columns_are_written_leaves_the_old_index(tmp_path, pictures, monkeypatch, moment):
+    run = FakeRun(tmp_path)
+    build(run, tmp_path / "index", pictures)
+    before = contents(tmp_path / "index")
+    paint(pictures / "1.png", 11)
+    paint(pictures / "new.png", 12)
+
+    def killed(path, *args):
+        path.write_bytes(b"half a file")
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(indexing, moment, killed)
+        with pytest.raises(Killed):
+            build(run, tmp_path / "index", pictures)
+    assert contents(tmp_path / "index") == before
+    run.embedded.clear()
+    build(run, tmp_path / "index", pictures)
+    assert run.embedded == []
+    check(tmp_path / "index", run, pictures)
+
+
+def test_a_damaged_block_is_made_again(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr(indexing, "BLOCK", 2)
+    with pytest.raises(KeyboardInterrupt):
+        build(FakeRun(tmp_path, stop_after=5), tmp_path / "index", pictures)
+    block = next((tmp_path / "index").glob("part-*/block-000000.npz"))
+    block.write_bytes(block.read_bytes()[:200])
+    run = FakeRun(tmp_path)
+    build(run, tmp_path / "index", pictures)
+    assert len(run.embedded) == 5
+    check(tmp_path / "index", run, pictures)
+
+
+def test_a_reader_of_the_old_generation_is_not_disturbed(tmp_path, pictures):
+    run = FakeRun(tmp_path)
+    build(run, tmp_path / "index", pictures)
+    searcher = Searcher.open(tmp_path / "index", run)
+    before = searcher.search("a dog", 7), [searcher.thumbnail(image) for image in searcher.index.ids]
+    for number in range(5):
+        paint(pictures / f"{number}.png", 100 + number)
+    build(run, tmp_path / "index", pictures)
+    assert (searcher.search("a dog", 7), [searcher.thumbnail(image) for image in searcher.index.ids]) == before
+    assert Searcher.open(tmp_path / "index", run).search("a dog", 7) != before[0]
+
+
+def test_opening_during_a_change_of_generation_tries_again(tmp_path, pictures, monkeypatch):
+    run = FakeRun(tmp_path)
+    build(run, tmp_path / "index", pictures)
+    opened: Any = vars(Index)["_open"].__func__
+
+    def overtaken(cls, folder, meta, approximate):
+        if meta.generation == 1:
+            paint(pictures / "new.png", 12)
+            build(run, tmp_path / "index", pictures)
+        return opened(cls, folder, meta, approximate)
+
+    old = index.Meta.read(tmp_path / "index")
+    reads = iter([old])
+    read = index.Meta.read
+    monkeypatch.setattr(index.Meta, "read", lambda folder: next(reads, None) or read(folder))
+    monkeypatch.setattr(indexing, "check_run", lambda *args: False)
+    monkeypatch.setattr(Index, "_open", classmethod(overtaken))
+    assert len(Index.open(tmp_path / "index")) == 8
+
+
+def test_unreadable_images_are_named_left_out_and_tried_again(tmp_path, pictures):
+    run = FakeRun(tmp_path)
+    good = (pictures / "2.png").read_bytes()
+    (pictures / "2.png").write_bytes(good[:60])
+    (pictures / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(pictures / "pipe.png")
+    built = build(run, tmp_path / "index", pictures)
+    assert counts(built) == (6, 0, 0, 0, 0)
+    assert {image for image, _ in built.unreadable} == {"2.png", "gone.png", "pipe.png"}
+    assert all(reason for _, reason in built.unreadable)
+    (pictures / "2.png").write_bytes(good)
+    built = build(run, tmp_path / "index", pictures)
+    assert counts(built) == (1, 0, 0, 0, 6)
+    (pictures / "3.png").write_bytes(b"damaged now")
+    built = build(run, tmp_path / "index", pictures)
+    assert counts(built) == (0, 0, 0, 1, 6)
+    shutil.rmtree(pictures)
+    (pictures / "only").mkdir(parents=True)
+    (pictures / "only/a.png").write_text("no picture")
+    with pytest.raises(BadInput, match="none of its images can be read"):
+        build(run, tmp_path / "index", pictures)
+    assert len(Index.open(tmp_path / "index")) == 6, "the old index is there still"
+
+
+def test_another_run_is_refused_until_fresh(tmp_path, pictures, monkeypatch):
+    build(FakeRun(tmp_path), tmp_path / "index", pictures)
+    with pytest.raises(BadInput, match=r"is the index of another run .* with --fresh, or name another folder"):
+        build(FakeRun(tmp_path, name="other"), tmp_path / "index", pictures)
+    monkeypatch.setattr(indexing, "BLOCK", 2)
+    with pytest.raises(KeyboardInterrupt):
+        build(FakeRun(tmp_path, name="other", stop_after=5), tmp_path / "index", pictures, fresh=True)
+    other = FakeRun(tmp_path, name="other")
+    assert len(build(other, tmp_path / "index", pictures).unreadable) == 0, "it continues without --fresh"
+    assert len(other.embedded) == 3
+    assert Index.open(tmp_path / "index").meta.digest == other.digest()
+    build(other, tmp_path / "index", pictures, fresh=True)
+    assert len(other.embedded) == 10
+    check(tmp_path / "index", other, pictures)
+
+
+def test_folders_that_are_no_index(tmp_path, pictures):
+    run = FakeRun(tmp_path)
+    with pytest.raises(BadInput, match=r"holds other files, such as 0\.png"):
+        build(run, pictures, pictures)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / META).write_text("{}")
+    with pytest.raises(BadInput, match=r"not the meta\.json of an index"):
+        build(run, tmp_path / "foreign", pictures)
+    for named, sentence in (("nowhere", "no such file or folder"), ("index", "no image found")):
+        (tmp_path / "index").mkdir(exist_ok=True)
+        with pytest.raises(BadInput, match=sentence):
+            build(run, tmp_path / "out", tmp_path / named)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["embeddings", "ids", "files", "pack"])
+def test_a_damaged_index_says_so(tmp_path, pictures, name):
+    build(FakeRun(tmp_path), tmp_path / "index", pictures)
+    (file,) = (tmp_path / "index").glob(f"{name}-*")
+    whole = file.read_bytes()
+    if name != "pack":
+        file.write_bytes(whole[: len(whole) - 3])
+        with pytest.raises(BadInput, match=r"damaged .* with --fresh"):
+            Index.open(tmp_path / "index")
+    file.unlink()
+    with pytest.raises(BadInput, match=r"damaged .* with --fresh"):
+        Index.open(tmp_path / "index")
+
+
+def test_packs_that_are_mostly_waste_are_written_again(tmp_path, pictures):
+    run = FakeRun(tmp_path)
+    build(run, tmp_path / "index", pictures)
+    for number in range(2):
+        paint(pictures / f"{number}.png", 50 + number)
+    build(run, tmp_path / "index", pictures)
+    assert len(Index.open(tmp_path / "index").packs) == 2, "what is there stays where it is"
+    for number in range(4):
+        paint(pictures / f"{number}.png", 60 + number)
+    build(run, tmp_path / "index", pictures)
+    assert len(Index.open(tmp_path / "index").packs) == 1
+    check(tmp_path / "index", run, pictures)
+
+
+def test_many_packs_become_one(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr(indexing, "PACKS", 2)
+    run = FakeRun(tmp_path)
+    for number in range(4):
+        paint(pictures / f"new{number}.png", 70 + number)
+        build(run, tmp_path / "index", pictures)
+        assert len(Index.open(tmp_path / "index").packs) <= 3
+    check(tmp_path / "index", run, pictures)
+
+
+def test_unusual_names(tmp_path):
+    names = ["a\nb.png", "ü 犬 😀.png", "-k.png", os.fsdecode(b"\xff\xfe.png"), "quote'\".png", "%s{}.png"]
+    for number, name in enumerate(names):
+        paint(tmp_path / "pictures" / name, number)
+    run = FakeRun(tmp_path)
+    build(run, tmp_path / "index", tmp_path / "pictures")
+    found = check(tmp_path / "index", run, tmp_path / "pictures")
+    assert sorted(found.ids) == sorted(names)
+    assert all(found.row_of(name) is not None for name in names)
+
+
+def test_ids_of_several_folders_and_files(tmp_path):
+    for place in ("one/a.png", "one/b.png", "two/a.png", "two/in/c.png"):
+        paint(tmp_path / place, len(place))
+    source = gather(
+        [tmp_path / "one", tmp_path / "two", tmp_path / "two/in", tmp_path / "one/b.png"], FakeRun(tmp_path)
+    )
+    both = [str(tmp_path / "one/a.png"), str(tmp_path / "two/a.png")]
+    assert sorted(entry.id for entry in source.entries) == sorted([*both, "b.png", "in/c.png"])
+
+
+def test_a_prepared_folder_comes_with_its_features(tmp_path):
+    run = FakeRun(tmp_path)
+    folder = run.prepare(tmp_path, 10)
+    built = build(run, tmp_path / "index", folder)
+    assert counts(built) == (10, 0, 0, 0, 0)
+    assert run.embedded == [], "no photograph was embedded"
+    found = Index.open(tmp_path / "index")
+    store = gather([folder], run).features
+    assert store is not None
+    np.testing.assert_array_equal(found.embeddings, run.embed_features(store.read(list(found.ids))))
+    assert found.thumbnail(0) == blocks.jpeg_thumbnail(tmp_path / "photographs/0.png")
+    assert counts(build(run, tmp_path / "index", folder)) == (0, 0, 0, 0, 10)
+    with pytest.raises(BadInput, match="is indexed by itself"):
+        build(run, tmp_path / "other", folder, tmp_path / "photographs")
+    # features of other weights: the photographs are read
+    other = FakeRun(tmp_path, name="other")
+    other.prepare(tmp_path, 10, digest="d2")
+    built = build(other, tmp_path / "other", folder)
+    assert "has not the features that the run was trained on" in built.notes[0]
+    assert len(other.embedded) == 10
+    assert list(Index.open(tmp_path / "other").known)[:1] == ["picture 0 of a dog"]
+
+
+def test_captions_are_embedded_again_only_where_they_differ(tmp_path, pictures):
+    run = FakeRun(tmp_path)
+    file = tmp_path / "captions.txt"
+    file.write_text("a dog\na cat\n")
+    built = build(run, tmp_path / "index", pictures, captions=file)
+    assert built.captions == 2
+    before = Index.open(tmp_path / "index").meta.files
+    paint(pictures / "new.png", 12)
+    build(run, tmp_path / "index", pictures, captions=file)
+    after = Index.open(tmp_path / "index").meta.files
+    assert {before[name] == after[name] for name in ("captions", "caption_embeddings")} == {True}
+    file.write_text("a dog\na red cat\n")
+    build(run, tmp_path / "index", pictures, captions=file)
+    found = Index.open(tmp_path / "index")
+    assert list(found.captions) == ["a dog", "a red cat"]
+    np.testing.assert_array_equal(found.caption_embeddings, run.embed_sentences(["a dog", "a red cat"]))
+    built = build(run, tmp_path / "index", pictures)
+    assert "no captions to search from images" in built.notes[-1]
+    assert len(Index.open(tmp_path / "index").captions) == 0
+    file.write_text(" \n")
+    with pytest.raises(BadInput, match="holds no caption"):
+        build(run, tmp_path / "index", pictures, captions=file)
+
+
+def test_a_million_images_open_in_under_a_second(tmp_path):
+    count, dim = 1_000_000, 4
+    files = {column: index.file_name(column, 1) for column in ("embeddings", "ids", "paths", "files")}
+    index.write_rows(tmp_path / files["embeddings"], (count, dim), [np.ones((count, dim), np.float32)])
+    for column in ("ids", "paths"):
+        write_strings(tmp_path / files[column], [f"{row:07d}.jpg" for row in range(count)])
+    index.write_array(tmp_path / files["files"], np.zeros(count, index.ROW))
+    about: dict[str, Any] = dict.fromkeys(("run", "digest", "captions_from", "captions_digest", "known_digest"), "")
+    about |= {"generation": 1, "similarity": "cosine", "dim": dim, "images": count, "captions": 0}
+    index.Meta(files=files, packs=[], **about).write(tmp_path)
+    began = time.perf_counter()
+    opened = Index.open(tmp_path)
+    assert opened.row_of("0765432.jpg") == 765432
+    assert time.perf_counter() - began < 1
+    for array in (opened.embeddings, opened.rows):
+        assert isinstance(array.base, np.memmap), "nothing that grows with images is read"

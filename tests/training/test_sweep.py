@@ -1,0 +1,220 @@
+"""Sweeps: one after the other or side by side, the same runs; what is stopped anywhere continues to the same table."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.torch
+
+from features.datasets.dataset import Dataset, Image
+from features.images.store import write_store
+from features.prepared import Prepared, write_prepared
+from features.text.vocabulary import Vocabulary
+from tests.helpers import MADE_UP_WORDS, ROOT, made_up_data
+from training import sweep as sweeping
+from utils import BadInput
+
+SMALL = ["dim=8", "text.words=4", "training.batch=16", "training.epochs=4", "training.rate=0.01"]
+SWEEP = ["vse0", "two_branch", "--seeds", "0", "1", "--set", *SMALL]
+RUNS = 4
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A prepared folder with two stores of features that say something about the captions."""
+    folder = tmp_path_factory.mktemp("sweep") / "data" / "made_up"
+    folder.mkdir(parents=True)
+    images, ids, rows = [], [], []
+    for name, split in {**made_up_data(), "test": made_up_data()["val"]}.items():
+        for number, image in enumerate(split.images):
+            captions = [c for c, owner in zip(split.captions, split.image_of_caption, strict=True) if owner == number]
+            images.append(Image(f"{name}-{image}", None, name, tuple(captions)))
+            ids.append(f"{name}-{image}")
+            rows.append(split.features[number])
+    dataset = Dataset("folder", tuple(images), ())
+    write_prepared(folder, dataset, None, Vocabulary.build(MADE_UP_WORDS, "english"))
+    about: dict[str, str | int] = {
+        "backbone": "one",
+        "layer": "ready-made",
+        "digest": "1",
+        "transform": "",
+        "weights": "",
+        "map": 0,
+        "crops": 1,
+    }
+    for name, some in (("one", np.stack(rows)), ("two", np.stack(rows)[:, ::-1] ** 2)):
+        write_store(folder / f"{name}.h5", ids, (12,), "float32", {**about, "backbone": name}, [some])
+    return folder
+
+
+def command(prepared, runs, *more):
+    where = ["--data", str(prepared), "--runs", str(runs), "--features", "one"]
+    return [sys.executable, "train.py", *SWEEP, *where, *more]
+
+
+def train(prepared, runs, *more):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command(prepared, runs, *more), cwd=ROOT, capture_output=True, text=True, check=False, env=environment
+    )
+
+
+def table(runs, prepared):
+    done = subprocess.run(
+        [sys.executable, "eval.py", f"{runs}/*", "--format", "json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def weights(runs):
+    return {folder.name: safetensors.torch.load_file(folder / "model.safetensors") for folder in sorted(runs.iterdir())}
+
+
+def assert_same(one, other):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    assert all((a[key] == b[key]).all() for a, b in zip(one.values(), other.values(), strict=True) for key in a)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("undisturbed") / "runs"
+    done = train(prepared, runs)
+    assert done.returncode == 0, done.stderr
+    assert len(list(runs.iterdir())) == RUNS
+    assert f"all {RUNS} runs" in done.stderr
+    assert "16/16" in done.stderr, "progress over the whole: 4 runs of 4 epochs"
+    return runs
+
+
+def test_side_by_side_gives_the_same_runs(prepared, undisturbed, tmp_path):
+    done = train(prepared, tmp_path / "runs", "--jobs", "3")
+    assert done.returncode == 0, done.stderr
+    assert "16/16" in done.stderr
+    assert_same(undisturbed, tmp_path / "runs")
+    again = train(prepared, tmp_path / "runs", "--jobs", "3")
+    assert f"{RUNS} of {RUNS} runs finished" in again.stderr
+    assert "epoch" not in again.stderr, "a second time, nothing is trained"
+
+
+@pytest.mark.parametrize(("jobs", "after"), [("1", 6), ("2", 9)])
+def test_a_sweep_killed_anywhere_gives_the_same_table(prepared, undisturbed, tmp_path, jobs, after):
+    """Killed without warning once `after` epochs were told, then the command is repeated."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command(prepared, tmp_path / "runs", "--jobs", jobs),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    told = 0
+    assert process.stderr is not None
+    for line in process.stderr:
+        told += "val rsum" in line
+        if told == after:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    process.stderr.close()
+    assert process.returncode == -signal.SIGKILL
+    for _ in range(20):  # processes side by side notice the end of their parent within a second
+        done = train(prepared, tmp_path / "runs", "--jobs", jobs)
+        if "another program" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr
+    assert_same(undisturbed, tmp_path / "runs")
+
+    def figures(runs):
+        return [{k: v for k, v in row.items() if k != "against"} for row in table(runs, prepared)]
+
+    assert figures(tmp_path / "runs") == figures(undisturbed)
+
+
+def test_several_sets_of_features_are_runs_of_their_own(prepared, undisturbed, tmp_path):
+    """Two runs of each set on three processes: the next set is read while the first two runs are trained."""
+    sets = ["--features", "two", "--features", "one", "two", "--seeds", "0"]
+    for jobs in ("1", "3"):
+        done = train(prepared, tmp_path / jobs, *sets, "--jobs", jobs)
+        assert done.returncode == 0, done.stderr
+    names = [folder.name.split("-")[2] for folder in (tmp_path / "3").iterdir()]
+    assert sorted(names) == ["one", "one", "one+two", "one+two", "two", "two"]
+    assert_same(tmp_path / "1", tmp_path / "3")
+    trained, expected = weights(tmp_path / "3"), weights(undisturbed)
+    ours = [name for name in trained if name in expected]
+    assert len(ours) == 2
+    assert all((trained[name][key] == expected[name][key]).all() for name in ours for key in expected[name])
+    one, two = (trained[next(name for name in trained if f"-{kind}-" in name)] for kind in ("one", "two"))
+    assert any((one[key] != two[key]).any() for key in one), "or features could be mistaken for others unseen"
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_features_that_cannot_be_read_do_not_keep_the_others_from_theirs(prepared, tmp_path, jobs):
+    """They come second, while runs of the first are trained, and before the third."""
+    data = tmp_path / "data"
+    shutil.copytree(prepared, data)
+    shutil.copy(data / "one.h5", data / "three.h5")
+    two = Prepared(data).store("two")
+    rows = two.read(np.arange(len(two.ids)))
+    write_store(data / "two.h5", two.ids[1:], two.shape, two.dtype, two.attributes, [rows[1:]])
+    done = train(data, tmp_path / "runs", "--features", "two", "--features", "three", "--jobs", jobs)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2
+    assert f"{RUNS} of {3 * RUNS} runs could not be trained, all others are finished" in last
+    assert "Traceback" not in done.stderr
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 2 * RUNS
+    arguments = command(data, tmp_path / "alone", "--jobs", jobs)
+    arguments[arguments.index("--features") + 1] = "two"
+    alone = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    last = alone.stderr.strip().splitlines()[-1]
+    assert alone.returncode == 2
+    assert "Traceback" not in alone.stderr
+    assert last.startswith(f"train.py: {data}/two.h5: "), "what keeps all of them from it is said once, by itself"
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_run_that_fails_does_not_keep_the_others_from_theirs(prepared, undisturbed, tmp_path, jobs):
+    shutil.copytree(undisturbed, tmp_path / "runs")
+    folders = sorted((tmp_path / "runs").iterdir())
+    for folder in folders[:3]:
+        (folder / "result.json").unlink()
+    for folder in folders[:2]:
+        (folder / "last.pt").write_bytes(b"damaged")
+    done = train(prepared, tmp_path / "runs", "--jobs", jobs)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert f"2 of {RUNS} runs could not be trained, all others are finished" in last
+    assert all(folder.name in last for folder in folders[:2])
+    assert (folders[2] / "result.json").is_file()
+    assert "Traceback" not in done.stderr
+
+
+def test_a_killed_process_of_a_sweep_is_told(tmp_path, monkeypatch, prepared):
+    from settings import Settings, override
+    from training.run import Facts
+
+    data = Prepared(prepared)
+    settings = override(Settings(), {"dim": 8, "training.epochs": 1})
+    facts = Facts("vse0", "folder", str(prepared), ("one",), ("1",), (12,), 0, data.digest())
+    jobs = [sweeping.Job(tmp_path / str(seed), settings, facts) for seed in range(3)]
+    train = sweeping.train
+
+    def deadly(folder, *rest, **more):
+        if folder.name == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train(folder, *rest, **more)
+
+    monkeypatch.setattr(sweeping, "train", deadly)
+    with pytest.raises(BadInput, match=r"1 of 3 runs could not be trained.*want of memory"):
+        sweeping.sweep(jobs, data, side_by_side=2)
+    assert (tmp_path / "0" / "result.json").is_file()
+    assert (tmp_path / "2" / "result.json").is_file()

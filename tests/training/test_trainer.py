@@ -1,0 +1,320 @@
+"""Training: every caption once, exact resume after a kill, the best on val kept, collapse noticed, stops in time."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from model import Sizes
+from settings import Settings, override
+from tests.helpers import ROOT, made_up_data, train_small
+from training import trainer as training
+from training.run import Run
+from training.trainer import chance_rsum, epoch_batches, rate_at
+from utils import BadInput, alone_in
+
+
+def files(folder):
+    """Everything a run leaves that does not tell the time."""
+    checkpoint = torch.load(folder / "last.pt", weights_only=True)
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert rows == checkpoint["log"], "log.jsonl has every epoch"
+    log = [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+    result = json.loads((folder / "result.json").read_text())
+    del result["seconds"]
+    return safetensors.torch.load_file(folder / "model.safetensors"), checkpoint, log, result
+
+
+def assert_same_runs(one, other):
+    weights, checkpoint, log, result = files(one)
+    others, other_checkpoint, other_log, other_result = files(other)
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights), "best weights differ"
+    for part in ("model", "optimiser"):
+        flat, other_flat = (json.dumps(c[part], default=lambda t: t.tolist()) for c in (checkpoint, other_checkpoint))
+        assert flat == other_flat, f"{part} differs"
+    assert log == other_log
+    assert result == other_result
+
+
+BRANCHES = [
+    {"text__branch": "onehot", "loss__negatives": "random"},
+    {"text__branch": "gru", "similarity": "order", "loss__margin": 0.05},
+    {"text__branch": "gru", "loss__negatives": "hardest", "loss__sum_epochs": 1, "training__schedule": "cosine"},
+]
+
+
+@pytest.mark.parametrize("changes", BRANCHES, ids=["onehot random", "gru order", "gru hardest cosine"])
+@pytest.mark.parametrize("stop", [0, 1, 3])
+def test_going_on_after_a_stop_is_exact(tmp_path, monkeypatch, changes, stop):
+    train_small(tmp_path / "whole", **changes)
+    steps = {"left": 8 * stop + 3}  # stopped in the middle of an epoch
+    step = training._step
+
+    def stopping(*args):
+        steps["left"] -= 1
+        if steps["left"] < 0:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train_small(tmp_path / "stopped", **changes)
+    assert not (tmp_path / "stopped" / "result.json").exists()
+    train_small(tmp_path / "stopped", **changes)
+    assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+WRITES = [("save_model", 1), ("save_checkpoint", 2), ("save_checkpoint", 4), ("write_jsonl", 2), ("write_jsonl", 5)]
+
+
+@pytest.mark.parametrize(("name", "call"), [*WRITES, ("write_json", 1)])
+def test_going_on_after_a_stop_between_two_files_is_exact(tmp_path, monkeypatch, name, call):
+    """Stopped after any one file of an epoch was written, and before the next."""
+    train_small(tmp_path / "whole")
+    write, calls = getattr(training, name), {"done": 0}
+
+    def stopping(*args):
+        write(*args)
+        calls["done"] += 1
+        if calls["done"] >= call:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, name, stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train_small(tmp_path / "stopped")
+    train_small(tmp_path / "stopped")
+    assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_killed_process_goes_on_exactly(tmp_path):
+    """The same with SIGKILL, which no handler sees."""
+    train_small(tmp_path / "whole", text__branch="onehot")
+    code = (
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from training import trainer\n"
+        "from tests.helpers import ROOT, train_small\n"
+        "save = trainer.save_checkpoint\n"
+        "def kill(path, state):\n"
+        "    save(path, state)\n"
+        "    if len(state['log']) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "trainer.save_checkpoint = kill\n"
+        f"train_small(Path({str(tmp_path / 'killed')!r}), text__branch='onehot')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert done.returncode == -9
+    train_small(tmp_path / "killed", text__branch="onehot")
+    assert_same_runs(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_it_learns_and_keeps_the_best(tmp_path):
+    result = train_small(tmp_path / "run", text__branch="onehot", training__epochs=12)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert result["rsum"] == max(row["rsum"] for row in log)
+    assert result["rsum"] > 2.5 * chance_rsum(20)
+    split = made_up_data()["val"]
+    opened = Run.open(tmp_path / "run")
+    images = torch.from_numpy(opened.embed_features(split.features))
+    captions = torch.from_numpy(opened.embed_sentences(split.captions))
+    metrics = training.metrics_of(training.ranks_of_embeddings(opened.settings.similarity, images, captions, split))
+    assert metrics == {"image_to_text": result["image_to_text"], "text_to_image": result["text_to_image"]}
+
+
+def test_seeds_differ_and_repeat(tmp_path):
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train_small(tmp_path / folder, seed=seed)
+    assert_same_runs(tmp_path / "a", tmp_path / "b")
+    a, c = (safetensors.torch.load_file(tmp_path / f / "model.safetensors") for f in ("a", "c"))
+    assert not torch.equal(a["image.1.weight"], c["image.1.weight"])
+
+
+def test_a_finished_run_is_left_alone_unless_fresh(tmp_path):
+    train_small(tmp_path / "run")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    train_small(tmp_path / "run")
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    train_small(tmp_path / "run", fresh=True)
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns > before["result.json"]
+
+
+def test_a_run_of_other_features_or_settings_is_not_continued(tmp_path):
+    train_small(tmp_path / "run")
+    with pytest.raises(BadInput, match="other weights"):
+        train_small(tmp_path / "run", digest="other")
+    with pytest.raises(BadInput, match="other settings"):
+        train_small(tmp_path / "run", dim=8)
+
+
+def test_collapse_is_noticed_and_told(tmp_path, monkeypatch):
+    zero = training.TRAINING["cosine"]
+    monkeypatch.setitem(training.TRAINING, "cosine", lambda a, b: 0 * zero(a, b))
+    monkeypatch.setitem(training.RANKING, "cosine", lambda a, b: 0 * zero(a, b))
+    lines = []
+    result = train_small(tmp_path / "run", loss__negatives="hardest", told=lambda epochs, line: lines.append(line))
+    assert result["collapsed"]
+    assert result["rsum"] == 0
+    said = "\n".join(lines)
+    assert "collapsed" in said
+    assert "loss.sum_epochs" in said
+
+
+def test_a_run_that_learns_is_not_called_collapsed(tmp_path):
+    lines = []
+    assert not train_small(tmp_path / "run", text__branch="onehot", told=lambda *said: lines.append(said))["collapsed"]
+    assert [epochs for epochs, _ in lines] == [1, 2, 3, 4]
+    assert not any("collapsed" in line for _, line in lines)
+
+
+def test_two_programs_do_not_train_one_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    with alone_in(tmp_path / "run"), pytest.raises(BadInput, match="another program"):
+        train_small(tmp_path / "run")
+    train_small(tmp_path / "run")
+    with alone_in(tmp_path / "run"), pytest.raises(BadInput, match="another program"):
+        train_small(tmp_path / "run", fresh=True)
+    assert (tmp_path / "run" / "result.json").is_file(), "nothing is thrown away before it is ours"
+
+
+def test_patience_stops_early(tmp_path, monkeypatch):
+    scores = iter([10.0, 30.0, 20.0, 30.0, 29.0, 50.0])
+    monkeypatch.setattr(training, "rsum", lambda metrics: next(scores))
+    result = train_small(tmp_path / "run", training__epochs=6, training__patience=3)
+    assert result["epochs"] == 5
+    assert result["best_epoch"] == 2  # the first of equals
+
+
+@pytest.mark.parametrize("lengths", [None, np.random.default_rng(1).integers(1, 9, 103)])
+def test_an_epoch_visits_every_caption_once(lengths):
+    batches = list(epoch_batches(103, 16, np.random.default_rng(0), lengths))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(103))
+    assert sorted(map(len, batches)) == [7, 16, 16, 16, 16, 16, 16]
+    other = list(epoch_batches(103, 16, np.random.default_rng(1), lengths))
+    assert not all(np.array_equal(a, b) for a, b in zip(batches, other, strict=True))
+    if lengths is not None:
+        assert max(np.ptp(lengths[rows]) for rows in batches) <= 2
+        assert len({tuple(rows) for rows in batches}) == 7
+
+
+def test_rates():
+    t = Settings().training
+    step = override(
+        Settings(), {"training.schedule": "step", "training.step_every": 6, "training.rate": 1.0, "training.epochs": 9}
+    ).training
+    assert [rate_at(step, epoch, 0.5) for epoch in (0, 5, 6, 8)] == pytest.approx([1, 1, 0.1, 0.1])
+    cosine = override(Settings(), {"training.schedule": "cosine", "training.rate": 1.0, "training.epochs": 10}).training
+    assert [rate_at(cosine, 0, 0), rate_at(cosine, 5, 0), rate_at(cosine, 9, 1)] == pytest.approx([1, 0.5, 0])
+    assert rate_at(t, 0, 0) == rate_at(t, 29, 0.9) == t.rate
+
+
+@pytest.mark.parametrize("name", ["smooth", "infonce", "siglip"])
+def test_other_losses_train_too(tmp_path, name):
+    changes = {"loss__name": name, "text__branch": "onehot", "training__epochs": 12, "loss__bias": -2.0}
+    result = train_small(tmp_path / "run", **changes)
+    assert result["rsum"] > 2.5 * chance_rsum(20)
+    weights = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
+    if name != "smooth":
+        assert weights["log_scale"] != pytest.approx(-np.log(0.07)), "the temperature is learnt"
+    assert ("score_bias" in weights) == (name == "siglip")
+    assert Run.open(tmp_path / "run").embed_sentences(["red dog"]).shape == (1, 16)
+
+
+def test_cca_is_one_epoch_in_closed_form(tmp_path, capsys):
+    changes = {"loss__name": "cca", "text__branch": "onehot", "text__bias": True, "dim": 8}
+    result = train_small(tmp_path / "run", **changes)
+    assert result["epochs"] == 1
+    assert result["rsum"] > 2.5 * chance_rsum(20)
+    assert json.loads((tmp_path / "run" / "log.jsonl").read_text())["loss"] is None
+    train_small(tmp_path / "again", **changes)
+    assert_same_runs(tmp_path / "run", tmp_path / "again")
+    assert train_small(tmp_path / "other", seed=5, **changes)["rsum"] == result["rsum"]
+
+
+@pytest.mark.parametrize("changes", [{"text__branch": "gru"}, {"text__layers": 2}, {"similarity": "order"}])
+def test_cca_wants_linear_branches(tmp_path, changes):
+    settings = {"text__branch": "onehot", "text__bias": True, **changes}
+    with pytest.raises(BadInput, match="cca"):
+        train_small(tmp_path / "run", loss__name="cca", **settings)
+
+
+def test_the_rate_of_the_schedule_reaches_the_optimiser(tmp_path, monkeypatch):
+    seen, step = [], training._step
+
+    def watching(model, optimiser, *rest):
+        seen.append(optimiser.param_groups[0]["lr"])
+        return step(model, optimiser, *rest)
+
+    monkeypatch.setattr(training, "_step", watching)
+    train_small(tmp_path / "run", training__schedule="step", training__step_every=2, training__step_factor=0.5)
+    steps = len(seen) // 4
+    assert seen == pytest.approx([0.01] * 2 * steps + [0.005] * 2 * steps)
+
+
+def test_clipping_and_weight_decay_act(tmp_path, monkeypatch):
+    norms, clip = [], torch.nn.utils.clip_grad_norm_
+
+    def watching(parameters, most):
+        parameters = list(parameters)
+        clip(parameters, most)
+        norms.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm().item())
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watching)
+    train_small(tmp_path / "clipped", training__clip=0.01)
+    assert max(norms) <= 0.0101
+    train_small(tmp_path / "free", training__clip=0.0, training__weight_decay=0.0)
+    train_small(tmp_path / "decayed", training__clip=0.0, training__weight_decay=1.0)
+    free, decayed = (
+        torch.load(tmp_path / name / "last.pt", weights_only=True)["model"]["image.1.weight"].norm()
+        for name in ("free", "decayed")
+    )
+    assert decayed < 0.9 * free
+
+
+def test_the_first_epochs_take_the_sum():
+    settings = override(Settings(), {"loss.negatives": "hardest", "loss.sum_epochs": 1}).loss
+    model = training.TwoBranch(Settings(), Sizes(features=2, words=2))
+    scores, images = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)), torch.arange(5)
+    first, second = (training.loss_functions(model, settings, epoch)[0](scores, images) for epoch in (0, 1))
+    assert first == training.hinge(scores, images, settings.margin, "sum")
+    assert second == training.hinge(scores, images, settings.margin, "hardest") != first
+
+
+def test_the_weights_kept_are_those_of_the_best_epoch(tmp_path, monkeypatch):
+    for best, name in ((2, "second"), (4, "last")):
+        scores = iter([10.0, 30.0, 20.0, 5.0] if best == 2 else [1.0, 2.0, 3.0, 4.0])
+        monkeypatch.setattr(training, "rsum", lambda metrics, scores=scores: next(scores))
+        assert train_small(tmp_path / name)["best_epoch"] == best
+    last = torch.load(tmp_path / "last" / "last.pt", weights_only=True)["model"]
+    kept = [safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("second", "last")]
+    assert torch.equal(kept[1]["image.1.weight"], last["image.1.weight"])
+    assert not torch.equal(kept[0]["image.1.weight"], last["image.1.weight"])
+
+
+def test_a_loss_that_is_no_longer_a_number_ends_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_step", lambda *args: float("nan"))
+    with pytest.raises(BadInput, match=r"training\.rate"):
+        train_small(tmp_path / "run")
+
+
+def test_a_run_of_other_captions_is_not_continued(tmp_path):
+    train_small(tmp_path / "run", captions="one")
+    with pytest.raises(BadInput, match="other captions or splits"):
+        train_small(tmp_path / "run", captions="two")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK half a file", {"model": 1}, [1]])
+def test_every_damaged_checkpoint_is_told(tmp_path, content):
+    train_small(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    if isinstance(content, bytes):
+        (tmp_path / "run" / "last.pt").write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "run" / "last.pt")
+    with pytest.raises(BadInput, match=r"last\.pt: not a checkpoint"):
+        train_small(tmp_path / "run")

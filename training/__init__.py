@@ -1,0 +1,1 @@
+"""Stage 2: from a prepared folder and a recipe to the run folder runs/RUN/."""
