@@ -12,7 +12,7 @@ import socket
 import sys
 from pathlib import Path
 
-from utils import BadInput, script
+from utils import BadInput, run_script
 
 
 def main() -> None:
@@ -90,4 +90,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    script(main)
+    run_script(main)

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from evaluation.comparison import Group, compare, find_row, finished_runs, group_runs
-from evaluation.figures import Shown, draw, recipe_of, report_path, report_tables, write_pictures
+from evaluation.figures import EmbeddedSplit, draw, recipe_of, report_path, report_tables, write_pictures
 from evaluation.judgement_tables import KENDALL, judgement_cells, with_judgements
 from evaluation.judgements import judge
 from evaluation.published import published_rows
@@ -35,13 +35,13 @@ from metrics.protocols import Fold, Protocol, folds_of, protocol_name, protocols
 from metrics.ranks import Ranks
 from metrics.similarity import RANKING
 from settings import Settings
-from training.run import Facts, Run, newest_run
-from utils import BadInput, make_folder, script
+from training.run import Run, RunInfo, newest_run
+from utils import BadInput, make_folder, run_script
 
 
 def main() -> None:
     args = arguments()
-    folders = finished_runs(args.run, args.runs, say) if args.run else [newest_run(args.runs)]
+    folders = finished_runs(args.run, args.runs, log) if args.run else [newest_run(args.runs)]
     groups = group_runs(folders)
     against = find_row(args.against, groups) if args.against else None  # before anything slow: a typo is told at once
     inputs = Inputs(args.data, args.split)
@@ -53,14 +53,14 @@ def main() -> None:
     rows = [{**row, "judgements": judged[row["row"]]} if row.get("row") in judged else row for row in rows]
     print(with_judgements(FORMATS[args.format](rows), rows, args.format))
     if plots or report:
-        shown = Shown.of(*inputs.opened(groups[0].runs[0]))
+        shown = EmbeddedSplit.of(*inputs.opened(groups[0].runs[0]))
         pictures = draw(groups, {m.about["protocol"]: m.ranks for m in measured}, rows, shown)
     if plots:
         write_pictures(plots, pictures)
-        say(f"--plots: {plots} holds {', '.join(pictures)}")
+        log(f"--plots: {plots} holds {', '.join(pictures)}")
     if report:
         write_everything(report, groups, inputs, rows, dict(pictures.values()))
-        say(f"--report: wrote {report}")
+        log(f"--report: wrote {report}")
 
 
 class Inputs:
@@ -76,12 +76,12 @@ class Inputs:
         self.held: dict[tuple, Split] = {}
         self.first: tuple[Path, Split] | None = None
 
-    def key(self, settings: Settings, facts: Facts) -> tuple[Path, tuple[str, ...], bool]:
-        return self.data or Path(facts.data), facts.features, settings.image.normalise
+    def key(self, settings: Settings, info: RunInfo) -> tuple[Path, tuple[str, ...], bool]:
+        return self.data or Path(info.data), info.features, settings.image.normalize
 
     def prepared_of(self, run: Run) -> Prepared:
         """The prepared folder of a run. Raises BadInput if its features are not those of training."""
-        folder = self.key(run.settings, run.facts)[0]
+        folder = self.key(run.settings, run.info)[0]
         if folder not in self.prepared:
             self.prepared[folder] = Prepared(folder)
             self.digests[folder] = self.prepared[folder].digest()
@@ -95,7 +95,7 @@ class Inputs:
 
     def of(self, run: Run) -> Split:
         """Raises BadInput if the features are not those of training, or the images not those of the other runs."""
-        key = self.key(run.settings, run.facts)
+        key = self.key(run.settings, run.info)
         data = self.prepared_of(run)
         if key not in self.held:
             self.held.clear()  # before others are read: two of them might not fit
@@ -109,18 +109,18 @@ class Inputs:
 
 def check_features(run: Run, data: Prepared, captions: str, split: str) -> None:
     """Raises BadInput unless `data` holds the very features that the run was trained on."""
-    if data.name != run.facts.dataset:
+    if data.name != run.info.dataset:
         raise BadInput(
-            f"{data.folder}: holds {data.name}, but {run.folder} was trained on {run.facts.dataset}; mend --data"
+            f"{data.folder}: holds {data.name}, but {run.folder} was trained on {run.info.dataset}; mend --data"
         )
-    if run.facts.captions and run.facts.captions != captions:
+    if run.info.captions and run.info.captions != captions:
         raise BadInput(
             f"{data.folder}: holds other captions or splits than {run.folder} was trained on: its {split} split may "
             f"hold training images; name the right folder with --data, or train again"
         )
-    for name, digest, size in zip(run.facts.features, run.facts.digests, run.facts.sizes, strict=True):
+    for name, digest, size in zip(run.info.features, run.info.digests, run.info.sizes, strict=True):
         store = data.store(name)
-        if store.attributes.get("digest") != digest or store.shape != (*run.facts.grid, size):
+        if store.attributes.get("digest") != digest or store.shape != (*run.info.grid, size):
             raise BadInput(
                 f"{store.path}: not the features that {run.folder} was trained on (other weights or size); "
                 f"name the right folder with --data, or train again"
@@ -143,7 +143,7 @@ def check_same_images(folder: Path, split: Split, first: Path, other: Split) -> 
 
 
 @dataclass(frozen=True)
-class Measured:
+class ProtocolResult:
     """What one protocol gave: its galleries, and the ranks of every run in each of them."""
 
     about: dict[str, Any]  # dataset, split and protocol, as rows name them
@@ -151,14 +151,14 @@ class Measured:
     ranks: dict[Path, list[Ranks]]
 
 
-def measure(groups: Sequence[Group], inputs: Inputs, folds: int | None, captions: int | None) -> list[Measured]:
+def measure(groups: Sequence[Group], inputs: Inputs, folds: int | None, captions: int | None) -> list[ProtocolResult]:
     """Embed and rank every run, by every protocol. Runs of the same features come together, whatever their order."""
-    todo = [(inputs.key(group.settings, group.facts), folder) for group in groups for folder in group.runs]
-    measured: dict[Protocol, Measured] = {}
+    todo = [(inputs.key(group.settings, group.info), folder) for group in groups for folder in group.runs]
+    measured: dict[Protocol, ProtocolResult] = {}
     for _, folder in tqdm(sorted(todo, key=str), "measure", unit=" runs", leave=False, disable=len(todo) == 1):
         run = Run.open(folder)
         split = inputs.of(run)
-        dataset, count, owner = run.facts.dataset, len(split.images), split.image_of_caption
+        dataset, count, owner = run.info.dataset, len(split.images), split.image_of_caption
         try:
             protocols = protocols_for(dataset, split.name, count, folds, captions)
         except ValueError as error:
@@ -169,13 +169,15 @@ def measure(groups: Sequence[Group], inputs: Inputs, folds: int | None, captions
             if protocol not in measured:
                 name = protocol_name(protocol, dataset, split.name, count)
                 about = {"dataset": dataset, "split": split.name, "protocol": name}
-                measured[protocol] = Measured(about, folds_of(owner, count, protocol), {})
+                measured[protocol] = ProtocolResult(about, folds_of(owner, count, protocol), {})
             found = ranks_of_folds(RANKING[run.settings.similarity], images, sentences, owner, protocol)
             measured[protocol].ranks[folder] = found
     return list(measured.values())
 
 
-def rows_of(groups: Sequence[Group], measured: Measured, against: Group | None, paper: bool) -> list[dict[str, Any]]:
+def rows_of(
+    groups: Sequence[Group], measured: ProtocolResult, against: Group | None, paper: bool
+) -> list[dict[str, Any]]:
     """A row per group, and the published ones if asked for."""
     rows = compare(groups, measured.ranks, measured.folds, measured.about, against)
     if not paper:
@@ -183,7 +185,7 @@ def rows_of(groups: Sequence[Group], measured: Measured, against: Group | None, 
     dataset, protocol = measured.about["dataset"], measured.about["protocol"]
     published = published_rows(dataset, protocol)
     if not published:
-        say(f"--paper: nothing published is known for {dataset}, {protocol}")
+        log(f"--paper: nothing published is known for {dataset}, {protocol}")
     return rows + published
 
 
@@ -215,7 +217,7 @@ def write_everything(
         tables.append(Table(f"Human judgements, {KENDALL}", columns, lines[1:]))
     queries, among = {}, ""
     for group in tqdm(groups, "report", unit=" rows", leave=False, disable=len(groups) == 1):
-        shown = Shown.of(*inputs.opened(group.runs[0]))
+        shown = EmbeddedSplit.of(*inputs.opened(group.runs[0]))
         queries[group.name] = shown.queries()
         # whatever folds the tables average over: a query of a whole split says more than one of its fifth
         among = f"Ranked among all {len(shown.images):,} images and {len(shown.captions):,} captions of the split, "
@@ -225,7 +227,7 @@ def write_everything(
     write_report(path, title, tables, figures, recipes, queries, [*notes, *more], among)
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     print(f"eval.py: {line}", file=sys.stderr, flush=True)
 
 
@@ -256,4 +258,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    script(main)
+    run_script(main)

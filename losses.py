@@ -94,7 +94,7 @@ def smooth_hinge(
 def infonce(scores: Tensor, images: Tensor, scale: Tensor | float) -> Tensor:
     """Symmetric cross-entropy: each query picks its own among all that are not of its image (Radford et al., 2021).
 
-    scores: (B, B); images: (B,); scale: what scores are multiplied by, one over the temperature, learnt as a rule.
+    scores: (B, B); images: (B,); scale: what scores are multiplied by, one over the temperature, learned as a rule.
     The mean over both directions and over the batch.
     """
     logits = scale * _wide(scores)
@@ -107,8 +107,8 @@ def infonce(scores: Tensor, images: Tensor, scale: Tensor | float) -> Tensor:
 def siglip(scores: Tensor, images: Tensor, scale: Tensor | float, bias: Tensor | float) -> Tensor:
     """Pairwise sigmoid: every pair by itself is called matching or not (Zhai et al., 2023).
 
-    scores: (B, B); images: (B,); scale and bias: of the logits, both learnt as a rule. The sum over all pairs but those
-    of other captions of the same image, divided by the batch.
+    scores: (B, B); images: (B,); scale and bias: of the logits, both learned as a rule. The sum over all pairs but
+    those of other captions of the same image, divided by the batch.
     """
     logits = scale * _wide(scores) + bias
     negative = negatives_mask(images)

@@ -30,15 +30,19 @@ def linear_image(features: int, dim: int, s: ImageSettings) -> nn.Module:
     return nn.Sequential(nn.Dropout(s.dropout), Linear(features, dim))
 
 
-def perceptron_image(features: int, dim: int, s: ImageSettings) -> nn.Module:
+def mlp_image(features: int, dim: int, s: ImageSettings) -> nn.Module:
     """(B, features) → (B, hidden) → (B, dim)."""
     return nn.Sequential(
-        nn.Dropout(s.dropout), Linear(features, s.hidden), nn.ReLU(), nn.Dropout(s.dropout), Linear(s.hidden, dim)
+        nn.Dropout(s.dropout),
+        Linear(features, s.hidden_dim),
+        nn.ReLU(),
+        nn.Dropout(s.dropout),
+        Linear(s.hidden_dim, dim),
     )
 
 
 def heads_for(channels: int, heads: int = 0) -> int:
-    """The number of heads that `image.heads` means for maps of `channels`; 0 is CLIP's: one per 64 channels.
+    """The number of heads that `image.num_heads` means for maps of `channels`; 0 is CLIP's: one per 64 channels.
 
     Where 64 does not divide the channels, 0 is the largest number of equal heads of at least 64 channels, or one.
     Raises BadInput if the channels do not split into `heads` equal parts.
@@ -52,7 +56,7 @@ def heads_for(channels: int, heads: int = 0) -> int:
     if heads not in equal:
         near = sorted(sorted(equal, key=lambda count: abs(count - heads))[:3])
         raise BadInput(
-            f"image.heads {heads}: {channels} channels do not split into {heads} equal heads; take "
+            f"image.num_heads {heads}: {channels} channels do not split into {heads} equal heads; take "
             f"{', '.join(map(str, near))} or another divisor of {channels}, or 0 for one per {PER_HEAD} channels"
         )
     return heads
@@ -61,7 +65,7 @@ def heads_for(channels: int, heads: int = 0) -> int:
 class AttentionPool(nn.Module):
     """Multi-head attention over the positions of a map, asked by their mean (Radford et al., 2021, section 2.4).
 
-    The H·W positions x_t and, before them, their mean x_0 are 1 + H·W tokens, each with its learnt embedding of place.
+    The H·W positions x_t and, before them, their mean x_0 are 1 + H·W tokens, each with its learned embedding of place.
     Token 0 alone is the query; all tokens are keys and values. Weights begin as in CLIP: normal, with a standard
     deviation of C**-0.5; biases begin at zero.
 
@@ -114,7 +118,7 @@ class AttentionPool(nn.Module):
 def attention_image(features: int, dim: int, s: ImageSettings, grid: tuple[int, ...]) -> nn.Module:
     """(B, H, W, features) → (B, features) → (B, dim). grid: (H, W)."""
     height, width = grid
-    pool = AttentionPool((height, width), features, s.heads)
+    pool = AttentionPool((height, width), features, s.num_heads)
     return nn.Sequential(pool, nn.Dropout(s.dropout), Linear(features, dim))
 
 
@@ -128,14 +132,14 @@ class OneHotText(nn.Module):
     def __init__(self, words: int, dim: int, s: TextSettings):
         super().__init__()
         self.weighting = s.weighting
-        width = dim if s.layers == 1 else s.hidden
+        width = dim if s.num_layers == 1 else s.hidden_dim
         self.bag = nn.EmbeddingBag(words, width, mode="mean" if s.weighting == "mean" else "sum", padding_idx=UNKNOWN)
         nn.init.normal_(self.bag.weight, std=width**-0.5)
         with torch.no_grad():
             self.bag.weight[UNKNOWN].zero_()
         self.dropout = nn.Dropout(s.dropout)
-        self.second = None if s.layers == 1 else nn.Sequential(nn.ReLU(), Linear(width, dim))
-        self.bias = nn.Parameter(torch.zeros(width)) if s.layers == 2 or s.bias else None
+        self.second = None if s.num_layers == 1 else nn.Sequential(nn.ReLU(), Linear(width, dim))
+        self.bias = nn.Parameter(torch.zeros(width)) if s.num_layers == 2 or s.bias else None
 
     def forward(self, sentences: Sentences) -> Tensor:
         """B sentences → (B, dim)."""
@@ -153,10 +157,10 @@ class GRUText(nn.Module):
     def __init__(self, words: int, dim: int, s: TextSettings):
         super().__init__()
         self.pooling = s.pooling
-        self.embedding = nn.Embedding(words, s.words)
+        self.embedding = nn.Embedding(words, s.word_dim)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         self.dropout = nn.Dropout(s.dropout)
-        self.gru = nn.GRU(s.words, dim, batch_first=True, bidirectional=s.bidirectional)
+        self.gru = nn.GRU(s.word_dim, dim, batch_first=True, bidirectional=s.bidirectional)
 
     def forward(self, sentences: Sentences) -> Tensor:
         """B sentences → (B, dim)."""
@@ -182,7 +186,7 @@ class GRUText(nn.Module):
         return states.masked_fill(padding[:, :, None], -torch.inf).amax(dim=1)
 
 
-class EncoderText(nn.Module):
+class TransformerBranch(nn.Module):
     """A transformer's feature of a sentence through an optional layer norm and a linear layer.
 
     The features are the cached ones of a frozen encoder (B, size), or those of `transformer`, which is trained too.
@@ -217,7 +221,7 @@ class EncoderText(nn.Module):
 class JoinedText(nn.Module):
     """Words and a transformer's feature of the whole sentence, added up in the common space."""
 
-    def __init__(self, words: nn.Module, sentence: EncoderText):
+    def __init__(self, words: nn.Module, sentence: TransformerBranch):
         super().__init__()
         self.words, self.sentence = words, sentence
 
@@ -226,12 +230,12 @@ class JoinedText(nn.Module):
         return self.words(sentences) + self.sentence(sentences)
 
 
-IMAGE_BRANCHES = {"linear": linear_image, "perceptron": perceptron_image}
+IMAGE_BRANCHES = {"linear": linear_image, "mlp": mlp_image}
 TEXT_BRANCHES = {"gru": GRUText, "onehot": OneHotText}
 
 
 @dataclass(frozen=True)
-class Sizes:
+class InputDims:
     """What a model must know of its data: size of an image feature (of a map, its channels), words, (H, W) of a map,
     size of a sentence encoder's feature; and the encoder itself with its padding, where it is trained too."""
 
@@ -243,24 +247,24 @@ class Sizes:
     padding: int = 0
 
 
-def image_branch(s: Settings, sizes: Sizes) -> nn.Module:
+def image_branch(s: Settings, sizes: InputDims) -> nn.Module:
     if s.image.branch == "attention":
-        return attention_image(sizes.features, s.dim, s.image, sizes.grid)
-    return IMAGE_BRANCHES[s.image.branch](sizes.features, s.dim, s.image)
+        return attention_image(sizes.features, s.embed_dim, s.image, sizes.grid)
+    return IMAGE_BRANCHES[s.image.branch](sizes.features, s.embed_dim, s.image)
 
 
-def text_branch(s: Settings, sizes: Sizes) -> nn.Module:
+def text_branch(s: Settings, sizes: InputDims) -> nn.Module:
     if not s.text.encoder:
-        return TEXT_BRANCHES[s.text.branch](sizes.words, s.dim, s.text)
-    words = None if s.text.branch == "encoder" else TEXT_BRANCHES[s.text.branch](sizes.words, s.dim, s.text)
-    sentence = EncoderText(sizes.encoder, s.dim, s.text, sizes.transformer, sizes.padding)
+        return TEXT_BRANCHES[s.text.branch](sizes.words, s.embed_dim, s.text)
+    words = None if s.text.branch == "encoder" else TEXT_BRANCHES[s.text.branch](sizes.words, s.embed_dim, s.text)
+    sentence = TransformerBranch(sizes.encoder, s.embed_dim, s.text, sizes.transformer, sizes.padding)
     return sentence if words is None else JoinedText(words, sentence)
 
 
 class TwoBranch(nn.Module):
-    """Both branches, and the normalisation that the similarity wants: evaluation cannot disagree with training."""
+    """Both branches, and the normalization that the similarity wants: evaluation cannot disagree with training."""
 
-    def __init__(self, settings: Settings, sizes: Sizes):
+    def __init__(self, settings: Settings, sizes: InputDims):
         super().__init__()
         self.order = settings.similarity == "order"
         self.image = image_branch(settings, sizes)
@@ -272,18 +276,18 @@ class TwoBranch(nn.Module):
             self.score_bias = nn.Parameter(torch.tensor(settings.loss.bias))
 
     def scale(self) -> Tensor:
-        """One over the learnt temperature, kept from growing beyond 100 as CLIP does."""
+        """One over the learned temperature, kept from growing beyond 100 as CLIP does."""
         return self.log_scale.exp().clamp(max=100.0)
 
     def embed_images(self, features: Tensor) -> Tensor:
         """(B, features) or (B, H, W, C) float32 → (B, dim), unit length; non-negative too for order similarity."""
-        return self._normalised(self.image(features))
+        return self._normalized(self.image(features))
 
     def embed_sentences(self, sentences: Sentences) -> Tensor:
         """B sentences → (B, dim), unit length; non-negative too for order similarity."""
-        return self._normalised(self.text(sentences))
+        return self._normalized(self.text(sentences))
 
-    def _normalised(self, x: Tensor) -> Tensor:
+    def _normalized(self, x: Tensor) -> Tensor:
         x = F.normalize(x, dim=1)
         return x.abs() if self.order else x  # Vendrov et al., 2016, section 3.2
 

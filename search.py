@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils import BadInput, make_folder, script, write_whole
+from utils import BadInput, atomic_write, make_folder, run_script
 
 if TYPE_CHECKING:
     from training.run import Run
@@ -39,7 +39,7 @@ def embed(args: argparse.Namespace) -> None:
         rows = run.embed_sentences(args.input)
     else:
         rows = run.embed_images(args.input)
-    with write_whole(out, "wb") as file:
+    with atomic_write(out, "wb") as file:
         np.save(file, rows.astype(np.float32, copy=False), allow_pickle=False)
     what = f"{len(rows):,} {kind}{'s' if len(rows) > 1 else ''}"
     print(f"{what} → {rows.shape} float32 in {out}, for {run.settings.similarity} similarity")
@@ -66,7 +66,7 @@ def emoji(args: argparse.Namespace) -> None:
     if sheet:
         write_sheet(sheet, args.image, hits)
     if drawn:
-        write_map(drawn, space, run.folder.name, args.projection, args.most)
+        write_map(drawn, space, run.folder.name, args.projection, args.max_emoji)
     if hits:
         print(FORMATS[args.format](args.image, hits))
 
@@ -115,12 +115,12 @@ def kind_of(inputs: Sequence[str]) -> str:
 
 def check_sentence(run: "Run", sentence: str) -> None:
     """Raises BadInput for a sentence that the run can make nothing of."""
-    from features.text.vocabulary import tokenise
+    from features.text.vocabulary import tokenize
 
     if not sentence.strip():
         raise BadInput(f"{sentence!r}: an empty sentence has no embedding; leave it out")
     if not run.knows(sentence):
-        words = ", ".join(tokenise(sentence)) or "it holds none"
+        words = ", ".join(tokenize(sentence)) or "it holds none"
         raise BadInput(f"{sentence!r}: the run knows none of its words ({words}); use words of its training captions")
 
 
@@ -158,7 +158,7 @@ def add_emoji(commands) -> None:
     command.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw the images with their emoji under them")
     command.add_argument("--map", type=Path, metavar="FILE.png|FILE.html", help="draw where the emoji lie in its space")
     command.add_argument("--projection", choices=("tsne", "pca"), default="tsne", help="of the map")
-    command.add_argument("--most", type=int, metavar="N", help="draw so many emoji on the map at most")
+    command.add_argument("--max-emoji", type=int, metavar="N", help="draw so many emoji on the map at most")
 
 
 def add_index(commands) -> None:
@@ -171,7 +171,9 @@ def add_index(commands) -> None:
         "--captions", type=Path, metavar="FILE", help="captions to find for an image, one a line; default: the run's"
     )
     command.add_argument("--fresh", action="store_true", help="start over, whatever index is there")
-    command.add_argument("--batch", type=int, default=16, metavar="N", help="images the frozen network sees at a time")
+    command.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="images the frozen network sees at a time"
+    )
     command.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode images")
     way = command.add_mutually_exclusive_group()
     way.add_argument(
@@ -210,4 +212,4 @@ def add_command(commands, name: str, command: Callable[[argparse.Namespace], Non
 
 
 if __name__ == "__main__":
-    script(main)
+    run_script(main)

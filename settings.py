@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from utils import BadInput, digest_text, nearest
+from utils import BadInput, did_you_mean, digest_text
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -31,11 +31,11 @@ def number(default: float, low: float, high: float = LARGE) -> Any:
 
 @dataclass(frozen=True)
 class ImageSettings:
-    branch: str = choice("linear", "perceptron", "attention")
-    hidden: int = number(2048, 1)  # width of the perceptron's middle layer
-    heads: int = number(0, 0)  # branch = "attention", over the positions of a spatial map; 0: one per 64 channels
-    dropout: float = number(0.0, 0, 0.99)  # on the features, and on the perceptron's middle layer
-    normalise: bool = True  # L2-normalise each feature (of a map, each position's); several joined always are
+    branch: str = choice("linear", "mlp", "attention")
+    hidden_dim: int = number(2048, 1)  # width of the mlp's middle layer
+    num_heads: int = number(0, 0)  # branch = "attention", over the positions of a spatial map; 0: one per 64 channels
+    dropout: float = number(0.0, 0, 0.99)  # on the features, and on the mlp's middle layer
+    normalize: bool = True  # L2-normalize each feature (of a map, each position's); several joined always are
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,20 @@ class TextSettings:
     min_count: int = number(1, 1)  # rarer words (or stems) count as unknown
     dropout: float = number(0.0, 0, 0.99)  # gru: on word embeddings and output; onehot: on the first layer's output
     # branch = "gru"
-    words: int = number(300, 1)  # size of a word embedding
+    word_dim: int = number(300, 1)  # size of a word embedding
     pooling: str = choice("last", "mean", "max")
     bidirectional: bool = False  # the two directions are averaged
     # branch = "onehot"
     weighting: str = choice("mean", "binary", "count")  # of the words of a caption
-    layers: int = number(1, 1, 2)
+    num_layers: int = number(1, 1, 2)
     bias: bool = False  # of the last layer where there is one layer only; two have theirs
-    hidden: int = number(1024, 1)  # width between the two layers
+    hidden_dim: int = number(1024, 1)  # width between the two layers
     # branch = "encoder", or joined with another: a transformer sentence encoder and a linear layer behind it
     encoder: str = ""  # name on the hub, folder, or package:NAME
     encoder_pooling: str = choice("mean", "cls", "last")  # of its states; "last": of the last token
-    layer_norm: bool = False  # before the linear layer; features are L2-normalised where there is none
+    layer_norm: bool = False  # before the linear layer; features are L2-normalized where there is none
     finetune: bool = False  # train the encoder too; otherwise its features are those that prep.py cached
-    finetune_rate: float = number(2e-5, 0)  # Adam's learning rate for the encoder's own weights
+    finetune_lr: float = number(2e-5, 0)  # Adam's learning rate for the encoder's own weights
 
 
 @dataclass(frozen=True)
@@ -67,26 +67,26 @@ class LossSettings:
     # name = "hinge" or "smooth"
     margin: float = number(0.2, 0)
     negatives: str = choice("sum", "hardest", "semihard", "random")
-    sum_epochs: int = number(0, 0)  # so many first epochs take negatives = "sum", whatever `negatives` says
+    warmup_epochs: int = number(0, 0)  # so many first epochs take negatives = "sum", whatever `negatives` says
     reduction: str = choice("sum", "mean")  # over the batch
     sharpness: float = number(20.0, 1e-3)  # name = "smooth": the larger, the nearer to the hardest negative alone
     # name = "infonce" or "siglip"
-    temperature: float = number(0.07, 1e-4)  # where the learnt temperature begins
-    bias: float = number(-10.0, -1e4)  # name = "siglip": where the learnt bias begins
+    temperature: float = number(0.07, 1e-4)  # where the learned temperature begins
+    bias: float = number(-10.0, -1e4)  # name = "siglip": where the learned bias begins
     # name = "cca": in closed form, for linear branches
-    regularisation: float = number(0.1, 1e-9)  # added to both covariances' diagonals, as a share of their mean
+    regularization: float = number(0.1, 1e-9)  # added to both covariances' diagonals, as a share of their mean
     power: float = number(1.0, 0)  # dimensions are scaled by their correlation to this power
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     epochs: int = number(30, 1)
-    batch: int = number(128, 2)
-    rate: float = number(2e-4, 1e-9)  # Adam's learning rate
+    batch_size: int = number(128, 2)
+    lr: float = number(2e-4, 1e-9)  # Adam's learning rate
     schedule: str = choice("constant", "step", "cosine")
-    step_every: int = number(15, 1)  # schedule = "step": multiply the rate by `step_factor` after every so many epochs
-    step_factor: float = number(0.1, 0, 1)
-    clip: float = number(0.0, 0)  # largest norm of the gradient; 0 leaves it as it is
+    lr_step: int = number(15, 1)  # schedule = "step": multiply the rate by `step_factor` after every so many epochs
+    lr_gamma: float = number(0.1, 0, 1)
+    grad_clip: float = number(0.0, 0)  # largest norm of the gradient; 0 leaves it as it is
     weight_decay: float = number(0.0, 0)
     patience: int = number(0, 0)  # stop after so many epochs without a better rsum on val; 0 never does
 
@@ -96,7 +96,7 @@ class Settings:
     source: str = ""  # the paper or the measurement that the recipe rests on
     features: tuple[str, ...] = ()  # which features the recipe is meant for; empty: whichever is newest
     similarity: str = choice("cosine", "order")
-    dim: int = number(1024, 1)  # size of the common space
+    embed_dim: int = number(1024, 1)  # size of the common space
     image: ImageSettings = field(default_factory=ImageSettings)
     text: TextSettings = field(default_factory=TextSettings)
     loss: LossSettings = field(default_factory=LossSettings)
@@ -133,7 +133,7 @@ def read_recipe(name: str) -> Settings:
     if not path.is_file():
         if name.endswith(".toml"):
             raise BadInput(f"{name}: no such recipe file; name one of {', '.join(known_recipes())}, or a file of yours")
-        raise BadInput(f"{name}: no such recipe; {nearest(name, known_recipes())}")
+        raise BadInput(f"{name}: no such recipe; {did_you_mean(name, known_recipes())}")
     table = read_toml(path, "mend it, or copy one of recipes/")
     table.pop("run", None)  # the recipe of a finished run says what it was trained on, too
     return from_table(table, str(path))
@@ -153,7 +153,7 @@ def from_table(table: dict[str, Any], where: str, kind: type = Settings, prefix:
     values = {}
     for key, value in table.items():
         if key not in fields:
-            raise BadInput(f"{where}: unknown setting {prefix}{key}; {nearest(prefix + key, all_keys())}")
+            raise BadInput(f"{where}: unknown setting {prefix}{key}; {did_you_mean(prefix + key, all_keys())}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise BadInput(f"{where}: {prefix}{key} is a group of settings; write it as a table [{prefix}{key}]")
@@ -175,12 +175,12 @@ def _check_together(s: Settings, where: str) -> None:
         )
     if s.text.finetune and not s.text.encoder:
         raise BadInput(f"{where}: text.finetune trains a transformer; name it with --set text.encoder=NAME")
-    plain = s.image.branch == "linear" and s.text.branch == "onehot" and s.text.layers == 1 and s.text.bias
+    plain = s.image.branch == "linear" and s.text.branch == "onehot" and s.text.num_layers == 1 and s.text.bias
     plain = plain and not s.text.encoder
     if s.loss.name == "cca" and not (plain and s.similarity == "cosine"):
         raise BadInput(
             f"{where}: loss.name is 'cca', which needs similarity = 'cosine', image.branch = 'linear', text.branch = "
-            f"'onehot', text.layers = 1, text.bias = true and no text.encoder; start from recipes/cca.toml"
+            f"'onehot', text.num_layers = 1, text.bias = true and no text.encoder; start from recipes/cca.toml"
         )
 
 
@@ -197,7 +197,7 @@ def _checked(value: Any, hint: Any, metadata: Any, where: str) -> Any:
         raise BadInput(f"{where} takes {names[hint]}, not {value!r}")
     choices = metadata.get("choices")
     if choices and value not in choices:
-        raise BadInput(f"{where} is {value!r}; {nearest(value, choices)}")
+        raise BadInput(f"{where} is {value!r}; {did_you_mean(value, choices)}")
     if "low" in metadata and not metadata["low"] <= value <= metadata["high"]:
         span = f"from {metadata['low']:g}" + (f" to {metadata['high']:g}" if metadata["high"] < LARGE else " up")
         raise BadInput(f"{where} is {value:g}; it takes a number {span}")
@@ -230,7 +230,7 @@ def override(settings: Settings, changes: dict[str, Any]) -> Settings:
         if key == "features":
             raise BadInput("--set features: name features with --features")
         if key not in all_keys():
-            raise BadInput(f"--set {key}: unknown setting; {nearest(key, all_keys())}")
+            raise BadInput(f"--set {key}: unknown setting; {did_you_mean(key, all_keys())}")
         *groups, leaf = key.split(".")
         inner = table
         for group in groups:
@@ -242,8 +242,8 @@ def override(settings: Settings, changes: dict[str, Any]) -> Settings:
 def parse_changes(assignments: list[str]) -> list[dict[str, Any]]:
     """Every combination that `--set key=value,value …` asks for, in the order given; one empty dict for none.
 
-    >>> parse_changes(["loss.margin=0.1,0.2", "dim=64"])
-    [{'loss.margin': 0.1, 'dim': 64}, {'loss.margin': 0.2, 'dim': 64}]
+    >>> parse_changes(["loss.margin=0.1,0.2", "embed_dim=64"])
+    [{'loss.margin': 0.1, 'embed_dim': 64}, {'loss.margin': 0.2, 'embed_dim': 64}]
     """
     options: dict[str, list[Any]] = {}
     for assignment in assignments:

@@ -18,12 +18,12 @@ import torch
 
 from features.images.store import FeatureStore
 from features.prepared import Prepared, newest_prepared
-from features.text.sentences import text_encoder
+from features.text.sentences import sentence_encoder
 from model import heads_for
 from settings import Settings, TextSettings, known_recipes, override, parse_changes, read_recipe
-from training.run import Facts
+from training.run import RunInfo
 from training.sweep import Job, sweep, unique
-from utils import BadInput, make_folder, script
+from utils import BadInput, make_folder, run_script
 
 DEFAULT_RECIPE = "strong"
 
@@ -51,7 +51,7 @@ def main() -> None:
     )
     sweep(jobs, data, args.fresh, args.jobs)
     trained = [str(job.folder) for job in jobs] if len(jobs) <= 3 else [f"'{args.runs}/*'"]
-    say(f"now: python eval.py {' '.join(trained)}")
+    log(f"now: python eval.py {' '.join(trained)}")
 
 
 def job_for(
@@ -64,8 +64,8 @@ def job_for(
     stores = [data.store(name) for name in names]
     for store in stores:
         check_shape(store, settings)
-    encoder = encoder_facts(data, settings.text)
-    facts = Facts(
+    encoder = encoder_info(data, settings.text)
+    info = RunInfo(
         recipe=Path(recipe).stem,
         dataset=data.name,
         data=str(data.folder.resolve()),
@@ -78,7 +78,7 @@ def job_for(
         grid=stores[0].shape[:-1],
         **encoder,
     )
-    return Job(root / facts.run_name(settings), settings, facts)
+    return Job(root / info.run_name(settings), settings, info)
 
 
 def check_shape(store: FeatureStore, settings: Settings) -> None:
@@ -94,21 +94,21 @@ def check_shape(store: FeatureStore, settings: Settings) -> None:
                 f"{store.path}: holds no spatial maps, which image.branch = 'attention' pools; name those of "
                 f"prep.py --map with --features, such as {store.path.stem}.map"
             )
-        heads_for(store.shape[-1], settings.image.heads)
+        heads_for(store.shape[-1], settings.image.num_heads)
 
 
-def encoder_facts(data: Prepared, text: TextSettings) -> dict[str, Any]:
+def encoder_info(data: Prepared, text: TextSettings) -> dict[str, Any]:
     """What a run notes of the transformer in its text branch. Raises BadInput if it, or its features, are not there."""
     if not text.encoder:
         return {}
     if text.finetune:
-        encoder = text_encoder(text.encoder)
+        encoder = sentence_encoder(text.encoder)
         return {"encoder_digest": encoder.digest, "encoder_size": encoder.size}
     store = data.text_store(text.encoder)
     return {"encoder_digest": str(store.attributes["digest"]), "encoder_size": store.size}
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -142,4 +142,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    script(main)
+    run_script(main)

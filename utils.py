@@ -16,7 +16,7 @@ class BadInput(Exception):
     """Input that a person can mend. The message is one sentence that names the file or the flag, and the remedy."""
 
 
-def script(main: Callable[[], None]) -> None:
+def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; bad input ends in one sentence on stderr and exit status 2, never in a traceback."""
     try:
         main()
@@ -40,7 +40,7 @@ def _say(sentence: str, status: int) -> int:
     return status
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown name: the nearest known one, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
@@ -48,7 +48,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def write_whole(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
+def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears under its name only when it is complete: temporary name, fsync, rename.
 
     Whoever reads `path` sees the old file or the new one, never half of one. If the block raises, nothing changes.
@@ -97,7 +97,7 @@ def make_folder(folder: Path | str, flag: str) -> Path:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Hold `folder` against other programs that ask for it this way; the system lets go of it however we end.
 
     Raises BadInput if another one holds it.
@@ -118,7 +118,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         json.dump(value, file, ensure_ascii=False, indent=1)
         file.write("\n")
 
@@ -138,7 +138,7 @@ def read_json(path: Path | str, remedy: str) -> Any:
 
 
 def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> None:
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

@@ -30,9 +30,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from features.prepared import Prepared
 from retrieval.index import ROW, Index, Meta, file_name, write_array, write_rows, write_strings
-from retrieval.nearest import BLOCK, COSINE, Graph, exact_nearest, import_faiss, recall_of
+from retrieval.nearest import BLOCK_BYTES, COSINE, Graph, exact_nearest, import_faiss, recall_of
 from training.run import Run
-from utils import BadInput, make_folder, script
+from utils import BadInput, make_folder, run_script
 
 ROWS = 2**14  # vectors made at a time
 WARM = 50  # queries before the first that counts
@@ -67,7 +67,7 @@ def uniform(rng: np.random.Generator, dim: int) -> Draw:
 def around_captions(rng: np.random.Generator, args: argparse.Namespace) -> tuple[Draw, np.ndarray, str]:
     """The generator of the docstring; its queries; and a line about it."""
     run = Run.open(args.run)
-    data = Prepared(args.data or run.facts.data)
+    data = Prepared(args.data or run.info.data)
 
     def captions(split: str) -> np.ndarray:
         return run.embed_sentences([c for row in data.rows if row["split"] == split for c in row["captions"]])
@@ -92,7 +92,7 @@ def measure(folder: Path, draw: Draw, count: int, queries: np.ndarray, k: int) -
     vectors = np.load(folder / files["embeddings"], mmap_mode="c").view(np.ndarray)
     _, exact = exact_nearest(queries, vectors, k, COSINE)
     report("exact", timed(lambda query: exact_nearest(query, vectors, k, COSINE), queries[:20], warm=2))
-    print(f"peak memory so far {peak():.2f} GB, blocks of {BLOCK / 2**20:.0f} MiB", flush=True)
+    print(f"peak memory so far {peak():.2f} GB, blocks of {BLOCK_BYTES / 2**20:.0f} MiB", flush=True)
     began = time.perf_counter()
     graph = Graph.build(vectors, folder / files["graph"])
     print(f"graph built in {time.perf_counter() - began:,.1f} s; peak memory {peak():.2f} GB", flush=True)
@@ -159,4 +159,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    script(main)
+    run_script(main)

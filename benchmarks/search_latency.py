@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from features.prepared import Prepared
 from retrieval.searcher import Searcher
-from utils import script
+from utils import run_script
 
 WARM = 20  # queries before the first that counts
 
@@ -33,7 +33,7 @@ def main() -> None:
     print(f"{len(searcher.index):,} images, {searcher.index.meta.dim} dimensions, {searcher.similarity}, {way}")
     print(f"k = {args.k}, {torch.get_num_threads()} threads; opened with its run in {opened:.2f} s")
     rng = np.random.default_rng(args.seed)
-    text, whole = sentence_times(searcher, Prepared(args.data or searcher.run.facts.data), rng, args)
+    text, whole = sentence_times(searcher, Prepared(args.data or searcher.run.info.data), rng, args)
     report("sentence, text branch alone", text)
     report("sentence, end to end", whole)
     if args.images:
@@ -92,4 +92,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    script(main)
+    run_script(main)

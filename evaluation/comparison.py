@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from metrics.bootstrap import (
-    SURE,
+    ALPHA,
     bootstrap,
     hits_per_image,
     interval,
@@ -21,31 +21,31 @@ from metrics.bootstrap import (
 from metrics.protocols import Fold, metrics_of_folds
 from metrics.ranks import COLUMNS, CUTOFFS, DIRECTIONS, Ranks, mean_of, rsum
 from settings import Settings, flat_table, read_recipe
-from training.run import RESULT, Facts, find_runs, read_recipe_of
-from utils import BadInput, nearest
+from training.run import RESULT, RunInfo, find_runs, read_run_config
+from utils import BadInput, did_you_mean
 
 RECALLS = [(direction, f"R@{k}") for direction in DIRECTIONS for k in CUTOFFS]
 
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one row, by seed. facts: of the first of them; the others differ from it in seed alone."""
+    """The runs of one row, by seed. info: of the first of them; the others differ from it in seed alone."""
 
     name: str
     settings: Settings
-    facts: Facts
+    info: RunInfo
     runs: tuple[Path, ...]
     seeds: tuple[int, ...]
 
 
-def finished_runs(patterns: Sequence[str], root: Path, say: Callable[[str], None]) -> list[Path]:
+def finished_runs(patterns: Sequence[str], root: Path, log: Callable[[str], None]) -> list[Path]:
     """The run folders that paths, names under `root` and patterns stand for. What is half-finished is left out, and
     said; where nothing else is left, that is an error. Raises BadInput for a pattern that matches no run.
     """
     found = list(find_runs(patterns, root))
     unfinished = [path for path in found if not (path / RESULT).is_file()]
     for path in unfinished:
-        read_recipe_of(path)  # a folder that is no run at all is an error, not a half-finished run
+        read_run_config(path)  # a folder that is no run at all is an error, not a half-finished run
     if not unfinished:
         return found
     names = ", ".join(str(path) for path in unfinished)
@@ -53,7 +53,7 @@ def finished_runs(patterns: Sequence[str], root: Path, say: Callable[[str], None
     remedy = f"{whose} training has not finished; repeat the train.py command and it continues"
     if len(unfinished) == len(found):
         raise BadInput(f"{names}: {remedy}")
-    say(f"left out: {names}: {remedy}")
+    log(f"left out: {names}: {remedy}")
     return [path for path in found if path not in unfinished]
 
 
@@ -63,18 +63,18 @@ def group_runs(folders: Sequence[Path]) -> list[Group]:
 
     Raises BadInput for runs of different datasets, and for two runs that are the same in everything, seed included.
     """
-    members: dict[tuple, list[tuple[Path, Settings, Facts]]] = {}
-    first: tuple[Path, Facts] | None = None
+    members: dict[tuple, list[tuple[Path, Settings, RunInfo]]] = {}
+    first: tuple[Path, RunInfo] | None = None
     for folder in folders:
-        settings, facts = read_recipe_of(folder)
-        first = first or (folder, facts)
-        if facts.dataset != first[1].dataset:
+        settings, info = read_run_config(folder)
+        first = first or (folder, info)
+        if info.dataset != first[1].dataset:
             raise BadInput(
-                f"{folder} was trained on {facts.dataset}, {first[0]} on {first[1].dataset}: one table takes runs of "
-                f"one dataset; name those of one, for example with '*-{facts.dataset}-*'"
+                f"{folder} was trained on {info.dataset}, {first[0]} on {first[1].dataset}: one table takes runs of "
+                f"one dataset; name those of one, for example with '*-{info.dataset}-*'"
             )
-        key = (facts.recipe, settings.digest(), facts.features, facts.digests)
-        members.setdefault(key, []).append((folder, settings, facts))
+        key = (info.recipe, settings.digest(), info.features, info.digests)
+        members.setdefault(key, []).append((folder, settings, info))
     recipes, features = ({key[i]: None for key in members} for i in (0, 2))
     ordered = sorted(
         members.values(),
@@ -84,44 +84,44 @@ def group_runs(folders: Sequence[Path]) -> list[Group]:
             list(flat_table(group[0][1]).values()),
         ),
     )
-    names = row_names([(settings, facts) for (_, settings, facts), *_ in ordered])
+    names = row_names([(settings, info) for (_, settings, info), *_ in ordered])
     return [_group(name, group) for name, group in zip(names, ordered, strict=True)]
 
 
-def _group(name: str, members: list[tuple[Path, Settings, Facts]]) -> Group:
+def _group(name: str, members: list[tuple[Path, Settings, RunInfo]]) -> Group:
     members = sorted(members, key=lambda member: member[2].seed)
-    for (one, _, facts), (two, _, other) in pairwise(members):
-        if facts.seed == other.seed:
-            raise BadInput(f"{one} and {two} are the same run, seed {facts.seed} included; name only one of them")
-    _, settings, facts = members[0]
-    return Group(name, settings, facts, tuple(m[0] for m in members), tuple(m[2].seed for m in members))
+    for (one, _, info), (two, _, other) in pairwise(members):
+        if info.seed == other.seed:
+            raise BadInput(f"{one} and {two} are the same run, seed {info.seed} included; name only one of them")
+    _, settings, info = members[0]
+    return Group(name, settings, info, tuple(m[0] for m in members), tuple(m[2].seed for m in members))
 
 
-def row_names(systems: Sequence[tuple[Settings, Facts]]) -> list[str]:
+def row_names(systems: Sequence[tuple[Settings, RunInfo]]) -> list[str]:
     """A name for each of several systems that differ: the recipe; where several share one, what they have otherwise
     than the recipe, of the settings in which they differ from each other; and their features, where those differ.
 
     `vse0`, `vse0 loss.margin=0.1`, `vse0 loss.margin=0.1, vgg19`
     """
     tables = [flat_table(settings) for settings, _ in systems]
-    features = ["+".join(facts.features) for _, facts in systems]
-    weights = [features[i] + "@" + "+".join(d[:8] for d in facts.digests) for i, (_, facts) in enumerate(systems)]
+    features = ["+".join(info.features) for _, info in systems]
+    weights = [features[i] + "@" + "+".join(d[:8] for d in info.digests) for i, (_, info) in enumerate(systems)]
     if len(set(weights)) > len(set(features)):  # features of one name from other weights
         features = weights
     names = []
-    for (_, facts), table, feature in zip(systems, tables, features, strict=True):
-        peers = [t for t, (_, other) in zip(tables, systems, strict=True) if other.recipe == facts.recipe]
-        own = _recipe_of(facts)
+    for (_, info), table, feature in zip(systems, tables, features, strict=True):
+        peers = [t for t, (_, other) in zip(tables, systems, strict=True) if other.recipe == info.recipe]
+        own = _recipe_of(info)
         keys = [key for key in table if any(t[key] != table[key] for t in peers) and own.get(key) != table[key]]
-        words = [facts.recipe, *(f"{key}={_word(table[key])}" for key in keys)]
+        words = [info.recipe, *(f"{key}={_word(table[key])}" for key in keys)]
         names.append(" ".join(words) + (f", {feature}" if len(set(features)) > 1 else ""))
     return names
 
 
-def _recipe_of(facts: Facts) -> dict[str, Any]:
+def _recipe_of(info: RunInfo) -> dict[str, Any]:
     """The recipe's own settings; nothing where it is a file of the user's, or has gone since."""
     try:
-        return flat_table(read_recipe(facts.recipe))
+        return flat_table(read_recipe(info.recipe))
     except BadInput:
         return {}
 
@@ -145,13 +145,13 @@ def find_row(wanted: str, groups: Sequence[Group]) -> Group:
     hits = [group for n, group in names.items() if fnmatch.fnmatchcase(n, wanted)]
     hits = hits or [group for group in groups if any(fnmatch.fnmatchcase(path.name, name) for path in group.runs)]
     # a recipe's name is enough where it has one row, whatever that row's name says besides
-    hits = hits or [group for group in groups if group.facts.recipe == wanted]
+    hits = hits or [group for group in groups if group.info.recipe == wanted]
     if len(hits) == 1:
         return hits[0]
     if hits:
         several = "; ".join(group.name for group in hits)
         raise BadInput(f"--against {wanted}: stands for several rows ({several}); name one of them")
-    hint = nearest(wanted, [*names, *runs])
+    hint = did_you_mean(wanted, [*names, *runs])
     if hint.startswith("known"):  # nothing is near: the rows are enough of an answer
         hint = f"its rows: {'; '.join(names)}"
     raise BadInput(f"--against {wanted}: no such row in this table; {hint}")
@@ -179,13 +179,13 @@ def compare(
     )
     hits = np.stack([_mean_hits([ranks[run] for run in group.runs], folds) for group in groups])
     drawn = bootstrap(hits, queries, len(folds))
-    facts = {
+    info = {
         **about,
         "images": len(queries),
         "captions": sum(len(fold.captions) for fold in folds),
     }
     rows = [
-        _row(group, [metrics_of_folds(list(ranks[run])) for run in group.runs], drawn[:, number], facts)
+        _row(group, [metrics_of_folds(list(ranks[run])) for run in group.runs], drawn[:, number], info)
         for number, group in enumerate(groups)
     ]
     if against is not None:
@@ -217,14 +217,14 @@ def _mean_hits(runs: Iterable[Sequence[Ranks]], folds: Sequence[Fold]) -> np.nda
     )
 
 
-def _row(group: Group, metrics: list[dict], drawn: np.ndarray, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _row(group: Group, metrics: list[dict], drawn: np.ndarray, info: Mapping[str, Any]) -> dict[str, Any]:
     """metrics: of each run; drawn: (samples, C) recalls of resampled images."""
     several = len(group.runs) > 1
     row = {
         "run": group.name if several else group.runs[0].name,
         "row": group.name,
-        **facts,
-        "features": list(group.facts.features),
+        **info,
+        "features": list(group.info.features),
         **mean_of(metrics),
         "rsum": float(np.mean([rsum(m) for m in metrics])),
         "runs": [path.name for path in group.runs],
@@ -242,5 +242,5 @@ def _row(group: Group, metrics: list[dict], drawn: np.ndarray, facts: Mapping[st
 
 
 def _verdict(base: str, difference: float, ends: np.ndarray, p: float) -> dict[str, Any]:
-    word = "no more than noise" if p >= SURE else "higher" if difference > 0 else "lower"
+    word = "no more than noise" if p >= ALPHA else "higher" if difference > 0 else "lower"
     return {"row": base, "difference": float(difference), "interval": ends.tolist(), "p": float(p), "verdict": word}

@@ -27,7 +27,7 @@ from metrics.ranks import COLUMNS, DIRECTIONS, Ranks
 from metrics.similarity import RANKING
 from settings import flat_table, to_table
 from training.run import LOG, Run
-from utils import BadInput, make_folder, read_jsonl, write_whole
+from utils import BadInput, atomic_write, make_folder, read_jsonl
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ MEASURES = {"cosine": "cosine", "order": "order score"}
 
 
 @dataclass(frozen=True)
-class Shown:
+class EmbeddedSplit:
     """A run's embeddings of a split, and where the photographs of its images lie. images: (N, D); captions: (M, D)."""
 
     run: Run
@@ -47,7 +47,7 @@ class Shown:
     paths: list[Path | None]
 
     @classmethod
-    def of(cls, run: Run, split: Split, prepared: Prepared) -> "Shown":
+    def of(cls, run: Run, split: Split, prepared: Prepared) -> "EmbeddedSplit":
         paths = {row["image"]: prepared.path_of(row) for row in prepared.rows}
         images = torch.from_numpy(run.embed_features(split.features))
         captions = torch.from_numpy(run.embed_captions(prepared, split.name))
@@ -78,7 +78,10 @@ def report_path(path: Path) -> Path:
 
 
 def draw(
-    groups: Sequence[Group], ranks: Mapping[str, Mapping[Path, Sequence[Ranks]]], rows: Sequence[Row], shown: Shown
+    groups: Sequence[Group],
+    ranks: Mapping[str, Mapping[Path, Sequence[Ranks]]],
+    rows: Sequence[Row],
+    shown: EmbeddedSplit,
 ) -> dict[str, tuple[str, bytes]]:
     """The pictures of a comparison: file name → what it shows, and its PNG.
 
@@ -107,7 +110,7 @@ def draw(
 
 def write_pictures(folder: Path, pictures: Mapping[str, tuple[str, bytes]]) -> None:
     for name, (_, png) in pictures.items():
-        with write_whole(folder / name, "wb") as file:
+        with atomic_write(folder / name, "wb") as file:
             file.write(png)
 
 
@@ -128,7 +131,7 @@ def report_tables(rows: list[Row]) -> tuple[list[Table], list[str]]:
 
 def recipe_of(group: Group) -> str:
     """A row's settings, resolved, as a recipe file has them."""
-    return tomli_w.dumps({**to_table(group.settings), "features": list(group.facts.features)})
+    return tomli_w.dumps({**to_table(group.settings), "features": list(group.info.features)})
 
 
 def _logs(group: Group) -> list[list[dict[str, Any]]]:
@@ -144,7 +147,7 @@ def _logs(group: Group) -> list[list[dict[str, Any]]]:
 
 
 def _facts(group: Group) -> dict[str, Any]:
-    return {**flat_table(group.settings), "recipe": group.facts.recipe, "features": group.facts.features}
+    return {**flat_table(group.settings), "recipe": group.info.recipe, "features": group.info.features}
 
 
 def _file_name(text: str) -> str:

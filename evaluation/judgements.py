@@ -25,7 +25,7 @@ from utils import BadInput
 
 EXPERT, CROWDFLOWER = "ExpertAnnotations.txt", "CrowdFlowerAnnotations.txt"
 AGAIN = "take the file of the original Flickr8k_text folder again"
-BLOCK = 4096  # pairs at a time
+PAIRS_PER_BLOCK = 4096  # pairs at a time
 
 _KEY = re.compile(r"(.+)#(\d+)")
 
@@ -112,8 +112,8 @@ def score_pairs(
     Summed up in float64 and rounded to float32, as for ranking: equal embeddings score equal.
     """
     scores = np.empty(len(image_rows), np.float32)
-    for start in range(0, len(scores), BLOCK):
-        here = slice(start, start + BLOCK)
+    for start in range(0, len(scores), PAIRS_PER_BLOCK):
+        here = slice(start, start + PAIRS_PER_BLOCK)
         scores[here] = PAIRS[similarity](
             images[image_rows[here]].astype(np.float64), captions[caption_rows[here]].astype(np.float64)
         )
@@ -188,9 +188,9 @@ def _scores(run: Run, prepared: Prepared, pairs: Judgements, captions: dict[str,
     """(P,) scores of the pairs by the run's own similarity; each image and each caption is embedded once."""
     ids, image_rows = np.unique(pairs.images, return_inverse=True)
     texts, caption_rows = np.unique([captions[key] for key in pairs.captions.tolist()], return_inverse=True)
-    stores = [prepared.store(name) for name in run.facts.features]
+    stores = [prepared.store(name) for name in run.info.features]
     parts = [store.read(store.rows(ids.tolist())) for store in stores]
-    images = run.embed_features(join_features(parts, run.settings.image.normalise))
+    images = run.embed_features(join_features(parts, run.settings.image.normalize))
     sentences = run.embed_sentences(texts.tolist())
     return score_pairs(run.settings.similarity, images, sentences, image_rows, caption_rows)
 

@@ -1,7 +1,7 @@
 """Pictures of a comparison: learning curves, recall@K, a swept setting, the similarity matrix of a few pairs.
 
 Each function takes plain data and returns a matplotlib figure; `write_png` puts it into a file, `png_of` into bytes.
-Colours are those of Okabe and Ito (2008), which people with any colour vision tell apart; past seven of them, lines
+Colors are those of Okabe and Ito (2008), which people with any color vision tell apart; past seven of them, lines
 are dashed and dots change their shape. matplotlib is imported inside, so that a table needs none of it.
 """
 
@@ -19,13 +19,13 @@ from torch import Tensor
 
 from features.images.decode import open_thumbnail
 from metrics.ranks import DIRECTIONS, Ranks, recall_at
-from utils import write_whole
+from utils import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 MARKERS = ("o", "s", "^", "D")
 TITLES = {"image_to_text": "image → text", "text_to_image": "text → image"}
@@ -67,13 +67,13 @@ def png_of(figure: "Figure") -> bytes:
 
 
 def write_png(path: Path | str, figure: "Figure") -> None:
-    with write_whole(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         file.write(png_of(figure))
 
 
 @styled
 def learning_curves(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> "Figure":
-    """Training loss and rsum on val by epoch, a line per run, runs of one group in one colour.
+    """Training loss and rsum on val by epoch, a line per run, runs of one group in one color.
 
     groups: name → one log for every seed, each the rows of a log.jsonl (epoch, loss, rsum). Marked is the epoch of the
     best rsum, whose weights the run keeps. A run of one epoch, as `cca` is, is that mark alone.
@@ -173,7 +173,7 @@ def similarity_matrix(
     axis = figure.add_axes((left / width, below / height, side / width, side / height))
     shown = axis.imshow(scores, cmap="Blues", aspect="auto", interpolation="nearest")
     for row in range(count):
-        axis.add_patch(Rectangle((row - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=1.8))
+        axis.add_patch(Rectangle((row - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=COLORS[1], linewidth=1.8))
     axis.grid(False)
     axis.spines[:].set_visible(False)
     axis.set_yticks([])
@@ -224,16 +224,16 @@ def find_sweeps(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, li
     `recipe` and `features`, which name the lines. A line has two values or more, in rising order.
     """
     sweeps: dict[str, dict[str, list[tuple[float, str]]]] = {}
-    keys = {key: None for facts in rows.values() for key in facts}
+    keys = {key: None for info in rows.values() for key in info}
     for key in keys:
         groups: dict[str, list[tuple[float, str]]] = {}
         facts_of: dict[str, Mapping[str, Any]] = {}
-        for name, facts in rows.items():
-            value = facts.get(key)
+        for name, info in rows.items():
+            value = info.get(key)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                rest = repr(sorted((k, repr(v)) for k, v in facts.items() if k != key))
+                rest = repr(sorted((k, repr(v)) for k, v in info.items() if k != key))
                 groups.setdefault(rest, []).append((float(value), name))
-                facts_of[rest] = facts
+                facts_of[rest] = info
         lines = {rest: sorted(points) for rest, points in groups.items() if len({value for value, _ in points}) > 1}
         if lines:
             names = _line_names([{k: v for k, v in facts_of[rest].items() if k != key} for rest in lines])
@@ -257,15 +257,15 @@ def _line_names(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def look_of(number: int) -> dict[str, Any]:
-    """Colour and dashes of line `number`, from 0: 28 of them differ."""
+    """Color and dashes of line `number`, from 0: 28 of them differ."""
     return {
-        "color": COLOURS[number % len(COLOURS)],
-        "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
+        "color": COLORS[number % len(COLORS)],
+        "linestyle": DASHES[number // len(COLORS) % len(DASHES)],
     }
 
 
 def marker_of(number: int) -> str:
-    return MARKERS[number // len(COLOURS) % len(MARKERS)]
+    return MARKERS[number // len(COLORS) % len(MARKERS)]
 
 
 def _panels(names: Iterable[str], sharey: bool = False) -> "tuple[Figure, Sequence[Axes]]":

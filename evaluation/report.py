@@ -19,7 +19,7 @@ from evaluation.plots import TITLES
 from features.images.decode import open_thumbnail
 from features.prepared import Split
 from metrics.ranks import Ranks, ranks_by_block
-from utils import write_whole
+from utils import atomic_write
 
 THUMBNAIL = 160  # pixels
 Scores = Callable[[Tensor, Tensor], Tensor]
@@ -27,7 +27,7 @@ Scores = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Table:
-    """columns: (group, name) of each; neighbours of one group stand under one heading, "" is no group. The first
+    """columns: (group, name) of each; neighbors of one group stand under one heading, "" is no group. The first
     column names the row. best: the (row, column) cells to print bold. rule: the row that stands under a rule.
     """
 
@@ -161,7 +161,7 @@ def write_report(
 
     figures: title → PNG, as plots.png_of gives it; recipes: name of a row → its TOML; queries: name of a row → what
     find_queries found; among: what those were ranked among; notes: sentences below the tables. Any part may be empty
-    and is then left out. Photographs that are missing or cannot be read become a grey box with the image's id.
+    and is then left out. Photographs that are missing or cannot be read become a gray box with the image's id.
     """
     parts = {
         "Results": "".join(map(_table, tables)) + "".join(f"<p>{html.escape(note)}</p>" for note in notes),
@@ -179,7 +179,7 @@ def write_report(
         f'<section id="{name.lower()}"><h2>{name}</h2>{part}</section>\n' for name, part in parts.items()
     )
     name = html.escape(title)
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(PAGE.format(title=name, style=STYLE, links=links, sections=sections))
 
 
@@ -265,7 +265,7 @@ def _rank_and_score(hit: Hit) -> str:
 
 
 def _photograph(path: Path | None, image: str) -> str:
-    """The photograph as a small JPEG inside the page, or a grey box with its id."""
+    """The photograph as a small JPEG inside the page, or a gray box with its id."""
     small = open_thumbnail(path, THUMBNAIL)
     name = html.escape(image)
     if small is None:
@@ -299,10 +299,10 @@ PAGE = """<!DOCTYPE html>
 """
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --quiet: #5c5c5c; --line: #d5d5d5; --grey: #e9e9e9;
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --quiet: #5c5c5c; --line: #d5d5d5; --gray: #e9e9e9;
   --true: #b34700; --link: #005a9c; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --paper: #16181b; --quiet: #a8a8a8; --line: #3c4046;
-  --grey: #2b2f34; --true: #ff9a4d; --link: #7cc0ff; } }
+  --gray: #2b2f34; --true: #ff9a4d; --link: #7cc0ff; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 78rem; padding: 1rem; font: 1rem/1.45 system-ui, sans-serif; color: var(--ink);
   background: var(--paper); overflow-wrap: anywhere; }
@@ -318,7 +318,7 @@ tbody { border-bottom: 2px solid var(--ink); } .ruled { border-top: 1px solid va
 th, td { padding: 0.25rem 0.6rem; text-align: right; font-weight: normal; }
 thead th { color: var(--quiet); } th[scope=colgroup] { text-align: center; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-tbody tr:hover { background: var(--grey); }
+tbody tr:hover { background: var(--gray); }
 figure { margin: 0 0 1.6rem; } figcaption { margin-bottom: 0.4rem; }
 .plot { background: #fff; border-radius: 4px; min-width: min(46rem, 180vw); }
 article { margin: 0 0 1.4rem; } .query { margin: 0 0 0.4rem; } .rank { color: var(--quiet); white-space: nowrap; }
@@ -332,7 +332,7 @@ ol { list-style: none; margin: 0; padding: 0; }
 .small { font-size: 0.85rem; color: var(--quiet); } .photographs .small { display: block; }
 img { display: block; max-width: 100%; height: auto; }
 .missing { display: flex; width: 160px; height: 120px; padding: 0.5rem; align-items: center; justify-content: center;
-  background: var(--grey); color: var(--quiet); font-size: 0.8rem; }
+  background: var(--gray); color: var(--quiet); font-size: 0.8rem; }
 details { border-bottom: 1px solid var(--line); } summary { padding: 0.5rem 0; cursor: pointer; }
-pre { overflow-x: auto; padding: 0.8rem; background: var(--grey); font-size: 0.9rem; white-space: pre-wrap; }
+pre { overflow-x: auto; padding: 0.8rem; background: var(--gray); font-size: 0.9rem; white-space: pre-wrap; }
 """

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from metrics.bootstrap import LEVEL, SURE
+from metrics.bootstrap import ALPHA, LEVEL
 from metrics.ranks import COLUMNS, CUTOFFS, DIRECTIONS
 
 Row = dict[str, Any]
@@ -29,7 +29,7 @@ INTERVAL = (
     f"would change, not what other seeds would."
 )
 TEST = (
-    f"p: sign-flip test over images, both directions together, seeds averaged, each row by itself; below {SURE:g} is "
+    f"p: sign-flip test over images, both directions together, seeds averaged, each row by itself; below {ALPHA:g} is "
     f"taken for more than noise{{star}}. It, too, says nothing of other seeds."
 )
 PUBLISHED = (
@@ -301,7 +301,7 @@ def csv_table(rows: list[Row]) -> str:
 
     After rsum: what a row of several runs has in addition; lists are separated by blanks.
     """
-    facts = ["run", "dataset", "split", "protocol", "images", "captions"]
+    info = ["run", "dataset", "split", "protocol", "images", "captions"]
     lists = ["features", "runs", "seeds"]
     more = ["row", *lists, *(f"{d} {c} std" for d, c in FIGURES), "rsum std"]
     more += [f"{column} {end}" for column in (*(f"{d} {c}" for d, c in RECALLS), "rsum") for end in ("low", "high")]
@@ -309,10 +309,10 @@ def csv_table(rows: list[Row]) -> str:
     more += ["published", "image_features", "source"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*facts, *(f"{d} {c}" for d, c in FIGURES), "rsum", *more])
+    writer.writerow([*info, *(f"{d} {c}" for d, c in FIGURES), "rsum", *more])
     for row in rows:
         std, ends, against = row.get("std"), row.get("interval"), row.get("against")
-        cells = [row[fact] for fact in facts] + [row[d].get(c) for d, c in FIGURES] + [row["rsum"]]
+        cells = [row[fact] for fact in info] + [row[d].get(c) for d, c in FIGURES] + [row["rsum"]]
         cells += [label_of(row), *(" ".join(map(str, row.get(key, ()))) for key in lists)]
         cells += [*(std[d][c] for d, c in FIGURES), std["rsum"]] if std else [None] * (len(FIGURES) + 1)
         pairs = [*(ends[d][c] for d, c in RECALLS), ends["rsum"]] if ends else [(None, None)] * (len(RECALLS) + 1)

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from features.datasets.dataset import SPLITS, Dataset
-from features.images.maps import Maps
+from features.images.maps import FeatureMaps
 from features.images.store import FeatureStore
 from features.text.hub import text_store_name
 from features.text.store import SUFFIX, TextStore
 from features.text.vocabulary import Vocabulary
-from utils import BadInput, digest_text, nearest, read_json, read_jsonl, write_json, write_jsonl
+from utils import BadInput, did_you_mean, digest_text, read_json, read_jsonl, write_json, write_jsonl
 
 FORMAT = 1
-BLOCK = 4096  # rows of features that are read at once
+ROWS_PER_BLOCK = 4096  # rows of features that are read at once
 CAPTIONS, DATASET, VOCABULARY = "captions.jsonl", "dataset.json", "vocabulary.json"
 DATA = Path("data")  # where prep.py puts folders unless told otherwise
 DRAWN = "scenes"  # the dataset that needs no file of anybody's
@@ -37,7 +37,7 @@ class Split:
     images: list[str]
     captions: list[str]
     image_of_caption: np.ndarray
-    features: np.ndarray | Maps
+    features: np.ndarray | FeatureMaps
 
 
 def write_prepared(
@@ -96,7 +96,7 @@ class Prepared:
         return digest_text(json.dumps([rows, self.vocabulary.language]))[:16]
 
     def path_of(self, row: dict) -> Path | None:
-        """Where the photograph of a line of captions.jsonl lies; None where features came ready-made."""
+        """Where the photograph of a line of captions.jsonl lies; None where features came precomputed."""
         if "path" in row:
             return Path(row["path"])
         return None if self.images_folder is None else self.images_folder / row["image"]
@@ -110,7 +110,7 @@ class Prepared:
         """The feature store `name`. Raises BadInput that names the stores there are."""
         if name not in self.stores():
             there = self.stores()
-            remedy = nearest(name, there) if there else "it has no features at all"
+            remedy = did_you_mean(name, there) if there else "it has no features at all"
             raise BadInput(
                 f"--features {name}: {self.folder} has no such features ({remedy}); "
                 f"prepare them with: {self.prep_command(*flags_of_store(name))}"
@@ -128,7 +128,7 @@ class Prepared:
         name = text_store_name(encoder)
         there = self.text_stores()
         if name not in there:
-            hint = nearest(name, there) if there else "it has those of no text encoder"
+            hint = did_you_mean(name, there) if there else "it has those of no text encoder"
             raise BadInput(
                 f"{self.folder}: has no sentence features of {encoder} ({hint}); prepare them with: {command}"
             )
@@ -151,7 +151,7 @@ class Prepared:
         if not remembered:
             words += ["--images", str(self.images_folder or "DIR"), "--captions", "FILE"]
         elif "--backbone" in more and self.images_folder is None and self.name != DRAWN:
-            words += ["--images", "DIR"]  # features came ready-made
+            words += ["--images", "DIR"]  # features came precomputed
         folder = self.folder if self.folder.name not in ("", "..") else self.folder.resolve()
         words += more
         if os.path.abspath(folder.parent) != os.path.abspath(DATA):
@@ -160,7 +160,7 @@ class Prepared:
             words += ["--name", folder.name]
         return shlex.join(words)
 
-    def split(self, name: str, features: Sequence[str], normalise: bool = True) -> Split:
+    def split(self, name: str, features: Sequence[str], normalize: bool = True) -> Split:
         """One split with its features joined. Raises BadInput if a store lacks one of its images."""
         rows = [row for row in self.rows if row["split"] == name]
         if not rows:
@@ -168,25 +168,25 @@ class Prepared:
         ids = [row["image"] for row in rows]
         captions = [caption for row in rows for caption in row["captions"]]
         owners = np.repeat(np.arange(len(rows)), [len(row["captions"]) for row in rows])
-        return Split(name, ids, captions, owners, self.features_of(ids, features, normalise))
+        return Split(name, ids, captions, owners, self.features_of(ids, features, normalize))
 
-    def features_of(self, ids: Sequence[str], features: Sequence[str], normalise: bool) -> np.ndarray | Maps:
+    def features_of(self, ids: Sequence[str], features: Sequence[str], normalize: bool) -> np.ndarray | FeatureMaps:
         """The features of images, (N, D) float32, joined; of a store of maps, (N, H, W, C), read as they are used."""
         stores = [self.store(feature) for feature in features]
         if len(stores) == 1 and len(stores[0].shape) == 3:
-            return Maps(stores[0], stores[0].rows(ids), normalise)
+            return FeatureMaps(stores[0], stores[0].rows(ids), normalize)
         if any(len(store.shape) == 3 for store in stores):
             raise BadInput(f"--features {' '.join(features)}: spatial maps are not joined with others; name one alone")
-        return self.joined(ids, features, normalise)
+        return self.joined(ids, features, normalize)
 
-    def joined(self, ids: Sequence[str], features: Sequence[str], normalise: bool) -> np.ndarray:
+    def joined(self, ids: Sequence[str], features: Sequence[str], normalize: bool) -> np.ndarray:
         """The joined features of images, (N, D) float32, block by block: nothing but the result is held whole."""
         stores = [self.store(feature) for feature in features]
         rows = [store.rows(ids) for store in stores]
         out = np.empty((len(ids), sum(store.shape[0] for store in stores)), np.float32)
-        for start in range(0, len(ids), BLOCK):
-            parts = [store.read(r[start : start + BLOCK]) for store, r in zip(stores, rows, strict=True)]
-            out[start : start + BLOCK] = join_features(parts, normalise)
+        for start in range(0, len(ids), ROWS_PER_BLOCK):
+            parts = [store.read(r[start : start + ROWS_PER_BLOCK]) for store, r in zip(stores, rows, strict=True)]
+            out[start : start + ROWS_PER_BLOCK] = join_features(parts, normalize)
         return out
 
 
@@ -209,13 +209,13 @@ def flags_of_store(name: str) -> list[str]:
     return ["--backbone", name, *(["--layer", layer] if layer else []), *more]
 
 
-def join_features(parts: Sequence[np.ndarray], normalise: bool) -> np.ndarray:
+def join_features(parts: Sequence[np.ndarray], normalize: bool) -> np.ndarray:
     """(N, D1), (N, D2), … → (N, D1 + D2 + …) float32; one map (N, H, W, C) stays one.
 
-    Several features are L2-normalised each before they are joined, so that none drowns the others; one feature is
-    where `normalise` says so. A row of zeros stays zero.
+    Several features are L2-normalized each before they are joined, so that none drowns the others; one feature is
+    where `normalize` says so. A row of zeros stays zero.
     """
-    if normalise or len(parts) > 1:
+    if normalize or len(parts) > 1:
         parts = [part / np.maximum(np.linalg.norm(part, axis=-1, keepdims=True), 1e-12) for part in parts]
     return np.concatenate(parts, axis=-1, dtype=np.float32)
 

@@ -17,8 +17,8 @@ import numpy as np
 SAMPLES = 10_000  # resamples of a table: a p of 0.05 is then good to ±0.004, and the end of an interval to 1 % of it
 SEED = 0  # the same table gets the same intervals every time
 LEVEL = 95  # % of an interval
-SURE = 0.05  # a difference with a smaller p is called one
-BLOCK = 1_000_000  # resampled images held at a time
+ALPHA = 0.05  # a difference with a smaller p is called one
+DRAWS_PER_BLOCK = 1_000_000  # resampled images held at a time
 
 
 def hits_per_image(
@@ -43,7 +43,7 @@ def draw_counts(images: int, folds: int, samples: int, seed: int = SEED) -> Iter
     """Blocks (b, N) of float64: how often each image was drawn, in each of `samples` resamples, within every fold."""
     random = np.random.default_rng(seed)
     size = images // folds
-    block = max(1, min(samples, BLOCK // images))
+    block = max(1, min(samples, DRAWS_PER_BLOCK // images))
     for start in range(0, samples, block):
         b = min(block, samples - start)
         drawn = random.integers(0, size, (b, folds, size))
@@ -101,7 +101,7 @@ def sign_flip_test(differences: np.ndarray, samples: int = SAMPLES, seed: int = 
     """(R,) two-sided p of the sums of `differences` (R, N): how often chance alone gives a sum as far from zero.
 
     If two systems were alike, each image's difference might as well have had the other sign; `samples` random choices
-    of signs say what sums that gives (Fisher's randomisation test; Smucker, Allan, Carterette, CIKM 2007, compare it
+    of signs say what sums that gives (Fisher's randomization test; Smucker, Allan, Carterette, CIKM 2007, compare it
     with others for retrieval). The observed signs count as one of the choices, so p is never 0.
     """
     rows, images = differences.shape
@@ -109,7 +109,7 @@ def sign_flip_test(differences: np.ndarray, samples: int = SAMPLES, seed: int = 
     observed = np.abs(differences.sum(axis=1))
     slack = 1e-9 * np.abs(differences).sum(axis=1)  # sums that differ in rounding alone are equal
     reached = np.zeros(rows)
-    block = max(1, min(samples, BLOCK // images))
+    block = max(1, min(samples, DRAWS_PER_BLOCK // images))
     for start in range(0, samples, block):
         signs = 2.0 * random.integers(0, 2, (min(block, samples - start), images), dtype=np.int8) - 1.0
         reached += (np.abs(signs @ differences.T) >= observed - slack).sum(axis=0)

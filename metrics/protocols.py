@@ -23,7 +23,7 @@ class Protocol:
 COCO = (Protocol(folds=5, captions=5), Protocol(folds=1, captions=5))
 # Captions an image that a dataset's papers keep, the first being what is kept here unless another number is asked for.
 # Flickr's images have five captions each, so that keeping five is keeping all. A protocol's name is silent about these.
-USUAL = {"coco": (5,), "flickr8k": (0, 5), "flickr30k": (0, 5)}
+USUAL_CAPTIONS = {"coco": (5,), "flickr8k": (0, 5), "flickr30k": (0, 5)}
 
 
 def protocols_for(
@@ -67,7 +67,7 @@ def protocol_name(protocol: Protocol, dataset: str, split: str, images: int) -> 
 
 
 def _usual(dataset: str) -> tuple[int, ...]:
-    return USUAL.get(dataset, (0,))
+    return USUAL_CAPTIONS.get(dataset, (0,))
 
 
 def first_captions(image_of_caption: np.ndarray, most: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Scores of images against captions: rows are images, columns are captions, larger is closer.
 
 Cosine, and the order similarity of Vendrov et al. (2016), which is neither symmetric nor an inner product. Embeddings
-come L2-normalised (and non-negative for order) from the model. Nothing here holds images x captions x dimensions.
+come L2-normalized (and non-negative for order) from the model. Nothing here holds images x captions x dimensions.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor
 
 # Captions at a time for order scores: with 1024 dimensions a block of them is 2 MB and stays in the cache, which makes
 # plain tensor operations as quick as a compiled kernel (benchmarks/order_scores.py).
-BLOCK = 512
+CAPTIONS_PER_BLOCK = 512
 
 
 def cosine_scores(images: Tensor, captions: Tensor) -> Tensor:
@@ -40,13 +40,13 @@ class _OrderScores(torch.autograd.Function):
     def forward(ctx, images: Tensor, captions: Tensor) -> Tensor:
         ctx.save_for_backward(images, captions)
         scores = images.new_empty(len(images), len(captions))
-        buffer = captions.new_empty(min(BLOCK, len(captions)), captions.shape[1])
-        for start in range(0, len(captions), BLOCK):
-            block = captions[start : start + BLOCK]
+        buffer = captions.new_empty(min(CAPTIONS_PER_BLOCK, len(captions)), captions.shape[1])
+        for start in range(0, len(captions), CAPTIONS_PER_BLOCK):
+            block = captions[start : start + CAPTIONS_PER_BLOCK]
             violation = buffer[: len(block)]
             for row, image in enumerate(images):
                 torch.sub(block, image, out=violation).clamp_(min=0)
-                torch.linalg.vector_norm(violation, dim=1, out=scores[row, start : start + BLOCK])
+                torch.linalg.vector_norm(violation, dim=1, out=scores[row, start : start + CAPTIONS_PER_BLOCK])
         return scores.square_().neg_()
 
     @staticmethod

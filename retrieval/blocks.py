@@ -14,22 +14,22 @@ from features.images.decode import Unreadable, read_image
 from retrieval.index import write_array
 from retrieval.sources import Entry
 from training.run import Run
-from utils import write_whole
+from utils import atomic_write
 
-CAPTIONS = 8192  # captions in a finished block
-SIDE = 256  # of a thumbnail, the longer one, in pixels
+CAPTIONS_PER_BLOCK = 8192  # captions in a finished block
+THUMBNAIL_PIXELS = 256  # of a thumbnail, the longer one, in pixels
 FRESH = "fresh"  # a file: this build starts over, whatever index there is
 
 
 def jpeg_thumbnail(path: Path | None) -> bytes:
-    """A photograph as a JPEG of at most SIDE pixels; nothing if it cannot be read."""
+    """A photograph as a JPEG of at most THUMBNAIL_PIXELS pixels; nothing if it cannot be read."""
     if path is None:
         return b""
     try:
         small = read_image(path)
     except Unreadable:
         return b""
-    small.thumbnail((SIDE, SIDE), reducing_gap=2.0)
+    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), reducing_gap=2.0)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
@@ -80,7 +80,7 @@ class Blocks:
             thumbnails = list(pool.map(jpeg_thumbnail, [entry.path for _, entry, _ in rows]))
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"block-{self.number:06d}.npz"
-        with write_whole(path, "wb") as file:
+        with atomic_write(path, "wb") as file:
             np.savez(
                 file,
                 digest=np.frombuffer(b"".join(content for content, _, _ in rows), np.uint8).reshape(-1, 32),
@@ -104,12 +104,12 @@ class Blocks:
     def captions(self, run: Run, captions: Sequence[str], digest: str) -> Iterator[np.ndarray]:
         """The embeddings of captions, block by block; digest: of all of them, so that others are not taken for them."""
         self.folder.mkdir(exist_ok=True)
-        starts = range(0, len(captions), CAPTIONS)
-        for start in tqdm(starts, "captions", unit=f" x {CAPTIONS:,}", leave=False, disable=len(starts) == 1):
+        starts = range(0, len(captions), CAPTIONS_PER_BLOCK)
+        for start in tqdm(starts, "captions", unit=f" x {CAPTIONS_PER_BLOCK:,}", leave=False, disable=len(starts) == 1):
             path = self.folder / f"captions-{digest}-{start:09d}.npy"
             try:
                 found = np.load(path)
             except (OSError, ValueError, EOFError):
-                found = run.embed_sentences(captions[start : start + CAPTIONS])
+                found = run.embed_sentences(captions[start : start + CAPTIONS_PER_BLOCK])
                 write_array(path, found)
             yield found

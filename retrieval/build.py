@@ -21,17 +21,17 @@ from retrieval.index import META, PART, ROW, Index, Meta, file_name, write_array
 from retrieval.nearest import import_faiss, write_graph
 from retrieval.sources import Entry, Source, captions_of, embed_run_captions, gather
 from training.run import Run
-from utils import BadInput, alone_in, make_folder, write_whole
+from utils import BadInput, atomic_write, lock_folder, make_folder
 
-BLOCK = 256  # images in a finished block: what a kill may cost
-SIZE = 50_000  # images, beyond which cosine is searched approximately unless told otherwise
-QUERIES = 500  # captions that recall is measured with
-PACKS = 32  # of thumbnails; if there are more, or one is mostly waste, they are written again
-UNRELIABLE = 2 * 10**9  # a file changed so many nanoseconds ago may change again without a sign: its time is not kept
+ROWS_PER_BLOCK = 256  # images in a finished block: what a kill may cost
+EXACT_MAX_IMAGES = 50_000  # images, beyond which cosine is searched approximately unless told otherwise
+RECALL_QUERIES = 500  # captions that recall is measured with
+MAX_PACKS = 32  # of thumbnails; if there are more, or one is mostly waste, they are written again
+UNRELIABLE_NS = 2 * 10**9  # a file changed less than this ago may change again without a sign
 
 
 @dataclass
-class Built:
+class BuildReport:
     """What a build did. unreadable: (image, reason); graph: what was measured of it; notes: what is to be said."""
 
     new: int = 0
@@ -47,7 +47,7 @@ class Built:
 
     def counts(self) -> str:
         """
-        >>> Built(new=3, moved=1, kept=7995).counts()
+        >>> BuildReport(new=3, moved=1, kept=7995).counts()
         '3 new, 0 changed, 1 moved, 0 removed, 7,995 kept'
         """
         parts = ("new", "changed", "moved", "removed", "kept")
@@ -64,10 +64,11 @@ def build_index(
     approximate: bool | None = None,
     batch: int = 16,
     workers: int = 0,
-) -> Built:
+) -> BuildReport:
     """Make `folder` the index of exactly the images named: folders, files, or one prepared folder.
 
-    captions: a text file, one a line; otherwise those of the run's training split. approximate: None leaves it to SIZE.
+    captions: a text file, one a line; otherwise those of the run's training split. approximate: None leaves it to
+    EXACT_MAX_IMAGES.
     Raises BadInput if there is no image, or the folder holds the index of another run or other files.
     """
     if approximate and run.settings.similarity == "order":
@@ -81,8 +82,8 @@ def build_index(
     source = gather(images, run)
     texts, origin = captions_of(run, captions)
     make_folder(folder, "--out")
-    with alone_in(folder):
-        blocks = Blocks(folder / f"{PART}{digest}", run.settings.dim)
+    with lock_folder(folder):
+        blocks = Blocks(folder / f"{PART}{digest}", run.settings.embed_dim)
         if fresh:
             blocks.start_over()
         old = Index.open(folder, approximate=False) if check_run(folder, digest, fresh) else None
@@ -121,9 +122,9 @@ class _Build:
     ):
         self.run, self.digest, self.source, self.folder, self.old = run, digest, source, folder, old
         self.captions, self.captions_from, self.approximate = captions, captions_from, approximate
-        self.captions_given = captions_from != str(Path(run.facts.data).resolve())
+        self.captions_given = captions_from != str(Path(run.info.data).resolve())
         self.blocks, self.batch, self.workers = blocks, batch, workers
-        self.built = Built(notes=list(source.notes), unreadable=list(source.failed), captions=len(captions))
+        self.built = BuildReport(notes=list(source.notes), unreadable=list(source.failed), captions=len(captions))
         numbers = [
             int(path.stem.rpartition("-")[2]) for path in folder.glob("*-*[0-9].*") if files.OWN.match(path.name)
         ]
@@ -132,7 +133,7 @@ class _Build:
         self.rows = np.zeros(len(self.entries), ROW)
         self.origin = np.full(len(self.entries), -1, np.int64)
 
-    def finish(self) -> Built:
+    def finish(self) -> BuildReport:
         self.look()
         self.embed()
         if not self.entries:
@@ -144,7 +145,7 @@ class _Build:
         self.built.images, self.built.graph = meta.images, meta.graph
         if not self.captions:
             self.built.notes.append(
-                f"no captions to search from images: {self.run.facts.data} is not there; name some with --captions"
+                f"no captions to search from images: {self.run.info.data} is not there; name some with --captions"
             )
         return self.built
 
@@ -159,7 +160,7 @@ class _Build:
             if stamp is not None:
                 size, mtime = stamp
                 self.rows[place]["size"] = size
-                self.rows[place]["mtime"] = mtime if abs(now - mtime) > UNRELIABLE else 0
+                self.rows[place]["mtime"] = mtime if abs(now - mtime) > UNRELIABLE_NS else 0
                 if row is not None and old is not None and self._as_before(old, row, entry, size, mtime):
                     self.rows[place]["digest"] = old.rows[row]["digest"]
                     self.origin[place] = row
@@ -175,14 +176,14 @@ class _Build:
             else:
                 self.rows[place]["digest"] = np.frombuffer(digest, np.uint8)
         self._leave_out(reasons)
-        self._recognise(was)
+        self._recognize(was)
 
     @staticmethod
     def _as_before(old: Index, row: int, entry: Entry, size: int, mtime: int) -> bool:
         known = old.rows[row]
         return (known["size"], known["mtime"]) == (size, mtime) and old.paths[row] == str(entry.path)
 
-    def _recognise(self, was: dict[str, int]) -> None:
+    def _recognize(self, was: dict[str, int]) -> None:
         """Tell the new from the changed and the moved; whatever content the old index has is taken from there."""
         old, built = self.old, self.built
         contents = {} if old is None else {row["digest"].tobytes(): place for place, row in enumerate(old.rows)}
@@ -227,7 +228,7 @@ class _Build:
         )
         failed: dict[bytes, str] = {}
         with tqdm(total=len(todo), desc="embed", unit=" images", disable=not todo, mininterval=1) as progress:
-            while group := list(islice(found, BLOCK)):
+            while group := list(islice(found, ROWS_PER_BLOCK)):
                 sound = []
                 for (content, entry), result in group:
                     if isinstance(result, str):
@@ -247,13 +248,13 @@ class _Build:
 
     def write(self) -> Meta:
         """Write the columns that differ from the old index; returns what meta.json is to say."""
-        old, dim = self.old, self.run.settings.dim
+        old, dim = self.old, self.run.settings.embed_dim
         ids = [entry.id for entry in self.entries]
         paths = ["" if entry.path is None else str(entry.path) for entry in self.entries]
         columns = dict(old.meta.files) if old is not None else {}
         same_rows = old is not None and np.array_equal(self.origin, np.arange(len(old)))
         if not same_rows:
-            blocks = (self._embeddings(start) for start in range(0, len(ids), BLOCK))
+            blocks = (self._embeddings(start) for start in range(0, len(ids), ROWS_PER_BLOCK))
             columns["embeddings"] = self._name("embeddings")
             write_rows(self.folder / columns["embeddings"], (len(ids), dim), blocks)
         packs = self._write_thumbnails()
@@ -290,9 +291,9 @@ class _Build:
         return file_name(column, self.generation)
 
     def _embeddings(self, start: int) -> np.ndarray:
-        """The embeddings of BLOCK images from `start` on, each from the old index or from its block."""
-        origin = self.origin[start : start + BLOCK]
-        out = np.empty((len(origin), self.run.settings.dim), np.float32)
+        """The embeddings of ROWS_PER_BLOCK images from `start` on, each from the old index or from its block."""
+        origin = self.origin[start : start + ROWS_PER_BLOCK]
+        out = np.empty((len(origin), self.run.settings.embed_dim), np.float32)
         if self.old is not None:
             out[origin >= 0] = self.old.embeddings[origin[origin >= 0]]
         for at in np.flatnonzero(origin < 0):
@@ -311,7 +312,7 @@ class _Build:
         waste = {
             pack for pack, bytes_ in used.items() if old and pack in old.packs and 2 * bytes_ < len(old.packs[pack])
         }
-        again = set(used) if len(used) > PACKS else waste
+        again = set(used) if len(used) > MAX_PACKS else waste
         new = ~kept | np.isin(self.rows["pack"], list(again))
         place: dict[bytes, tuple[int, int]] = {}  # content → where its thumbnail begins, and its length
         end = 0
@@ -326,7 +327,7 @@ class _Build:
                     end += len(jpeg)
                     if jpeg:
                         path = self.folder / self._name("pack")
-                        pack_file = pack_file or stack.enter_context(write_whole(path, "wb"))
+                        pack_file = pack_file or stack.enter_context(atomic_write(path, "wb"))
                         pack_file.write(jpeg)
                 self.rows["start"][row], self.rows["length"][row] = place[content]
                 self.rows["pack"][row] = self.generation
@@ -359,13 +360,13 @@ class _Build:
             write_strings(self.folder / columns["captions"], self.captions)
             cached = None if self.captions_given else embed_run_captions(self.run, self.captions)
             blocks = self.blocks.captions(self.run, self.captions, digest) if cached is None else [cached]
-            shape = (len(self.captions), self.run.settings.dim)
+            shape = (len(self.captions), self.run.settings.embed_dim)
             write_rows(self.folder / columns["caption_embeddings"], shape, blocks)
         return digest
 
     def _write_graph(self, columns: dict[str, str], old: dict[str, Any] | None) -> dict[str, Any] | None:
         """The graph for approximate search, if there is to be one; `old`: that of the same rows."""
-        automatic = self.run.settings.similarity == "cosine" and len(self.entries) > SIZE
+        automatic = self.run.settings.similarity == "cosine" and len(self.entries) > EXACT_MAX_IMAGES
         wanted = automatic if self.approximate is None else self.approximate
         if not wanted or old is None:
             columns.pop("graph", None)
@@ -380,8 +381,8 @@ class _Build:
         rng = np.random.default_rng(0)
         if "caption_embeddings" in columns:
             captions = np.load(self.folder / columns["caption_embeddings"], mmap_mode="c").view(np.ndarray)
-            return captions[np.sort(rng.permutation(len(captions))[:QUERIES])]
-        some = rows[np.sort(rng.permutation(len(rows))[:QUERIES])]
+            return captions[np.sort(rng.permutation(len(captions))[:RECALL_QUERIES])]
+        some = rows[np.sort(rng.permutation(len(rows))[:RECALL_QUERIES])]
         noisy = some + rng.normal(size=some.shape, scale=0.5 * some.shape[1] ** -0.5).astype(np.float32)
         return noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
 

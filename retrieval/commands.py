@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from features.images.decode import Unreadable, read_image
-from retrieval.build import Built, build_index
+from retrieval.build import BuildReport, build_index
 from retrieval.contact_sheet import Tile, write_sheet
 from retrieval.index import Meta
-from retrieval.searcher import TRUE, Found, Hit, Searcher, check_query, plain
+from retrieval.searcher import MAX_TRUE_SHOWN, Hit, ScoredIds, Searcher, check_query, plain
 from retrieval.sources import read_captions
 from training.run import Run
 from utils import BadInput, make_folder
 
-SHOWN = 20  # of the unreadable images that are named one by one
-WIDEST = 100  # columns of an answer in the table
+MAX_UNREADABLE_SHOWN = 20  # of the unreadable images that are named one by one
+MAX_COLUMNS = 100  # columns of an answer in the table
 Row = dict[str, Any]
 
 
 def index_images(args: argparse.Namespace, run: Run) -> None:
     """search.py index: say what changed, what cannot be read, and what the graph for approximate search is worth."""
-    if args.batch < 1 or args.workers < 0:
-        flag = f"--batch {args.batch}" if args.batch < 1 else f"--workers {args.workers}"
+    if args.batch_size < 1 or args.workers < 0:
+        flag = f"--batch-size {args.batch_size}" if args.batch_size < 1 else f"--workers {args.workers}"
         raise BadInput(f"{flag}: too small; leave it out for the default")
     built = build_index(
         run,
@@ -32,20 +32,22 @@ def index_images(args: argparse.Namespace, run: Run) -> None:
         captions=args.captions,
         fresh=args.fresh,
         approximate=args.approximate,
-        batch=args.batch,
+        batch=args.batch_size,
         workers=args.workers,
     )
     for line in report_lines(built):
-        say(line)
+        log(line)
     print(f"{args.out}: {built.images:,} images ({built.counts()}), {built.captions:,} captions")
 
 
-def report_lines(built: Built) -> list[str]:
+def report_lines(built: BuildReport) -> list[str]:
     """What is to be said of a build beside its counts."""
     lines = [*built.notes]
-    lines += [f"cannot be read: {plain(image)}: {plain(reason)}" for image, reason in built.unreadable[:SHOWN]]
-    if len(built.unreadable) > SHOWN:
-        lines.append(f"cannot be read: {len(built.unreadable) - SHOWN:,} more")
+    lines += [
+        f"cannot be read: {plain(image)}: {plain(reason)}" for image, reason in built.unreadable[:MAX_UNREADABLE_SHOWN]
+    ]
+    if len(built.unreadable) > MAX_UNREADABLE_SHOWN:
+        lines.append(f"cannot be read: {len(built.unreadable) - MAX_UNREADABLE_SHOWN:,} more")
     if built.unreadable:
         lines.append(f"{len(built.unreadable):,} images that cannot be read left out; the next build tries them again")
     if built.graph:
@@ -83,10 +85,10 @@ def find(args: argparse.Namespace) -> None:
     print(FORMATS[args.format](rows, notes))
     if args.format == "jsonl":  # a line that is no answer has no place there
         for note in notes:
-            say(note)
+            log(note)
     if args.sheet:
         sheet(searcher, args.sheet, title, rows, notes, picture)
-        say(f"--sheet: wrote {args.sheet}")
+        log(f"--sheet: wrote {args.sheet}")
 
 
 def check_sheet(path: Path) -> None:
@@ -109,10 +111,10 @@ def answers_to_sentence(searcher: Searcher, sentence: str, k: int) -> tuple[list
     answer = searcher.ask(sentence, k)
     unknown = searcher.unknown_words(sentence)
     if unknown:
-        say(f"unknown words, left out: {', '.join(map(plain, unknown))}")
+        log(f"unknown words, left out: {', '.join(map(plain, unknown))}")
     notes = []
     if answer.positions:
-        said = list(answer.positions.items())[:TRUE]
+        said = list(answer.positions.items())[:MAX_TRUE_SHOWN]
         places = ", ".join(f"{plain(image)} at rank {rank:,}" for image, rank in said)
         more = len(answer.positions) - len(said)
         many = "true images" if len(answer.positions) > 1 else "true image"
@@ -145,7 +147,7 @@ def image_row(searcher: Searcher, hit: Hit) -> Row:
     return {**row, "true": hit.true, "below": hit.below}
 
 
-def caption_rows(found: Found) -> list[Row]:
+def caption_rows(found: ScoredIds) -> list[Row]:
     return [{"rank": rank, "score": score, "caption": caption} for rank, (caption, score) in enumerate(found, 1)]
 
 
@@ -164,7 +166,7 @@ def table(rows: list[Row], notes: list[str]) -> str:
             if row.get("below"):
                 lines.append(f"{'…':>{width}}")
             text = plain(row[column])
-            text = text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}…"
+            text = text if len(text) <= MAX_COLUMNS else f"{text[: MAX_COLUMNS - 1]}…"
             lines.append(
                 f"{row['rank']:>{width},}  {row['score']:>7.4f}  {text}{'  ← true' if row.get('true') else ''}"
             )
@@ -197,5 +199,5 @@ def sheet(searcher: Searcher, path: Path, title: str, rows: list[Row], notes: li
     write_sheet(path, plain(" ".join(title.split())), tiles, [*texts, *notes], picture)
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     print(f"search.py: {line}", file=sys.stderr, flush=True)

@@ -8,14 +8,14 @@ from pathlib import Path
 from PIL import Image as Pictures
 from PIL import ImageDraw, ImageFont
 
-from utils import write_whole
+from utils import atomic_write
 
 TILE = 256  # pixels, the longer side of an image
 GAP, MARGIN, FRAME = 16, 24, 6
 COLUMNS = 5
 TEXT, SMALL = 22, 17  # pixels
 LINES = 12  # of a query; what is longer ends in "…"
-INK, QUIET, GREY, PAPER, TRUE = "#1a1a1a", "#5c5c5c", "#e9e9e9", "#ffffff", (179, 71, 0)
+INK, QUIET, GRAY, PAPER, TRUE = "#1a1a1a", "#5c5c5c", "#e9e9e9", "#ffffff", (179, 71, 0)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def write_sheet(
 ) -> None:
     """A PNG: the query on top (a sentence, and a picture if that was asked with), lines of text, and the answers."""
     sheet = draw_sheet(title, tiles, notes, picture)
-    with write_whole(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         sheet.save(file, "PNG")
 
 
@@ -76,7 +76,7 @@ def _draw_tile(
     """The image stands on the lower edge of its square, in the middle; the frame goes around it, outside."""
     image = _opened(tile.jpeg)
     if image is None:
-        image = Pictures.new("RGB", (TILE, TILE * 3 // 4), GREY)
+        image = Pictures.new("RGB", (TILE, TILE * 3 // 4), GRAY)
     at = (x + (TILE - image.width) // 2, y + TILE - image.height)
     if tile.true:
         box = (at[0] - FRAME, at[1] - FRAME, at[0] + image.width + FRAME - 1, at[1] + image.height + FRAME - 1)

@@ -130,7 +130,7 @@ def embed_emoji(run: Words, prompt: str = "{}") -> EmojiSpace:
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """(N, dim) → the same, L2-normalised, float32. A row of zeros stays."""
+    """(N, dim) → the same, L2-normalized, float32. A row of zeros stays."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
 

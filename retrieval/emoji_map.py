@@ -1,4 +1,4 @@
-"""Emoji drawn in colour: a map of where they lie in a run's space, and photographs with their emoji under them.
+"""Emoji drawn in color: a map of where they lie in a run's space, and photographs with their emoji under them.
 
 Pillow draws Noto Color Emoji, whose glyphs are pictures of one size; an HTML map leaves the drawing to the reader's
 browser. scikit-learn and SciPy are imported inside, so that ranking emoji needs neither.
@@ -18,13 +18,17 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, features
 
 from features.images.decode import open_thumbnail
 from retrieval.emoji import EmojiHit, EmojiSpace
-from utils import BadInput, write_whole
+from utils import BadInput, atomic_write
 
 PROJECTIONS = {"tsne": "t-SNE", "pca": "PCA"}
 FILLED = 0.45  # of the map's cells hold an emoji: dense enough to be seen at once, loose enough to keep its shape
-FEWEST = 3  # two emoji lie on a line whatever they mean
+MIN_EMOJI = 3  # two emoji lie on a line whatever they mean
 GLYPH = 109  # the one size that Noto Color Emoji has pictures of
-SMALLEST, LARGEST, WIDE = 36, 96, 1600  # pixels: of a cell of the map; of the map, as long as cells are not too small
+MIN_CELL_PIXELS, MAX_CELL_PIXELS, MAP_PIXELS = (
+    36,
+    96,
+    1600,
+)  # pixels: of a cell of the map; of the map, as long as cells are not too small
 MARGIN = 40
 INK, QUIET, LINE, PAPER = "#1a1a1a", "#5c5c5c", "#d5d5d5", "white"
 PHOTOGRAPH, TILE, A_ROW = (330, 240), 66, 5  # pixels; of the sheet: a photograph with rows of five emoji under it
@@ -107,13 +111,13 @@ def make_map(
     run: its name, for the caption; projection: a key of PROJECTIONS; font: what it has no picture of is left out.
     Raises BadInput if too few are left to make a map.
     """
-    if most is not None and most < FEWEST:
-        raise BadInput(f"--most {most}: a map wants {FEWEST} emoji or more; name a larger number")
+    if most is not None and most < MIN_EMOJI:
+        raise BadInput(f"--max-emoji {most}: a map wants {MIN_EMOJI} emoji or more; name a larger number")
     drawable = [row for row, emoji in enumerate(space.emoji) if font is None or font.tile(emoji.text)]
-    if len(drawable) < FEWEST:
+    if len(drawable) < MIN_EMOJI:
         raise BadInput(
-            f"--map: {run} knows {len(drawable)} emoji that can be drawn, but a map wants {FEWEST} or more; name a run "
-            f"with a larger vocabulary"
+            f"--map: {run} knows {len(drawable)} emoji that can be drawn, but a map wants {MIN_EMOJI} or more; name "
+            f"a run with a larger vocabulary"
         )
     rows = drawable
     if most is not None and most < len(drawable):
@@ -123,11 +127,11 @@ def make_map(
     left_out = {
         "without a known word": space.left_out,
         "that the font has no picture of": len(space.emoji) - len(drawable),
-        f"beyond --most {most}": len(drawable) - len(rows),
+        f"beyond --max-emoji {most}": len(drawable) - len(rows),
     }
     caption = (
         f"{len(rows):,} emoji where the text branch of {run} puts their names, by {PROJECTIONS[projection]}. So that "
-        f"none hides another, they stand in cells of a grid, as near to their places as all of them can be: neighbours "
+        f"none hides another, they stand in cells of a grid, as near to their places as all of them can be: neighbors "
         f"are kept, distances are not. Left out: "
     )
     caption += ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count) or "none"
@@ -169,7 +173,7 @@ def write_map(path: Path, space: EmojiSpace, run: str, projection: str = "tsne",
     """A map as PNG, or where `path` ends in .html as a page; the rest is as for `make_map`."""
     if path.suffix.lower() == ".html":
         page = map_page(make_map(space, run, projection, most))
-        with write_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(page)
     else:
         font = EmojiFont()
@@ -179,7 +183,7 @@ def write_map(path: Path, space: EmojiSpace, run: str, projection: str = "tsne",
 
 def map_picture(drawn: EmojiMap, font: EmojiFont) -> Image.Image:
     """The map with its title above and its caption below."""
-    cell = int(np.clip(WIDE // drawn.columns, SMALLEST, LARGEST))
+    cell = int(np.clip(MAP_PIXELS // drawn.columns, MIN_CELL_PIXELS, MAX_CELL_PIXELS))
     width = max(900, drawn.columns * cell + 2 * MARGIN)
     size = max(18, width // 80)  # of the caption's letters
     caption = textwrap.wrap(drawn.caption, int((width - 2 * MARGIN) / (0.56 * size)), break_on_hyphens=False)
@@ -245,7 +249,7 @@ def write_sheet(path: Path, images: Sequence[Path | str], hits: Sequence[Sequenc
 
 
 def _paste(picture: Image.Image, tile: Image.Image | None, left: int, top: int, cell: int) -> None:
-    """Put a tile into a cell, a little smaller than that, so that neighbours do not touch."""
+    """Put a tile into a cell, a little smaller than that, so that neighbors do not touch."""
     if tile is not None:
         edge = cell // 18
         small = tile.resize((cell - 2 * edge,) * 2, Image.Resampling.LANCZOS)
@@ -261,7 +265,7 @@ def _letters(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _write_png(path: Path, picture: Image.Image) -> None:
-    with write_whole(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         picture.save(file, "PNG", optimize=True)
 
 

@@ -26,7 +26,7 @@ from typing import Any, overload
 import numpy as np
 
 from retrieval.nearest import Graph
-from utils import BadInput, read_json, write_json, write_whole
+from utils import BadInput, atomic_write, read_json, write_json
 
 FORMAT = 1
 META, PART = "meta.json", "part-"
@@ -140,7 +140,7 @@ def write_strings(path: Path, strings: Sequence[str]) -> None:
     parts = [text.encode("utf-8", "surrogatepass") for text in strings]
     starts = np.zeros(len(parts) + 1, "<i8")
     np.cumsum([len(part) for part in parts], out=starts[1:])
-    with write_whole(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         file.write(np.int64(len(parts)).astype("<i8").tobytes())
         file.write(starts.tobytes())
         file.writelines(parts)
@@ -148,7 +148,7 @@ def write_strings(path: Path, strings: Sequence[str]) -> None:
 
 def write_rows(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
     """A .npy of float32 rows, (N, D), as blocks bring them: never all of them in memory."""
-    with write_whole(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         head = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, head)
         for block in blocks:
@@ -156,7 +156,7 @@ def write_rows(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray])
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    with write_whole(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         np.save(file, array)
 
 

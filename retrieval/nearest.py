@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils import BadInput, write_whole
+from utils import BadInput, atomic_write
 
-BLOCK = 2**24  # bytes of rows scored at a time
-QUERIES = 64  # scored at a time: queries x rows of a block are held, never queries x all rows
-CACHE = 2**21  # bytes of rows that order scores are formed of at a time: they stay in the processor's cache
-PAIRS = 2**12  # of query and row, scored again at a time
-M, CONSTRUCTION = 32, 100  # of the graph: neighbours of a vector, and how many are looked at to find them
-RECALL, EF, LARGEST_EF = 0.95, 16, 4096  # efSearch begins at EF and doubles until recall@10 is RECALL
+BLOCK_BYTES = 2**24  # bytes of rows scored at a time
+QUERIES_PER_BLOCK = 64  # scored at a time: queries x rows of a block are held, never queries x all rows
+CACHE_BYTES = 2**21  # bytes of rows that order scores are formed of at a time: they stay in the processor's cache
+PAIRS_PER_BLOCK = 2**12  # of query and row, scored again at a time
+M, CONSTRUCTION = 32, 100  # of the graph: neighbors of a vector, and how many are looked at to find them
+RECALL, EF, MAX_EF = 0.95, 16, 4096  # efSearch begins at EF and doubles until recall@10 is RECALL
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def _cosine(queries: Tensor, rows: Tensor) -> Tensor:
 def _order(captions_minus_images: Callable[..., Tensor], queries: Tensor, rows: Tensor) -> Tensor:
     """One query and as many rows as the cache holds at a time: nothing of queries x rows x dimensions is formed."""
     scores = rows.new_empty(len(queries), len(rows))
-    height = max(1, CACHE // (4 * rows.shape[1]))
+    height = max(1, CACHE_BYTES // (4 * rows.shape[1]))
     buffer = rows.new_empty(min(height, len(rows)), rows.shape[1])
     for start in range(0, len(rows), height):
         part = rows[start : start + height]
@@ -79,7 +79,7 @@ IMAGE_QUERY = {"cosine": COSINE, "order": IMAGE_TO_CAPTION}  # an image against 
 
 
 def exact_nearest(
-    queries: np.ndarray, rows: np.ndarray, k: int, measure: Measure, block: int = BLOCK
+    queries: np.ndarray, rows: np.ndarray, k: int, measure: Measure, block: int = BLOCK_BYTES
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best rows for each query, best first, equal scores by row: places (Q, k) int64 and scores (Q, k) float32.
 
@@ -88,8 +88,8 @@ def exact_nearest(
     """
     k = min(k, len(rows))
     places, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
-    for start in range(0, len(queries), QUERIES):
-        some = slice(start, start + QUERIES)
+    for start in range(0, len(queries), QUERIES_PER_BLOCK):
+        some = slice(start, start + QUERIES_PER_BLOCK)
         places[some], scores[some] = _nearest(_float32(queries[some]), rows, k, measure, block)
     return places, scores
 
@@ -119,7 +119,7 @@ def _nearest(
 
 
 def positions(
-    query: np.ndarray, rows: np.ndarray, wanted: Sequence[int], measure: Measure, block: int = BLOCK
+    query: np.ndarray, rows: np.ndarray, wanted: Sequence[int], measure: Measure, block: int = BLOCK_BYTES
 ) -> list[int]:
     """Where the rows `wanted` stand in the list that exact_nearest gives for a query (D,), from 1, in one reading."""
     queries, some = _float32(query[None]), np.asarray(wanted, np.int64)
@@ -157,8 +157,8 @@ def _exact_pairs(
 ) -> np.ndarray:
     """The scores of pairs, (C,) float32: equal rows score equal, wherever they stand."""
     scores = np.empty(len(of_row), np.float32)
-    for start in range(0, len(of_row), PAIRS):
-        some = slice(start, start + PAIRS)
+    for start in range(0, len(of_row), PAIRS_PER_BLOCK):
+        some = slice(start, start + PAIRS_PER_BLOCK)
         pairs = queries[of_query[some]].astype(np.float64), rows[of_row[some]].astype(np.float64)
         scores[some] = measure.exact(*pairs)
     return np.nan_to_num(scores, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
@@ -194,7 +194,7 @@ class Graph:
         self.graph, self.rows, self.ef = graph, rows, ef
 
     @classmethod
-    def build(cls, rows: np.ndarray, path: Path, block: int = BLOCK) -> "Graph":
+    def build(cls, rows: np.ndarray, path: Path, block: int = BLOCK_BYTES) -> "Graph":
         """Build the graph and write it, whole. It holds a copy of the rows; the build keeps all of it in memory."""
         faiss = import_faiss()
         graph = faiss.IndexHNSWFlat(rows.shape[1], M, faiss.METRIC_INNER_PRODUCT)
@@ -202,7 +202,7 @@ class Graph:
         height = max(1, block // (4 * rows.shape[1]))
         for start in range(0, len(rows), height):
             graph.add(_float32(rows[start : start + height]))
-        with write_whole(path, "wb") as file:
+        with atomic_write(path, "wb") as file:
             faiss.write_index(graph, faiss.PyCallbackIOWriter(file.write))
         return cls(graph, rows, EF)
 
@@ -238,7 +238,7 @@ class Graph:
         """Double `ef` until recall@k on held-out queries (Q, D) reaches `target`, or cannot; returns the recall."""
         _, exact = exact_nearest(queries, self.rows, k, COSINE)
         self.ef = EF
-        while (recall := recall_of(self.nearest(queries, k)[1], exact)) < target and self.ef < LARGEST_EF:
+        while (recall := recall_of(self.nearest(queries, k)[1], exact)) < target and self.ef < MAX_EF:
             self.ef *= 2
         return recall
 

@@ -20,9 +20,9 @@ from retrieval.nearest import COSINE, IMAGE_QUERY, TEXT_QUERY, exact_nearest, po
 from training.run import Run
 from utils import BadInput
 
-LONGEST = 5000  # letters of a query; a recurrent network reads one word after the other
-TRUE = 20  # true images of a caption whose positions are said
-Found = list[tuple[str, float]]
+MAX_QUERY_CHARS = 5000  # letters of a query; a recurrent network reads one word after the other
+MAX_TRUE_SHOWN = 20  # true images of a caption whose positions are said
+ScoredIds = list[tuple[str, float]]
 Image = str | Path | Pictures.Image  # a file, or a picture that is open already
 
 
@@ -75,7 +75,7 @@ class Searcher:
             )
         return cls(index, run, exact)
 
-    def search(self, sentence: str, k: int = 20) -> Found:
+    def search(self, sentence: str, k: int = 20) -> ScoredIds:
         """The k images nearest to a sentence, (id, score), best first.
 
         Raises BadInput for k below 1 and for a sentence that is empty, too long, or of unknown words only.
@@ -100,15 +100,15 @@ class Searcher:
             hits.append(Hit(rank, self._score(query, image), image, true=True, below=True))
         return Answer(hits, places)
 
-    def search_image(self, image: Image, k: int = 20) -> Found:
+    def search_image(self, image: Image, k: int = 20) -> ScoredIds:
         """The k captions nearest to an image, (caption, score), best first. Raises BadInput if the index has none."""
         return self.captions_of(self.embed_image(image), k)
 
-    def similar(self, image: Image, k: int = 20) -> Found:
+    def similar(self, image: Image, k: int = 20) -> ScoredIds:
         """The k images most similar to an image, (id, score), by cosine. See `similar_to` for one of the index."""
         return self.similar_of(self.embed_image(image), k)
 
-    def similar_to(self, image_id: str, k: int = 20) -> Found:
+    def similar_to(self, image_id: str, k: int = 20) -> ScoredIds:
         """The k images most similar to one of the index, itself left out. Raises BadInput for an unknown id."""
         _check_k(k)
         row = self.row_of(image_id)
@@ -184,7 +184,7 @@ class Searcher:
         """Images (Q, dim) → rows and scores of the nearest captions, always exact."""
         return exact_nearest(queries, self.index.caption_embeddings, k, IMAGE_QUERY[self.similarity])
 
-    def captions_of(self, query: np.ndarray, k: int = 20, captions: Sequence[str] | None = None) -> Found:
+    def captions_of(self, query: np.ndarray, k: int = 20, captions: Sequence[str] | None = None) -> ScoredIds:
         """The k captions nearest to an embedded image (1, dim): of the index, or of others."""
         _check_k(k)
         if captions is not None:
@@ -196,7 +196,7 @@ class Searcher:
             raise BadInput(f"{self.index.folder}: has no captions; build it with --captions FILE, one caption a line")
         return [(captions[row], score) for row, score in zip(places[0].tolist(), scores[0].tolist(), strict=True)]
 
-    def similar_of(self, query: np.ndarray, k: int = 20) -> Found:
+    def similar_of(self, query: np.ndarray, k: int = 20) -> ScoredIds:
         """The k images most similar to an embedded image (1, dim)."""
         _check_k(k)
         return self._images(*self.similar_images(query, k))
@@ -216,7 +216,7 @@ class Searcher:
         _, scores = exact_nearest(query, self.index.embeddings[row : row + 1], 1, TEXT_QUERY[self.similarity])
         return float(scores[0, 0])
 
-    def _images(self, places: np.ndarray, scores: np.ndarray) -> Found:
+    def _images(self, places: np.ndarray, scores: np.ndarray) -> ScoredIds:
         """Rows (1, k) and scores → ids and scores; what a graph did not find is left out."""
         pairs = zip(places[0].tolist(), scores[0].tolist(), strict=True)
         return [(self.index.ids[row], score) for row, score in pairs if row >= 0]
@@ -227,8 +227,8 @@ def check_query(sentence: str) -> str:
     sentence = clean_caption(sentence)
     if not sentence:
         raise BadInput("the query is empty; describe the image you look for in a sentence")
-    if len(sentence) > LONGEST:
-        raise BadInput(f"the query has {len(sentence):,} letters; say it in {LONGEST:,} at most")
+    if len(sentence) > MAX_QUERY_CHARS:
+        raise BadInput(f"the query has {len(sentence):,} letters; say it in {MAX_QUERY_CHARS:,} at most")
     return sentence
 
 

@@ -30,12 +30,12 @@ SUFFIXES = (
     ".avif",
     ".jp2",
 )
-BLOCK = 256  # rows of cached features read at a time
-CHUNK = 2**20  # bytes of a file read at a time
+ROWS_PER_BLOCK = 256  # rows of cached features read at a time
+CHUNK_BYTES = 2**20  # bytes of a file read at a time
 
 
 class Entry(NamedTuple):
-    """An image to be indexed. path: None where features came ready-made."""
+    """An image to be indexed. path: None where features came precomputed."""
 
     id: str
     path: Path | None
@@ -97,8 +97,8 @@ class Source:
 
     def _blocks(self, entries: Sequence[Entry]) -> Iterator[tuple[Sequence[Entry], np.ndarray]]:
         assert self.features is not None
-        for start in range(0, len(entries), BLOCK):
-            some = entries[start : start + BLOCK]
+        for start in range(0, len(entries), ROWS_PER_BLOCK):
+            some = entries[start : start + ROWS_PER_BLOCK]
             yield some, self.features.read([entry.id for entry in some])
 
 
@@ -106,26 +106,26 @@ class CachedFeatures:
     """The joined features of a prepared folder, as a run wants them."""
 
     def __init__(self, prepared: Prepared, run: Run):
-        self.stores = [prepared.store(name) for name in run.facts.features]
-        self.normalise = run.settings.image.normalise
+        self.stores = [prepared.store(name) for name in run.info.features]
+        self.normalize = run.settings.image.normalize
 
     @classmethod
     def fitting(cls, prepared: Prepared, run: Run) -> "CachedFeatures | None":
         """None unless the folder holds, for all of its images, the very features that the run was trained on."""
-        if not set(run.facts.features) <= set(prepared.stores()):
+        if not set(run.info.features) <= set(prepared.stores()):
             return None
         cached = cls(prepared, run)
         fits = all(
             store.attributes.get("digest") == digest
-            and store.shape == (*run.facts.grid, size)
+            and store.shape == (*run.info.grid, size)
             and all(row["image"] in store for row in prepared.rows)
-            for store, digest, size in zip(cached.stores, run.facts.digests, run.facts.sizes, strict=True)
+            for store, digest, size in zip(cached.stores, run.info.digests, run.info.sizes, strict=True)
         )
         return cached if fits else None
 
     def read(self, ids: Sequence[str]) -> np.ndarray:
         """(N, D) float32, or (N, H, W, C) of spatial maps."""
-        return join_features([store.read(store.rows(ids)) for store in self.stores], self.normalise)
+        return join_features([store.read(store.rows(ids)) for store in self.stores], self.normalize)
 
 
 def gather(named: Sequence[Path], run: Run) -> Source:
@@ -150,11 +150,11 @@ def captions_of(run: Run, file: Path | None) -> tuple[list[str], str]:
     if file is not None:
         return read_captions(file), str(file.resolve())
     try:
-        rows = Prepared(run.facts.data).rows
+        rows = Prepared(run.info.data).rows
     except BadInput:
         return [], ""
     found = {clean_caption(caption) for row in rows if row["split"] == "train" for caption in row["captions"]}
-    return sorted(found - {""}), str(Path(run.facts.data).resolve())
+    return sorted(found - {""}), str(Path(run.info.data).resolve())
 
 
 def embed_run_captions(run: Run, captions: Sequence[str]) -> np.ndarray | None:
@@ -165,7 +165,7 @@ def embed_run_captions(run: Run, captions: Sequence[str]) -> np.ndarray | None:
     if not run.settings.text.encoder or run.settings.text.finetune:
         return None
     try:
-        data = Prepared(run.facts.data)
+        data = Prepared(run.info.data)
         embedded = run.embed_captions(data, "train")
     except BadInput:
         return None
@@ -246,7 +246,7 @@ def _digest_of(path: Path | None) -> bytes | str:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for, for ever
             return "not a file"
         with open(path, "rb") as file:
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(CHUNK_BYTES):
                 total.update(chunk)
     except OSError as error:
         return error.strerror or str(error)

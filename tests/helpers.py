@@ -23,38 +23,38 @@ from features.images.backbones import Backbone
 from features.images.decode import Unreadable, read_image
 from features.images.store import write_store
 from features.prepared import Split, write_prepared
-from features.text.vocabulary import Encoder, Sentences, Vocabulary, tokenise
+from features.text.vocabulary import Sentences, Vocabulary, WordIndex, tokenize
 from settings import Settings, override
 from training import trainer
-from training.run import Facts
-from utils import BadInput, script
+from training.run import RunInfo
+from utils import BadInput, run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 FLICKR8K = ROOT.parent / "shared" / "data" / "flickr8k"
 
 # Scripts on drawn images
 
-COLOURS = {"red": (220, 30, 30), "green": (20, 160, 40), "blue": (30, 60, 220), "yellow": (240, 220, 20)}
+COLORS = {"red": (220, 30, 30), "green": (20, 160, 40), "blue": (30, 60, 220), "yellow": (240, 220, 20)}
 
 
 SHAPES = {"circle": "ellipse", "square": "rectangle"}
 
 
 def draw_pictures(folder, images=24):
-    """Pictures of one shape in one colour, and a CSV of their captions; returns the CSV."""
+    """Pictures of one shape in one color, and a CSV of their captions; returns the CSV."""
     (folder / "pictures").mkdir(parents=True)
     rng = np.random.default_rng(0)
     lines = ["image,caption,split"]
     for number in range(images):
-        colour = rng.choice(list(COLOURS))
+        color = rng.choice(list(COLORS))
         shape = rng.choice(list(SHAPES))
         picture = Image.new("RGB", (64, 64), "white")
         x, y, r = rng.integers(20, 44), rng.integers(20, 44), rng.integers(8, 18)
-        getattr(ImageDraw.Draw(picture), SHAPES[shape])((x - r, y - r, x + r, y + r), COLOURS[colour])
+        getattr(ImageDraw.Draw(picture), SHAPES[shape])((x - r, y - r, x + r, y + r), COLORS[color])
         picture.save(folder / "pictures" / f"{number}.png")
         split = ("train", "train", "val", "test")[number % 4]
-        lines.append(f"{number}.png,a {colour} {shape},{split}")
-        lines.append(f'{number}.png,"a {shape}, painted {colour}",{split}')
+        lines.append(f"{number}.png,a {color} {shape},{split}")
+        lines.append(f'{number}.png,"a {shape}, painted {color}",{split}')
     path = folder / "captions.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -64,7 +64,7 @@ def call(monkeypatch, module, *args):
     """Run a script's main as the command line would; returns the exit status (0 for a normal end)."""
     monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, args)])
     try:
-        script(module.main)
+        run_script(module.main)
     except SystemExit as end:
         return end.code or 0
     return 0
@@ -75,16 +75,16 @@ def prep_args(folder, *more):
     return ["folder", *data, "--workers", 0, *more]
 
 
-QUICK = ["--set", "training.epochs=2", "training.batch=8", "dim=32"]
+QUICK = ["--set", "training.epochs=2", "training.batch_size=8", "embed_dim=32"]
 
 
-def copy_of(run, to, **facts):
+def copy_of(run, to, **info):
     """A copy of a run folder that says something else of itself."""
     to.mkdir(parents=True)
     for path in run.iterdir():
         (to / path.name).write_bytes(path.read_bytes())
     table = tomllib.loads((run / "recipe.toml").read_text())
-    table["run"].update(facts)
+    table["run"].update(info)
     (to / "recipe.toml").write_text(tomli_w.dumps(table))
     return to
 
@@ -126,14 +126,14 @@ def vsepp(folder, repeat=1, width=3, each=2):
 # Training on made-up data
 
 SMALL = {
-    "dim": 16,
-    "text.words": 8,
+    "embed_dim": 16,
+    "text.word_dim": 8,
     "text.dropout": 0.2,
     "image.dropout": 0.2,
-    "training.batch": 16,
+    "training.batch_size": 16,
     "training.epochs": 4,
-    "training.rate": 0.01,
-    "training.clip": 2.0,
+    "training.lr": 0.01,
+    "training.grad_clip": 2.0,
 }
 
 
@@ -158,17 +158,17 @@ def made_up_data(size=12):
     return splits
 
 
-def made_up_facts(seed=0, digest="d", captions=""):
-    return Facts("test", "made-up", "nowhere", ("features",), (digest,), (12,), seed, captions)
+def made_up_info(seed=0, digest="d", captions=""):
+    return RunInfo("test", "made-up", "nowhere", ("features",), (digest,), (12,), seed, captions)
 
 
 def train_small(folder, seed=0, digest="d", captions="", fresh=False, told=lambda epochs, line: None, **changes):
     splits = made_up_data()
     settings = override(Settings(), {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}})
     vocabulary = Vocabulary.build(splits["train"].captions)
-    encoder = Encoder(vocabulary, settings.text.stem, settings.text.min_count)
+    encoder = WordIndex(vocabulary, settings.text.stem, settings.text.min_count)
     sentences = {name: Sentences.encode(split.captions, encoder) for name, split in splits.items()}
-    about = made_up_facts(seed, digest, captions)
+    about = made_up_info(seed, digest, captions)
     return trainer.train(folder, settings, about, vocabulary, splits, sentences, fresh, told, progress=False)
 
 
@@ -240,11 +240,11 @@ class _FakeRun:
         self.folder = self.root / self.name  # not there: opening it again must be asked for
         self.settings = SimpleNamespace(
             similarity=self.similarity,
-            dim=DIM,
-            image=SimpleNamespace(normalise=True),
+            embed_dim=DIM,
+            image=SimpleNamespace(normalize=True),
             text=SimpleNamespace(encoder="", finetune=False),
         )
-        self.facts = SimpleNamespace(
+        self.info = SimpleNamespace(
             data=str(self.root / "nowhere"), features=("noise",), digests=("d1",), sizes=(DIM,), grid=()
         )
         self.embedded = []
@@ -285,10 +285,10 @@ class _FakeRun:
         return np.stack(rows)
 
     def unknown_words(self, sentence):
-        return [word for word in tokenise(sentence) if word not in WORDS]
+        return [word for word in tokenize(sentence) if word not in WORDS]
 
     def knows(self, sentence):
-        return len(self.unknown_words(sentence)) < len(tokenise(sentence))
+        return len(self.unknown_words(sentence)) < len(tokenize(sentence))
 
     def prepare(self, root, count, digest="d1"):
         """A prepared folder of `count` pictures with features, six of them for training, which is this run's own."""
@@ -306,7 +306,7 @@ class _FakeRun:
         rows = np.random.default_rng(0).normal(size=(count, DIM)).astype(np.float32)
         ids = [image.id for image in images]
         write_store(folder / "noise.h5", ids, (DIM,), "float32", {"digest": digest}, [rows])
-        self.facts.data = str(folder)
+        self.info.data = str(folder)
         return folder
 
 
@@ -340,9 +340,9 @@ KINDS = ("bert", "distilbert", "albert")
 
 
 def make_tiny_encoder(folder: Path | str, kind: str = "bert", seed: int = 0, places: int = 40) -> str:
-    """Save a random encoder of 2 layers and 32 dimensions, `places` tokens long, and its tokeniser; the folder's name.
+    """Save a random encoder of 2 layers and 32 dimensions, `places` tokens long, and its tokenizer; the folder's name.
 
-    kind: one of KINDS, or "gpt2" (reads from left to right, its tokeniser has no special tokens).
+    kind: one of KINDS, or "gpt2" (reads from left to right, its tokenizer has no special tokens).
     """
     import transformers
 

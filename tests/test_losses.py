@@ -170,7 +170,7 @@ def test_smooth_and_contrastive_losses_equal_plain_loops(name, images):
         assert gradient(mine)[same].abs().sum() == 0, "captions of one image are never each other's negatives"
 
 
-def test_learnt_temperature_and_bias_get_a_gradient():
+def test_learned_temperature_and_bias_get_a_gradient():
     images = torch.arange(4)
     scores = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     scale, bias = torch.tensor(5.0, requires_grad=True), torch.tensor(-3.0, requires_grad=True)

@@ -8,7 +8,7 @@ import torch
 
 from features.prepared import join_features
 from features.text.vocabulary import Sentences
-from model import Sizes, TwoBranch
+from model import InputDims, TwoBranch
 from settings import Settings, override
 
 LISTS = [[1, 2, 2], [3], [4, 1, 0, 5, 2], [0]]
@@ -18,7 +18,9 @@ SENTENCES = Sentences.of(LISTS)
 def build(**changes):
     torch.manual_seed(0)
     changes = {key.replace("__", "."): value for key, value in changes.items()}
-    return TwoBranch(override(Settings(), {"dim": 8, "text.words": 5, **changes}), Sizes(features=6, words=7)).eval()
+    return TwoBranch(
+        override(Settings(), {"embed_dim": 8, "text.words": 5, **changes}), InputDims(features=6, words=7)
+    ).eval()
 
 
 def one_hot(words, weighting):
@@ -34,7 +36,7 @@ def one_hot(words, weighting):
 @pytest.mark.parametrize("weighting", ["mean", "binary", "count"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_one_hot_branch_equals_a_matrix_product(weighting, layers):
-    model = build(text__branch="onehot", text__weighting=weighting, text__layers=layers, text__hidden=9)
+    model = build(text__branch="onehot", text__weighting=weighting, text__num_layers=layers, text__hidden_dim=9)
     x = torch.stack([one_hot(words, weighting) for words in LISTS]) @ model.text.bag.weight
     if layers == 2:
         _, second = model.text.second
@@ -65,9 +67,9 @@ def test_image_branches():
     x = torch.randn(3, 6)
     linear = build().image
     torch.testing.assert_close(linear(x), x @ linear[1].weight.T)
-    perceptron = build(image__branch="perceptron", image__hidden=11).image
-    middle = torch.relu(x @ perceptron[1].weight.T + perceptron[1].bias)
-    torch.testing.assert_close(perceptron(x), middle @ perceptron[4].weight.T + perceptron[4].bias)
+    mlp = build(image__branch="mlp", image__hidden_dim=11).image
+    middle = torch.relu(x @ mlp[1].weight.T + mlp[1].bias)
+    torch.testing.assert_close(mlp(x), middle @ mlp[4].weight.T + mlp[4].bias)
 
 
 @pytest.mark.parametrize("branch", ["gru", "onehot"])
@@ -103,14 +105,14 @@ def test_dropout_acts_in_training_only(branch):
     assert torch.equal(model.text(SENTENCES), model.text(SENTENCES))
 
 
-def test_several_features_are_always_normalised_before_they_are_joined():
+def test_several_features_are_always_normalized_before_they_are_joined():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(5, 3)), 100 * rng.normal(size=(5, 4))
-    joined = join_features([a, b], normalise=False)
+    joined = join_features([a, b], normalize=False)
     np.testing.assert_allclose(np.linalg.norm(joined[:, :3], axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(joined[:, 3:], axis=1), 1, rtol=1e-6)
-    np.testing.assert_allclose(join_features([b], normalise=False), b.astype(np.float32))
-    assert (join_features([np.zeros((2, 3))], normalise=True) == 0).all()
+    np.testing.assert_allclose(join_features([b], normalize=False), b.astype(np.float32))
+    assert (join_features([np.zeros((2, 3))], normalize=True) == 0).all()
 
 
 def some_sentences(features=None, tokens=None):
@@ -118,14 +120,14 @@ def some_sentences(features=None, tokens=None):
 
 
 def test_a_frozen_encoder_is_a_linear_layer_on_its_unit_features():
-    settings = override(Settings(), {"dim": 8, "text.branch": "encoder", "text.encoder": "name"})
-    model: Any = TwoBranch(settings, Sizes(features=6, words=7, encoder=5)).eval()
+    settings = override(Settings(), {"embed_dim": 8, "text.branch": "encoder", "text.encoder": "name"})
+    model: Any = TwoBranch(settings, InputDims(features=6, words=7, encoder=5)).eval()
     features = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     embedded = model.embed_sentences(some_sentences(features.numpy()))
     expected = [f / f.norm() @ model.text.linear.weight.T + model.text.linear.bias for f in features]
     torch.testing.assert_close(embedded, torch.stack([row / row.norm() for row in expected]))
     normed = override(settings, {"text.layer_norm": True})
-    model = TwoBranch(normed, Sizes(features=6, words=7, encoder=5)).eval()
+    model = TwoBranch(normed, InputDims(features=6, words=7, encoder=5)).eval()
     expected = [(f - f.mean()) / (f.var(correction=0) + 1e-5).sqrt() @ model.text.linear.weight.T for f in features]
     embedded = model.embed_sentences(some_sentences(features.numpy()))
     torch.testing.assert_close(embedded, torch.stack([row / row.norm() for row in expected]))
@@ -133,16 +135,16 @@ def test_a_frozen_encoder_is_a_linear_layer_on_its_unit_features():
 
 @pytest.mark.parametrize("branch", ["gru", "onehot"])
 def test_an_encoder_joined_with_words_is_added_to_them(branch):
-    changes = {"dim": 8, "text.branch": branch, "text.encoder": "name", "text.words": 4}
-    model: Any = TwoBranch(override(Settings(), changes), Sizes(features=6, words=7, encoder=5)).eval()
+    changes = {"embed_dim": 8, "text.branch": branch, "text.encoder": "name", "text.words": 4}
+    model: Any = TwoBranch(override(Settings(), changes), InputDims(features=6, words=7, encoder=5)).eval()
     sentences = some_sentences(np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32))
     both = model.text.words(sentences) + model.text.sentence(sentences)
     torch.testing.assert_close(model.embed_sentences(sentences), torch.nn.functional.normalize(both, dim=1))
 
 
 def test_attention_pooling_takes_maps():
-    settings = override(Settings(), {"dim": 8, "image.branch": "attention", "image.heads": 2})
-    model: Any = TwoBranch(settings, Sizes(features=6, words=7, grid=(2, 3))).eval()
+    settings = override(Settings(), {"embed_dim": 8, "image.branch": "attention", "image.num_heads": 2})
+    model: Any = TwoBranch(settings, InputDims(features=6, words=7, grid=(2, 3))).eval()
     maps = torch.randn(4, 2, 3, 6, generator=torch.Generator().manual_seed(0))
     embedded = model.embed_images(maps)
     assert embedded.shape == (4, 8)

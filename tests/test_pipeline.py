@@ -144,7 +144,14 @@ def test_repeating_does_nothing_again(prepared, monkeypatch):
 def test_several_recipes_seeds_and_values_in_one_command(prepared, monkeypatch, tmp_path, capsys):
     where = ["--data", prepared / "data/folder", "--features", "efficientnet_lite0", "--runs", tmp_path]
     sweep = ["two_branch", "vsepp", "--seeds", "0", "1", *where]
-    small = ["--set", "training.epochs=1", "dim=8", "text.words=4", "training.batch=8", "loss.margin=0.1,0.2"]
+    small = [
+        "--set",
+        "training.epochs=1",
+        "embed_dim=8",
+        "text.word_dim=4",
+        "training.batch_size=8",
+        "loss.margin=0.1,0.2",
+    ]
     assert call(monkeypatch, train, *sweep, *small) == 0
     assert len(list(tmp_path.glob("*/result.json"))) == 8
     capsys.readouterr()
@@ -183,21 +190,21 @@ def test_several_recipes_seeds_and_values_in_one_command(prepared, monkeypatch, 
     assert [row["seeds"] for row in json.loads(said.out)] == [[0, 1], [0, 1], [0, 1], [0]]
 
 
-def test_joined_features_and_ready_made_ones(prepared, monkeypatch, tmp_path):
+def test_joined_features_and_precomputed_ones(prepared, monkeypatch, tmp_path):
     rows = [json.loads(line) for line in (prepared / "data/folder/captions.jsonl").read_text().splitlines()]
     features = tmp_path / "mine.npy"
     np.save(features, np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32))
     ids = tmp_path / "ids.txt"
     ids.write_text("\n".join(row["image"] for row in rows))
-    assert call(monkeypatch, prep, *prep_args(prepared, "--ready", features, "--ids", ids)) == 0
+    assert call(monkeypatch, prep, *prep_args(prepared, "--precomputed", features, "--ids", ids)) == 0
     joined = ["--features", "efficientnet_lite0", "mine", "--data", prepared / "data/folder", "--runs", tmp_path]
     assert call(monkeypatch, train, *joined, *QUICK) == 0
     (run,) = tmp_path.glob("strong-*")
     assert "efficientnet_lite0+mine" in run.name
     assert call(monkeypatch, evaluation, run) == 0
     np.save(features, np.zeros((24, 5), np.float32))
-    assert call(monkeypatch, prep, *prep_args(prepared, "--ready", features, "--ids", ids)) == 2, "another file"
-    assert call(monkeypatch, prep, *prep_args(prepared, "--ready", features, "--ids", ids, "--fresh")) == 0
+    assert call(monkeypatch, prep, *prep_args(prepared, "--precomputed", features, "--ids", ids)) == 2, "another file"
+    assert call(monkeypatch, prep, *prep_args(prepared, "--precomputed", features, "--ids", ids, "--fresh")) == 0
     assert call(monkeypatch, evaluation, run) == 2, "not the features the run was trained on"
     assert call(monkeypatch, train, *joined, *QUICK) == 2
     (prepared / "data/folder/mine.h5").unlink()
@@ -231,19 +238,22 @@ BAD_PREP = [
     (["folder", "--captions", "{captions}", "--images", "{images}", "--weights", "{captions}"], "captions.csv"),
     (["folder", "--captions", "{captions}", "--images", "{images}", "--language", "klingon"], "--language klingon"),
     (["folder", "--captions", "{captions}", "--images", "{images}", "--data", "{captions}/x"], "--data"),
-    (["folder", "--captions", "{captions}", "--ready", "{root}/none.npy"], "none.npy"),
+    (["folder", "--captions", "{captions}", "--precomputed", "{root}/none.npy"], "none.npy"),
     (["--images", "{images}"], "--images goes with a dataset of yours"),
-    (["--batch", "0"], "--batch 0"),
+    (["--batch-size", "0"], "--batch-size 0"),
     (["--workers", "-1"], "--workers -1"),
     (["--name", "../x"], "--name ../x"),
-    (["folder", "--captions", "{captions}", "--ready", "{captions}", "--layer", "x"], "--layer goes with a backbone"),
+    (
+        ["folder", "--captions", "{captions}", "--precomputed", "{captions}", "--layer", "x"],
+        "--layer goes with a backbone",
+    ),
 ]
 BAD_TRAIN = [
     (["stronk"], "did you mean strong"),
     (["strong", "--set", "loss.margn=1"], "did you mean loss.margin"),
     (["strong", "--features", "vgg19"], "--backbone vgg19"),
     (["strong", "--seeds", "-1"], "--seeds -1"),
-    (["strong", "--set", "dim=999999999999"], "dim"),
+    (["strong", "--set", "embed_dim=999999999999"], "dim"),
     (["strong", "--data", "{root}/pictures"], "not a prepared folder"),
     (["strong", "--runs", "{captions}/x"], "--runs"),
 ]

@@ -27,14 +27,14 @@ def test_every_recipe_reads_and_cites_its_source(name):
 
 def test_the_recipes_of_the_papers_are_what_the_papers_say():
     two_branch, order, vse0, vsepp = map(read_recipe, ("two_branch", "order_embedding", "vse0", "vsepp"))
-    assert (two_branch.dim, two_branch.loss.margin, two_branch.training.batch) == (128, 0.5, 64)
+    assert (two_branch.embed_dim, two_branch.loss.margin, two_branch.training.batch_size) == (128, 0.5, 64)
     assert (two_branch.text.branch, two_branch.text.stem, two_branch.text.min_count) == ("onehot", True, 1)
     assert two_branch.loss.negatives == "random"
-    assert (order.similarity, order.dim, order.loss.margin, order.training.rate) == ("order", 1024, 0.05, 1e-3)
-    assert (order.text.branch, order.text.words, order.loss.negatives) == ("gru", 300, "sum")
-    assert (vse0.dim, vse0.loss.margin, vse0.training.rate, vse0.training.clip) == (1024, 0.2, 2e-4, 2.0)
+    assert (order.similarity, order.embed_dim, order.loss.margin, order.training.lr) == ("order", 1024, 0.05, 1e-3)
+    assert (order.text.branch, order.text.word_dim, order.loss.negatives) == ("gru", 300, "sum")
+    assert (vse0.embed_dim, vse0.loss.margin, vse0.training.lr, vse0.training.grad_clip) == (1024, 0.2, 2e-4, 2.0)
     assert vsepp == dataclasses.replace(
-        vse0, source=vsepp.source, loss=dataclasses.replace(vse0.loss, negatives="hardest", sum_epochs=1)
+        vse0, source=vsepp.source, loss=dataclasses.replace(vse0.loss, negatives="hardest", warmup_epochs=1)
     )
 
 
@@ -52,9 +52,9 @@ def test_an_unknown_key_names_the_nearest():
         ("loss.margin", -1, "from 0 up"),
         ("loss.margin", float("inf"), "from 0 up"),
         ("loss.margin", float("nan"), "from 0 up"),
-        ("dim", 10**12, "from 1 up"),
-        ("dim", 1.5, "a whole number"),
-        ("dim", True, "a whole number"),
+        ("embed_dim", 10**12, "from 1 up"),
+        ("embed_dim", 1.5, "a whole number"),
+        ("embed_dim", True, "a whole number"),
         ("text.stem", 1, "true or false"),
         ("similarity", "cosin", "did you mean cosine"),
         ("image.dropout", 1.0, "from 0 to 0.99"),
@@ -82,7 +82,7 @@ def test_unknown_recipe_and_broken_file(tmp_path):
     with pytest.raises(BadInput, match="no such recipe file"):
         read_recipe(str(tmp_path / "none.toml"))
     broken = tmp_path / "broken.toml"
-    broken.write_text("dim = [1")
+    broken.write_text("embed_dim = [1")
     with pytest.raises(BadInput, match=r"broken\.toml: not a TOML file"):
         read_recipe(str(broken))
 
@@ -104,7 +104,7 @@ def test_changes_multiply():
     assert changes[3] == {"loss.margin": 0.2, "text.stem": True, "similarity": "order"}
 
 
-@pytest.mark.parametrize("words", [["loss.margin"], ["loss.margin="], ["dim=1", "dim=2"]])
+@pytest.mark.parametrize("words", [["loss.margin"], ["loss.margin="], ["embed_dim=1", "embed_dim=2"]])
 def test_changes_that_cannot_be_read(words):
     with pytest.raises(BadInput, match="--set"):
         parse_changes(words)
@@ -119,7 +119,7 @@ def test_every_setting_changes_the_digest_but_source_and_features_do_not():
         if isinstance(value, bool):
             other = not value
         elif isinstance(value, int | float):
-            shares = "dropout" in key or key == "training.step_factor"
+            shares = "dropout" in key or key == "training.lr_gamma"
             other = 0.5 if shares or value == 2 else 2
         else:
             continue

@@ -11,7 +11,7 @@ import eval as evaluation
 import prep
 import train
 from features.prepared import Prepared
-from features.text.sentences import text_encoder
+from features.text.sentences import sentence_encoder
 from settings import read_recipe
 from tests.helpers import call, draw_pictures, make_tiny_encoder
 from training.run import Run
@@ -27,7 +27,7 @@ SYSTEMS = {
     "image_finder": (["--backbone", "efficientnet_b0", "--map"], (7, 7, 1280), "distilbert"),
     "image2emoji": (["--backbone", "resnet18"], (512,), "albert"),
 }
-QUICK = ["training.epochs=1", "training.batch=8", "text.words=8"]
+QUICK = ["training.epochs=1", "training.batch_size=8", "text.word_dim=8"]
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +80,11 @@ def test_a_system_from_photographs_to_a_table(prepared, monkeypatch, capsys, rec
     # a photograph from outside, and a sentence, into the same space
     opened = Run.open(run)
     data = Prepared(prepared / "data/folder")
-    split = data.split("test", opened.facts.features, opened.settings.image.normalise)
+    split = data.split("test", opened.info.features, opened.settings.image.normalize)
     embedded = opened.embed_images([prepared / "pictures" / image for image in split.images])
     np.testing.assert_allclose(embedded, opened.embed_features(split.features), atol=2e-3)
     np.testing.assert_allclose(opened.embed_sentences(split.captions), opened.embed_captions(data, "test"), atol=1e-5)
-    assert embedded.shape[1] == opened.settings.dim
+    assert embedded.shape[1] == opened.settings.embed_dim
 
 
 def test_sentence_features_that_are_missing_are_told_with_their_command(prepared, monkeypatch, capsys):
@@ -109,7 +109,7 @@ def with_bert(prepared, monkeypatch):
 @pytest.mark.parametrize("recipe", ["strong", "vse0"])
 def test_sentence_features_are_joined_with_stems_or_words(with_bert, tmp_path, monkeypatch, recipe):
     where, encoder = with_bert
-    assert call(monkeypatch, train, recipe, *where, "--runs", tmp_path, "--set", *QUICK, "dim=16", encoder) == 0
+    assert call(monkeypatch, train, recipe, *where, "--runs", tmp_path, "--set", *QUICK, "embed_dim=16", encoder) == 0
     weights, run = weights_of(tmp_path)
     assert weights["text.sentence.linear.weight"].shape == (16, 32)
     assert not any("transformer" in name for name in weights), "a frozen encoder stays outside"
@@ -119,9 +119,9 @@ def test_sentence_features_are_joined_with_stems_or_words(with_bert, tmp_path, m
 def test_finetuning_trains_the_encoder_at_a_rate_of_its_own(with_bert, prepared, tmp_path, monkeypatch, capsys):
     where, encoder = with_bert
     original = safetensors.torch.load_file(prepared / "tiny-bert" / "model.safetensors")
-    changes = ["text.finetune=true", "dim=16", encoder, "training.epochs=1", "training.batch=4"]  # two steps
+    changes = ["text.finetune=true", "embed_dim=16", encoder, "training.epochs=1", "training.batch_size=4"]  # two steps
     for rate in ("0", "1e-3"):
-        args = [*where, "--runs", tmp_path / rate, "--set", *changes, f"text.finetune_rate={rate}"]
+        args = [*where, "--runs", tmp_path / rate, "--set", *changes, f"text.finetune_lr={rate}"]
         assert call(monkeypatch, train, "dual_encoder", *args) == 0
     still, _ = weights_of(tmp_path / "0")
     moved, run = weights_of(tmp_path / "1e-3")
@@ -152,7 +152,7 @@ def test_other_sentence_features_than_those_of_training_are_told(with_bert, prep
     assert call(monkeypatch, prep, *texts, "--fresh") == 0
     assert call(monkeypatch, evaluation, run) == 2
     assert "sentence features of other weights" in capsys.readouterr().err
-    text_encoder.cache_clear()
+    sentence_encoder.cache_clear()
     with pytest.raises(BadInput, match="other weights than the run was trained with"):
         Run.open(run).embed_sentences(["a red circle"])
 
@@ -169,6 +169,6 @@ def test_attention_wants_maps_and_the_others_do_not(prepared, monkeypatch, capsy
     both = ["--features", "efficientnet_lite0.map", "efficientnet_lite0"]
     assert call(monkeypatch, train, "strong", *where, *both, "--set", "image.branch=attention") == 2
     capsys.readouterr()
-    heads = ["--features", "efficientnet_lite0.map", "--set", "image.branch=attention", "image.heads=7"]
+    heads = ["--features", "efficientnet_lite0.map", "--set", "image.branch=attention", "image.num_heads=7"]
     assert call(monkeypatch, train, "strong", *where, *heads) == 2
-    assert "image.heads 7" in capsys.readouterr().err
+    assert "image.num_heads 7" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Regularised linear CCA between image features and the bag of words: two linear branches in closed form.
+"""Regularized linear CCA between image features and the bag of words: two linear branches in closed form.
 
 Hotelling (1936); in this field Hodosh et al. (2013) and Gong et al. (2014), whose scaling by powers of the correlations
 is taken here too. It trains in seconds and is the classical line of every table.
@@ -10,7 +10,7 @@ from scipy import linalg, sparse
 
 from features.text.vocabulary import UNKNOWN, Sentences
 
-BLOCK = 8192  # images at a time
+ROWS_PER_BLOCK = 8192  # images at a time
 
 
 def fit_cca(
@@ -20,12 +20,12 @@ def fit_cca(
     words: int,
     weighting: str,
     dim: int,
-    regularisation: float,
+    regularization: float,
     power: float,
 ) -> dict[str, torch.Tensor]:
-    """Weights of a linear image branch and a one-layer bag of words that maximise correlation over all pairs.
+    """Weights of a linear image branch and a one-layer bag of words that maximize correlation over all pairs.
 
-    features: (N, D); sentences: M of them, over `words` words; image_of_caption: (M,). regularisation: added to the
+    features: (N, D); sentences: M of them, over `words` words; image_of_caption: (M,). regularization: added to the
     diagonals of both covariances, as a share of their mean. power: dimensions are scaled by correlation ** power.
     Returns "image_weight" (dim, D), "image_bias" (dim,), "text_weight" (words, dim), "text_bias" (dim,), float32; with
     fewer than `dim` directions to be had, the others are zero.
@@ -36,8 +36,8 @@ def fit_cca(
     per_image = sparse.csr_array((np.ones(pairs), (image_of_caption, np.arange(pairs))), (len(features), pairs)) @ bags
     size = features.shape[1]
     x_sum, xx, yx = np.zeros(size), np.zeros((size, size)), np.zeros((words, size))
-    for start in range(0, len(features), BLOCK):  # float64 a block at a time: the features may fill half the memory
-        block = slice(start, start + BLOCK)
+    for start in range(0, len(features), ROWS_PER_BLOCK):  # in float64 by block: the features may fill the memory
+        block = slice(start, start + ROWS_PER_BLOCK)
         x = features[block].astype(np.float64)
         x_sum += captions[block] @ x
         xx += (x * captions[block, None]).T @ x
@@ -47,7 +47,7 @@ def fit_cca(
     cyy = (bags.T @ bags).toarray() / pairs - np.outer(y_mean, y_mean)
     cxy = yx.T / pairs - np.outer(x_mean, y_mean)
     for covariance in (cxx, cyy):
-        covariance[np.diag_indices_from(covariance)] += regularisation * np.trace(covariance) / len(covariance)
+        covariance[np.diag_indices_from(covariance)] += regularization * np.trace(covariance) / len(covariance)
     # With C = L Lᵀ on both sides, the correlations are the singular values of Lx⁻¹ Cxy Ly⁻ᵀ.
     lx, ly = linalg.cholesky(cxx, lower=True), linalg.cholesky(cyy, lower=True)
     middle = linalg.solve_triangular(lx, cxy, lower=True)

@@ -26,14 +26,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from features.images.maps import Maps
+from features.images.maps import FeatureMaps
 from features.prepared import Prepared, join_features
-from features.text.sentences import Reader, text_encoder
+from features.text.sentences import TextProcessor, sentence_encoder
 from features.text.store import TextStore
-from features.text.vocabulary import Encoder, Sentences, Vocabulary
-from model import Sizes, TwoBranch
+from features.text.vocabulary import Sentences, Vocabulary, WordIndex
+from model import InputDims, TwoBranch
 from settings import Settings, from_table, read_toml, to_table
-from utils import BadInput, make_folder, nearest, read_json, write_whole
+from utils import BadInput, atomic_write, did_you_mean, make_folder, read_json
 
 if TYPE_CHECKING:
     from features.images.backbones import Backbone
@@ -42,13 +42,13 @@ Photograph = Path | str | IO[bytes]
 
 RECIPE, MODEL, VOCABULARY = "recipe.toml", "model.safetensors", "vocabulary.json"
 LOG, LAST, RESULT = "log.jsonl", "last.pt", "result.json"
-BATCH = 1000  # images or sentences embedded at a time; of maps, as many as
-BLOCK = 2**26  # bytes hold;
-TOKENISED = 64  # sentences through a transformer
+ROWS_PER_BATCH = 1000  # images or sentences embedded at a time; of maps, as many as
+BATCH_BYTES = 2**26  # bytes hold;
+SENTENCES_PER_BATCH = 64  # sentences through a transformer
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunInfo:
     """What a run was trained on. `digests` and `sizes` belong to `features`, one each."""
 
     recipe: str
@@ -74,17 +74,17 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def begin_run(folder: Path, settings: Settings, facts: Facts, vocabulary: Vocabulary) -> None:
+def create_run(folder: Path, settings: Settings, info: RunInfo, vocabulary: Vocabulary) -> None:
     """Write what a run needs before its first epoch. recipe.toml comes last: with it the folder is a run."""
     make_folder(folder, "--runs")
     vocabulary.save(folder / VOCABULARY)
-    run = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(facts).items()}
-    with write_whole(folder / RECIPE, "wb") as file:
+    run = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(info).items()}
+    with atomic_write(folder / RECIPE, "wb") as file:
         tomli_w.dump({"run": run, **to_table(settings)}, file)
 
 
-def read_recipe_of(folder: Path) -> tuple[Settings, Facts]:
-    """The settings and the facts of a run folder."""
+def read_run_config(folder: Path) -> tuple[Settings, RunInfo]:
+    """Read the settings of a run folder, and what it was trained on."""
     path = folder / RECIPE
     if not path.is_file():
         raise BadInput(f"{folder}: not a run folder (no {RECIPE}); train one with train.py, or name another")
@@ -92,32 +92,32 @@ def read_recipe_of(folder: Path) -> tuple[Settings, Facts]:
     try:
         run: dict[str, Any] = table.pop("run")
         lists = {key: tuple(value) for key, value in run.items() if isinstance(value, list)}
-        facts = Facts(**{**run, **lists})
+        info = RunInfo(**{**run, **lists})
     except (KeyError, TypeError, AttributeError):
         raise BadInput(f"{path}: not the recipe of a run of this version; train it again with --fresh") from None
-    return from_table(table, str(path)), facts
+    return from_table(table, str(path)), info
 
 
-def new_model(settings: Settings, facts: Facts, words: int) -> TwoBranch:
+def new_model(settings: Settings, info: RunInfo, words: int) -> TwoBranch:
     """A model with first weights that depend on the seed alone; a transformer that is trained too has its own."""
-    sizes = Sizes(sum(facts.sizes), words, facts.grid, facts.encoder_size)
+    sizes = InputDims(sum(info.sizes), words, info.grid, info.encoder_size)
     if settings.text.finetune:
-        encoder = text_encoder(settings.text.encoder)
+        encoder = sentence_encoder(settings.text.encoder)
         module = copy.deepcopy(encoder.module).requires_grad_(True)
         sizes = replace(sizes, transformer=module, padding=encoder.padding)
-    torch.manual_seed(facts.seed)
+    torch.manual_seed(info.seed)
     return TwoBranch(settings, sizes).to(device())
 
 
 def save_model(path: Path, model: TwoBranch) -> None:
-    with write_whole(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         file.write(safetensors.torch.save({name: t.cpu().contiguous() for name, t in model.state_dict().items()}))
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    with write_whole(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         file.write(buffer.getbuffer())
 
 
@@ -129,28 +129,28 @@ class Run:
     (1, 1024)
     """
 
-    def __init__(self, folder: Path, settings: Settings, facts: Facts, vocabulary: Vocabulary, model: TwoBranch):
-        self.folder, self.settings, self.facts, self.model = folder, settings, facts, model
-        self.reader = Reader(vocabulary, settings.text, facts.encoder_digest)
+    def __init__(self, folder: Path, settings: Settings, info: RunInfo, vocabulary: Vocabulary, model: TwoBranch):
+        self.folder, self.settings, self.info, self.model = folder, settings, info, model
+        self.reader = TextProcessor(vocabulary, settings.text, info.encoder_digest)
 
     @classmethod
     def open(cls, folder: Path | str) -> "Run":
         """Raises BadInput if `folder` is no run, or one whose training has not finished."""
         folder = Path(folder)
-        settings, facts = read_recipe_of(folder)
+        settings, info = read_run_config(folder)
         if not (folder / RESULT).is_file():
             raise BadInput(f"{folder}: its training has not finished; repeat the train.py command and it continues")
         vocabulary = Vocabulary.load(folder / VOCABULARY)
-        model = new_model(settings, facts, len(Encoder(vocabulary, settings.text.stem, settings.text.min_count)))
+        model = new_model(settings, info, len(WordIndex(vocabulary, settings.text.stem, settings.text.min_count)))
         load_weights(model, folder / MODEL)
-        return cls(folder, settings, facts, vocabulary, model.eval())
+        return cls(folder, settings, info, vocabulary, model.eval())
 
     @cached_property
-    def made_with(self) -> list[dict[str, Any]]:
+    def backbone_attributes(self) -> list[dict[str, Any]]:
         """What each of its features was made with, as its store says."""
-        if self.facts.backbones:
-            return list(self.facts.backbones)
-        stores = map(Prepared(self.facts.data).store, self.facts.features)  # a run of an earlier version
+        if self.info.backbones:
+            return list(self.info.backbones)
+        stores = map(Prepared(self.info.data).store, self.info.features)  # a run of an earlier version
         return [{**store.attributes, "dtype": store.dtype} for store in stores]
 
     @cached_property
@@ -158,7 +158,7 @@ class Run:
         """The frozen networks of its features, loaded when the first photograph comes."""
         from features.images.backbones import reopen
 
-        return [reopen(attributes) for attributes in self.made_with]
+        return [reopen(attributes) for attributes in self.backbone_attributes]
 
     def embed_images(self, paths: Sequence[Photograph]) -> np.ndarray:
         """N photographs (paths or open files) → (N, dim) float32. Raises BadInput for one that cannot be read."""
@@ -168,7 +168,7 @@ class Run:
                 name = paths[place] if isinstance(paths[place], str | Path) else "the image"
                 raise BadInput(f"{name}: cannot be read ({row}); mend it, or leave it out")
             rows.append(row)
-        return np.stack(rows) if rows else np.empty((0, self.settings.dim), np.float32)
+        return np.stack(rows) if rows else np.empty((0, self.settings.embed_dim), np.float32)
 
     def embed_readable(
         self, paths: Sequence[Photograph], batch: int = 16, workers: int = 0
@@ -180,8 +180,8 @@ class Run:
         from features.images.extract import features_of
 
         streams = [features_of(paths, backbone, batch=batch, workers=workers) for backbone in self.backbones]
-        dtypes = [attributes["dtype"] for attributes in self.made_with]
-        normalise = self.settings.image.normalise
+        dtypes = [attributes["dtype"] for attributes in self.backbone_attributes]
+        normalize = self.settings.image.normalize
         together = zip(*streams, strict=True)
         while group := list(islice(together, batch)):
             sound = [pieces for pieces in group if all(isinstance(row, np.ndarray) for _, row in pieces)]
@@ -191,12 +191,12 @@ class Run:
                     np.stack([pieces[i][1] for pieces in sound]).astype(d).astype(np.float32)
                     for i, d in enumerate(dtypes)
                 ]
-                rows = iter(self.embed_features(join_features(parts, normalise)))
+                rows = iter(self.embed_features(join_features(parts, normalize)))
             for (place, first), *others in group:
                 reason = next((row for row in (first, *(row for _, row in others)) if isinstance(row, str)), None)
                 yield place, reason if reason is not None else next(rows)
 
-    def embed_features(self, features: np.ndarray | Maps) -> np.ndarray:
+    def embed_features(self, features: np.ndarray | FeatureMaps) -> np.ndarray:
         """(N, D) joined features or maps, as Prepared.split gives them → (N, dim) float32."""
         return embed_features(self.model, features).cpu().numpy()
 
@@ -212,7 +212,7 @@ class Run:
         captions = [caption for row in data.rows if row["split"] == split for caption in row["captions"]]
         features, text = None, self.settings.text
         if text.encoder and not text.finetune:
-            check_encoder(data.text_store(text.encoder), self.facts.encoder_digest, self.folder)
+            check_encoder(data.text_store(text.encoder), self.info.encoder_digest, self.folder)
             features = data.sentence_features(split, text.encoder, text.encoder_pooling)
         return embed_sentences(self.model, self.reader.read(captions, features)).cpu().numpy()
 
@@ -226,9 +226,9 @@ class Run:
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits that differ when the weights, the settings or the features differ."""
-        facts = self.facts
+        info = self.info
         total = hashlib.sha256((self.folder / MODEL).read_bytes())
-        total.update(f"{self.settings.digest()} {facts.features} {facts.digests}".encode())
+        total.update(f"{self.settings.digest()} {info.features} {info.digests}".encode())
         return total.hexdigest()[:16]
 
     def result(self) -> dict[str, Any]:
@@ -256,9 +256,9 @@ def load_weights(model: TwoBranch, path: Path) -> None:
 
 
 @torch.inference_mode()
-def embed_features(model: TwoBranch, features: np.ndarray | Maps) -> Tensor:
+def embed_features(model: TwoBranch, features: np.ndarray | FeatureMaps) -> Tensor:
     """(N, D) float32 or maps → (N, dim) on the model's device, in blocks. The model must be in eval mode."""
-    height = max(1, min(BATCH, BLOCK // (4 * math.prod(features.shape[1:]))))
+    height = max(1, min(ROWS_PER_BATCH, BATCH_BYTES // (4 * math.prod(features.shape[1:]))))
     blocks = (features[start : start + height] for start in range(0, len(features), height))
     parts = [model.embed_images(torch.from_numpy(np.ascontiguousarray(block)).to(device())) for block in blocks]
     return torch.cat(parts) if parts else torch.empty(0, 0)
@@ -269,7 +269,7 @@ def embed_sentences(model: TwoBranch, sentences: Sentences) -> Tensor:
     """N sentences → (N, dim) on the model's device, those of like length together. The model must be in eval mode."""
     lengths = (sentences.tokens or sentences).lengths
     order = np.argsort(lengths, kind="stable")
-    height = BATCH if sentences.tokens is None else TOKENISED
+    height = ROWS_PER_BATCH if sentences.tokens is None else SENTENCES_PER_BATCH
     parts = [model.embed_sentences(sentences.take(order[i : i + height])) for i in range(0, len(order), height)]
     if not parts:
         return torch.empty(0, 0)
@@ -310,7 +310,7 @@ def find_runs(patterns: Sequence[str], root: Path) -> Iterator[Path]:
                     f"{pattern}: no run matches; looked for folders of that pattern with a {RECIPE} in {Path.cwd()}; "
                     f"{there}"
                 )
-            hint = nearest(Path(pattern).name, known) if known else f"{root} holds no run: train one with train.py"
+            hint = did_you_mean(Path(pattern).name, known) if known else f"{root} holds no run: train one with train.py"
             raise BadInput(f"{pattern}: no such run folder, here or under {root}; {hint}")
         for folder in found:
             if folder.resolve() not in seen:

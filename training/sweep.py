@@ -16,10 +16,10 @@ import torch
 from tqdm import tqdm
 
 from features.prepared import Prepared, Split
-from features.text.sentences import Reader
+from features.text.sentences import TextProcessor
 from features.text.vocabulary import Sentences
 from settings import Settings, TextSettings
-from training.run import RESULT, Facts
+from training.run import RESULT, RunInfo
 from training.trainer import check_same, epochs_of, train
 from utils import BadInput
 
@@ -30,7 +30,7 @@ class Job:
 
     folder: Path
     settings: Settings
-    facts: Facts
+    info: RunInfo
 
 
 class Inputs:
@@ -44,7 +44,7 @@ class Inputs:
     @staticmethod
     def key(job: Job) -> tuple:
         """What two runs must share to read the same features."""
-        return job.facts.features, job.settings.image.normalise
+        return job.info.features, job.settings.image.normalize
 
     def of(self, job: Job) -> tuple[dict[str, Split], dict[str, Sentences]]:
         key = self.key(job)
@@ -52,20 +52,20 @@ class Inputs:
             self.splits.clear()  # before others are read: two kinds might not fit
             self.splits[key] = {s: self.data.split(s, *key) for s in ("train", "val")}
         splits = self.splits[key]
-        text = what_is_read(job.settings.text)
+        text = encoding_settings(job.settings.text)
         if text not in self.sentences:
-            reader = Reader(self.data.vocabulary, text)
+            reader = TextProcessor(self.data.vocabulary, text)
             self.sentences[text] = {name: self._read(reader, split) for name, split in splits.items()}
         return splits, self.sentences[text]
 
-    def _read(self, reader: Reader, split: Split) -> Sentences:
+    def _read(self, reader: TextProcessor, split: Split) -> Sentences:
         text, features = reader.text, None
         if text.encoder and not text.finetune:
             features = self.data.sentence_features(split.name, text.encoder, text.encoder_pooling)
         return reader.read(split.captions, features, progress=True)
 
 
-def what_is_read(text: TextSettings) -> TextSettings:
+def encoding_settings(text: TextSettings) -> TextSettings:
     """The settings of a text branch that decide what it takes, the others as they are by default."""
     names = ("stem", "min_count", "encoder", "encoder_pooling", "finetune")
     return TextSettings(**{name: getattr(text, name) for name in names})
@@ -80,7 +80,7 @@ def sweep(jobs: Sequence[Job], data: Prepared, fresh: bool = False, side_by_side
     todo = []
     for job in jobs:
         if (job.folder / RESULT).is_file() and not fresh:
-            check_same(job.folder, job.settings, job.facts)
+            check_same(job.folder, job.settings, job.info)
         else:
             todo.append(job)
     if len(jobs) > len(todo):
@@ -145,7 +145,7 @@ def one_after_the_other(
 
         try:
             splits, sentences = inputs.of(job)
-            train(job.folder, job.settings, job.facts, inputs.data.vocabulary, splits, sentences, fresh, told)
+            train(job.folder, job.settings, job.info, inputs.data.vocabulary, splits, sentences, fresh, told)
         except BadInput as error:
             yield job, str(error)
         progress.over(job)
@@ -213,7 +213,7 @@ def _child(job: Job, inputs: Inputs, fresh: bool, parent: Connection, processes:
 
     try:
         train(
-            job.folder, job.settings, job.facts, inputs.data.vocabulary, splits, sentences, fresh, told, progress=False
+            job.folder, job.settings, job.info, inputs.data.vocabulary, splits, sentences, fresh, told, progress=False
         )
     except BadInput as error:
         parent.send(("failed", str(error)))

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from features.images.maps import Maps
+from features.images.maps import FeatureMaps
 from features.prepared import Split
-from features.text.vocabulary import Encoder, Sentences, Vocabulary
+from features.text.vocabulary import Sentences, Vocabulary, WordIndex
 from losses import hinge, hinge_of_equal_scores, infonce, siglip, smooth_hinge
 from metrics.ranks import Ranks, metrics_of, ranks_by_block, rsum
 from metrics.similarity import RANKING, TRAINING
@@ -32,23 +32,23 @@ from training.run import (
     LOG,
     MODEL,
     RESULT,
-    Facts,
-    begin_run,
+    RunInfo,
+    create_run,
     device,
     embed_features,
     embed_sentences,
     new_model,
-    read_recipe_of,
+    read_run_config,
     save_checkpoint,
     save_model,
 )
-from utils import BadInput, alone_in, make_folder, read_json, write_json, write_jsonl
+from utils import BadInput, lock_folder, make_folder, read_json, write_json, write_jsonl
 
 
 def train(
     folder: Path,
     settings: Settings,
-    facts: Facts,
+    info: RunInfo,
     vocabulary: Vocabulary,
     splits: dict[str, Split],
     sentences: dict[str, Sentences],
@@ -63,31 +63,31 @@ def train(
     Returns the content of result.json. Raises BadInput if the folder holds a run of other features.
     """
     if fresh and folder.exists():
-        with alone_in(folder):
+        with lock_folder(folder):
             (folder / RESULT).unlink(missing_ok=True)  # first, so that what a kill leaves is no finished run
             shutil.rmtree(folder)
-    with alone_in(make_folder(folder, "--runs")):
+    with lock_folder(make_folder(folder, "--runs")):
         if not (folder / "recipe.toml").is_file():
-            begin_run(folder, settings, facts, vocabulary)
-        check_same(folder, settings, facts)
+            create_run(folder, settings, info, vocabulary)
+        check_same(folder, settings, info)
         if not (folder / RESULT).is_file():
-            _train(folder, settings, facts, vocabulary, splits, sentences, told, progress)
+            _train(folder, settings, info, vocabulary, splits, sentences, told, progress)
         return read_json(folder / RESULT, "train the run again with --fresh")
 
 
 def _train(
     folder: Path,
     settings: Settings,
-    facts: Facts,
+    info: RunInfo,
     vocabulary: Vocabulary,
     splits: dict[str, Split],
     sentences: dict[str, Sentences],
     told: Callable[[int, str], None],
     progress: bool,
 ) -> None:
-    model = new_model(settings, facts, len(Encoder(vocabulary, settings.text.stem, settings.text.min_count)))
-    optimiser = new_optimiser(model, settings)
-    log = _resume(folder / LAST, model, optimiser)
+    model = new_model(settings, info, len(WordIndex(vocabulary, settings.text.stem, settings.text.min_count)))
+    optimizer = new_optimizer(model, settings)
+    log = _resume(folder / LAST, model, optimizer)
     if log:
         told(len(log), f"{folder.name}: continues after epoch {len(log)}")
     closed_form = settings.loss.name == "cca"
@@ -96,12 +96,12 @@ def _train(
         if closed_form:
             row = _closed_form(model, settings, splits, sentences)
         else:
-            row = _epoch(len(log), model, optimiser, settings, facts.seed, splits, sentences, progress)
+            row = _epoch(len(log), model, optimizer, settings, info.seed, splits, sentences, progress)
         log.append(row)
         if row["rsum"] == max(r["rsum"] for r in log) and row["rsum"] not in [r["rsum"] for r in log[:-1]]:
             save_model(folder / MODEL, model)
         # The checkpoint comes after the best weights: stopped in between, the epoch is done again, to the same bits.
-        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "log": log}
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
         save_checkpoint(folder / LAST, state)
         write_jsonl(folder / LOG, log)
         told(len(log), _line(folder.name, row, epochs))
@@ -124,15 +124,15 @@ def _train(
     write_json(folder / RESULT, result)
 
 
-def new_optimiser(model: TwoBranch, settings: Settings) -> torch.optim.Optimizer:
+def new_optimizer(model: TwoBranch, settings: Settings) -> torch.optim.Optimizer:
     """Adam. A transformer that is trained too has a rate of its own, a fixed share of the other's."""
     t = settings.training
     inside = [p for name, p in model.named_parameters() if ".transformer." in f".{name}"]
     chosen = {id(p) for p in inside}
     groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if id(p) not in chosen]}]
     if inside:
-        groups.append({"params": inside, "share": settings.text.finetune_rate / t.rate})
-    return torch.optim.Adam(groups, lr=t.rate, weight_decay=t.weight_decay, fused=True)
+        groups.append({"params": inside, "share": settings.text.finetune_lr / t.lr})
+    return torch.optim.Adam(groups, lr=t.lr, weight_decay=t.weight_decay, fused=True)
 
 
 def epochs_of(settings: Settings) -> int:
@@ -140,37 +140,37 @@ def epochs_of(settings: Settings) -> int:
     return 1 if settings.loss.name == "cca" else settings.training.epochs
 
 
-def check_same(folder: Path, settings: Settings, facts: Facts) -> None:
+def check_same(folder: Path, settings: Settings, info: RunInfo) -> None:
     """A folder is continued only with the settings and the features it was begun with."""
-    old_settings, old = read_recipe_of(folder)
-    for name, was, now in zip(old.features, old.digests, facts.digests, strict=False):
+    old_settings, old = read_run_config(folder)
+    for name, was, now in zip(old.features, old.digests, info.digests, strict=False):
         if was != now:
             raise BadInput(
-                f"{folder}: was trained on {name} features of other weights than {facts.data} holds now; "
+                f"{folder}: was trained on {name} features of other weights than {info.data} holds now; "
                 f"start over with --fresh, or give another --runs"
             )
-    if old.captions and old.captions != facts.captions:
+    if old.captions and old.captions != info.captions:
         raise BadInput(
-            f"{folder}: was trained on other captions or splits than {facts.data} holds now; "
+            f"{folder}: was trained on other captions or splits than {info.data} holds now; "
             f"start over with --fresh, or give another --runs"
         )
-    if old.encoder_digest != facts.encoder_digest:
+    if old.encoder_digest != info.encoder_digest:
         raise BadInput(
             f"{folder}: was trained with another text encoder under the name {settings.text.encoder}; "
             f"start over with --fresh, or give another --runs"
         )
-    if (old.sizes, old.grid) != (facts.sizes, facts.grid) or old_settings.digest() != settings.digest():
+    if (old.sizes, old.grid) != (info.sizes, info.grid) or old_settings.digest() != settings.digest():
         raise BadInput(f"{folder}: was begun with other settings or features; start over with --fresh")
 
 
-def _resume(path: Path, model: TwoBranch, optimiser: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Put the last checkpoint into model and optimiser; returns its log, empty if there is no checkpoint."""
+def _resume(path: Path, model: TwoBranch, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Put the last checkpoint into model and optimizer; returns its log, empty if there is no checkpoint."""
     if not path.is_file():
         return []
     try:
         state = torch.load(path, map_location=device(), weights_only=True)
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimizer"])
         return list(state["log"])
     except (
         *(RuntimeError, KeyError, ValueError, EOFError, OSError, TypeError, AttributeError, IndexError),
@@ -183,7 +183,7 @@ def _resume(path: Path, model: TwoBranch, optimiser: torch.optim.Optimizer) -> l
 def _epoch(
     number: int,
     model: TwoBranch,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     settings: Settings,
     seed: int,
     splits: dict[str, Split],
@@ -194,26 +194,28 @@ def _epoch(
     began = time.monotonic()
     torch.manual_seed(seed * 1_000_003 + number + 1)
     data, words, t = splits["train"], sentences["train"], settings.training
-    features_of = data.features.take if isinstance(data.features, Maps) else partial(np.take, data.features, axis=0)
+    features_of = (
+        data.features.take if isinstance(data.features, FeatureMaps) else partial(np.take, data.features, axis=0)
+    )
     owners = torch.from_numpy(data.image_of_caption)
     # What runs over padding too has batches of sentences of like length, as in Kiros et al.'s code.
     lengths = (words.tokens or words).lengths if settings.text.branch == "gru" or words.tokens else None
-    batches = list(epoch_batches(len(words), t.batch, np.random.default_rng([seed, number]), lengths))
+    batches = list(epoch_batches(len(words), t.batch_size, np.random.default_rng([seed, number]), lengths))
     loss_of, equal_of = loss_functions(model, settings.loss, number)
     total = equal = 0.0
     model.train()
     with tqdm(batches, f"epoch {number + 1}/{t.epochs}", unit=" batches", leave=False, disable=not progress) as bar:
         for step, rows in enumerate(bar):
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = rate_at(t, number, step / len(batches)) * group.get("share", 1.0)
             images = owners[torch.from_numpy(rows)]
             features = torch.from_numpy(features_of(data.image_of_caption[rows]))
-            total += _step(model, optimiser, settings, loss_of, features, words.take(rows), images)
+            total += _step(model, optimizer, settings, loss_of, features, words.take(rows), images)
             equal += float(equal_of(images.to(device())))
             if not math.isfinite(total):
                 raise BadInput(
-                    f"training.rate {t.rate:g}: the loss is no longer a number in epoch {number + 1}; "
-                    f"lower it with --set training.rate=…, or clip gradients with --set training.clip=2"
+                    f"training.lr {t.lr:g}: the loss is no longer a number in epoch {number + 1}; "
+                    f"lower it with --set training.lr=…, or clip gradients with --set training.grad_clip=2"
                 )
             bar.set_postfix(loss=f"{total / (step + 1):.3f}", refresh=False)
     at_equal = abs(total - equal) < 0.02 * equal
@@ -256,8 +258,8 @@ def _closed_form(
         data.image_of_caption,
         len(model.state_dict()["text.bag.weight"]),
         text.weighting,
-        settings.dim,
-        loss.regularisation,
+        settings.embed_dim,
+        loss.regularization,
         loss.power,
     )
     names = {"image_weight": "image.1.weight", "image_bias": "image.1.bias"}
@@ -267,18 +269,18 @@ def _closed_form(
 
 
 def _step(
-    model: TwoBranch, optimiser, settings: Settings, loss_of, features: Tensor, sentences: Sentences, images: Tensor
+    model: TwoBranch, optimizer, settings: Settings, loss_of, features: Tensor, sentences: Sentences, images: Tensor
 ) -> float:
     """One step on B pairs; returns the loss."""
     images = images.to(device())
     embedded = model.embed_images(features.to(device())), model.embed_sentences(sentences)
     scores = TRAINING[settings.similarity](*embedded)
     loss = loss_of(scores, images)
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    if settings.training.clip:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.training.clip)
-    optimiser.step()
+    if settings.training.grad_clip:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.training.grad_clip)
+    optimizer.step()
     return float(loss.detach())
 
 
@@ -288,7 +290,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def loss_functions(model: TwoBranch, s: LossSettings, epoch: int) -> tuple[Loss, Callable[[Tensor], Tensor]]:
     """The loss of an epoch (from 0) as a function of scores and images, and what it is when all scores are equal."""
     if s.name == "hinge":
-        negatives = "sum" if epoch < s.sum_epochs else s.negatives
+        negatives = "sum" if epoch < s.warmup_epochs else s.negatives
         return (
             partial(hinge, margin=s.margin, negatives=negatives, reduction=s.reduction),
             partial(hinge_of_equal_scores, margin=s.margin, negatives=negatives, reduction=s.reduction),
@@ -329,10 +331,10 @@ def epoch_batches(
 def rate_at(t: TrainingSettings, epoch: int, part: float) -> float:
     """Adam's learning rate in epoch `epoch` (from 0), of which `part` (0 to 1) is done."""
     if t.schedule == "step":
-        return t.rate * t.step_factor ** (epoch // t.step_every)
+        return t.lr * t.lr_gamma ** (epoch // t.lr_step)
     if t.schedule == "cosine":
-        return t.rate * 0.5 * (1 + math.cos(math.pi * (epoch + part) / t.epochs))
-    return t.rate
+        return t.lr * 0.5 * (1 + math.cos(math.pi * (epoch + part) / t.epochs))
+    return t.lr
 
 
 def ranks_on(model: TwoBranch, similarity: str, split: Split, sentences: Sentences) -> Ranks:
@@ -367,11 +369,11 @@ def _line(name: str, row: dict[str, Any], epochs: int) -> str:
 
 
 def _advice(name: str, row: dict[str, Any], settings: Settings) -> str:
-    ways = ["a smaller training.rate"]
+    ways = ["a smaller training.lr"]
     if settings.loss.negatives in ("hardest", "semihard"):
-        ways.insert(0, "a warm-up with --set loss.sum_epochs=1 or more")
-    if not settings.image.normalise:
-        ways.append("--set image.normalise=true")
+        ways.insert(0, "a warm-up with --set loss.warmup_epochs=1 or more")
+    if not settings.image.normalize:
+        ways.append("--set image.normalize=true")
     return (
         f"{name}: collapsed: the loss ({row['loss']:.3f}) is what equal scores give, rsum {row['rsum']:.1f} is near "
         f"chance; every image and caption lies at one place. Try {', or '.join(ways)}."

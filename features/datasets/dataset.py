@@ -11,7 +11,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Image:
-    """One photograph and its captions (any number but none). `path` is None where features come ready-made."""
+    """One photograph and its captions (any number but none). `path` is None where features come precomputed."""
 
     id: str
     path: Path | None
@@ -21,10 +21,10 @@ class Image:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images in dataset order: the order of folds and of ready-made features. `notes` are said aloud by prep.py.
+    """Images in dataset order: the order of folds and of precomputed features. `notes` are said aloud by prep.py.
 
-    `source_ids` are all ids of the caption file in its own order, those left out included: ready-made features that lie
-    beside such a file have a row for each of them.
+    `source_ids` are all ids of the caption file in its own order, those left out included: precomputed features that
+    lie beside such a file have a row for each of them.
     """
 
     name: str

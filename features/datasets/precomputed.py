@@ -16,7 +16,7 @@ from features.datasets.dataset import Dataset
 from features.datasets.line_files import numbered_lines, read_text
 from features.datasets.readers import finder
 from features.datasets.vsepp import PARTS, block_rows, open_npy, open_parts
-from utils import BadInput, nearest
+from utils import BadInput, did_you_mean
 
 IDS = "give a list of the image ids of its rows with --ids"
 
@@ -24,7 +24,7 @@ Rows = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Ready:
+class Precomputed:
     """One row for each image of the dataset, in dataset order.
 
     `shape` is that of a row, (D,) or (H, W, C); `dtype` float16 or float32; `digest` the SHA-256 of the file, and of
@@ -50,7 +50,7 @@ class Table:
     ids: list[str] | None = None
 
 
-def load_ready(file: Path, dataset: Dataset, ids: Path | None = None) -> Ready:
+def load_precomputed(file: Path, dataset: Dataset, ids: Path | None = None) -> Precomputed:
     """The features in `file`, (N, D) or (N, H, W, C), or D×N for .mat, for the images of `dataset`.
 
     Rows belong to the ids of `ids` (a text file, one a line, or a JSON list) or of the file itself; without either they
@@ -88,7 +88,7 @@ def load_ready(file: Path, dataset: Dataset, ids: Path | None = None) -> Ready:
                 )
             yield block
 
-    return Ready(wanted, table.shape[1:], dtype, blocks, _digest(file, ids), tuple(notes))
+    return Precomputed(wanted, table.shape[1:], dtype, blocks, _digest(file, ids), tuple(notes))
 
 
 def _owners(file: Path, table: Table, dataset: Dataset, ids: Path | None) -> tuple[list[str], list[str]]:
@@ -165,7 +165,7 @@ def _open(file: Path) -> Table:
         return _open_vsepp(file)
     suffix = file.suffix.casefold()
     if suffix not in OPENERS:
-        raise BadInput(f"{file}: features cannot be read from {file.suffix or 'this'}; {nearest(suffix, OPENERS)}")
+        raise BadInput(f"{file}: features cannot be read from {file.suffix or 'this'}; {did_you_mean(suffix, OPENERS)}")
     if not file.is_file():
         raise BadInput(f"{file}: no such file; check the path of the features")
     return OPENERS[suffix](file)

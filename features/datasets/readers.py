@@ -23,7 +23,7 @@ from features.datasets.line_files import (
     table_delimiter,
 )
 from features.datasets.vsepp import is_vsepp, read_vsepp
-from utils import BadInput, nearest
+from utils import BadInput, did_you_mean
 
 # What each dataset's folder may hold, the first that is there is read.
 FILES = {
@@ -72,7 +72,7 @@ def read(
 ) -> Dataset:
     """The dataset `name` (flickr8k, flickr30k, coco or folder) from its caption file or folder.
 
-    `images` is the folder of the photographs, None where features come ready-made; nobody looks here whether each is
+    `images` is the folder of the photographs, None where features come precomputed; nobody looks here whether each is
     there. `splits` is a folder of three lists and goes before splits in the caption file; where there is neither, a
     hash of the image id draws them. Dataset order is the order of the lists (train, val, test) or of the caption file.
 
@@ -80,7 +80,7 @@ def read(
     """
     captions = Path(captions)
     if name not in FILES:
-        raise BadInput(f"dataset {name}: unknown; {nearest(name, FILES)}")
+        raise BadInput(f"dataset {name}: unknown; {did_you_mean(name, FILES)}")
     _check_ratio(split_ratio)
     if not captions.exists():
         raise BadInput(f"{captions}: no such file or folder; point --captions to the captions of {name}")

@@ -15,19 +15,19 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from features.datasets import dataset
-from utils import make_folder, write_whole
+from utils import atomic_write, make_folder
 
 VERSION = 1  # raise it whenever planning or drawing changes: pictures of another version are then drawn anew
 PNG_END = b"IEND\xaeB`\x82"
 SHARP = 2  # drawn so many times larger, then reduced: smooth edges
-DETAIL = 0.3  # how often a caption but the first tells the size of a group, and its colour
+DETAIL = 0.3  # how often a caption but the first tells the size of a group, and its color
 Spot = tuple[float, float, float]  # left, top and side of a square
 # fmt: off
-COLOURS = {"red": "#de322e", "orange": "#f58824", "yellow": "#fcd238", "green": "#46a048", "blue": "#2e6cd8",
+COLORS = {"red": "#de322e", "orange": "#f58824", "yellow": "#fcd238", "green": "#46a048", "blue": "#2e6cd8",
            "purple": "#8648b6", "pink": "#f788b2", "brown": "#8e5c3a", "white": "#fff", "grey": "#899", "black": "#334"}
 SIZES = {"large": 0.4, "": 0.225, "small": 0.15}  # side of one thing as a share of the picture
 # What can be said in several ways, here and below, is parted by a slash.
-COLOUR_WORDS = {"red": "red/scarlet", "yellow": "yellow/golden", "purple": "purple/violet"}
+COLOR_WORDS = {"red": "red/scarlet", "yellow": "yellow/golden", "purple": "purple/violet"}
 SIZE_WORDS = {"large": "large/big/huge", "": "", "small": "small/little/tiny"}
 NUMBERS = {1: "a", 2: "two/two/a pair of", 3: "three", 4: "four", 5: "five"}
 RELATIONS = {"": "", "above": "above/over", "below": "below/under/beneath", "left of": "to the left of/on the left of",
@@ -45,9 +45,9 @@ PAIR = ("{A} {relation} {B} {place} {sky}", "{A} {relation} {B} {place}", "{B} {
 # Drawings, stroke by stroke: kind, paint, numbers; x and y go from -1 to 1, y downwards, the foot of a thing at y = 1:
 #   oval x y rx ry | box x0 y0 x1 y1 | poly x y x y ... | line width x y x y ...
 #   pie x y rx ry start end | arc width x y rx ry start end (degrees, clockwise from three o'clock)
-# The paint main is the colour of the thing, dark and light are shades of it.
+# The paint main is the color of the thing, dark and light are shades of it.
 BRIGHT = "red orange yellow green blue purple pink"
-# thing: its names, its verb, its colours, its drawing
+# thing: its names, its verb, its colors, its drawing
 THINGS = {
     "house": ("house/cottage/home", "stand", BRIGHT + " white",
      "box #844 .35 -.85 .6 -.3; box main -.75 -.25 .75 1; poly #743 -.98 -.2 0 -.95 .98 -.2; box #533 -.17 .35 .17 1;"
@@ -147,8 +147,8 @@ SETTINGS = {
 }
 CLOUDS = ("oval {0} -.6 -.7 .3 .1; oval {0} -.7 -.77 .17 .13; oval {0} -.5 -.76 .14 .1; oval {0} .5 -.5 .3 .1;"
           "oval {0} .42 -.57 .15 .12; oval {0} .6 -.57 .13 .1; oval {0} .1 -.85 .34 .12; oval {0} 0 -.93 .17 .13")
-# sky: what is said of it anywhere, outdoors only, and indoors only, seen through a window; its colours at the top and
-# at the bottom; the colour of its light, and how much of that falls on the ground; its drawing
+# sky: what is said of it anywhere, outdoors only, and indoors only, seen through a window; its colors at the top and
+# at the bottom; the color of its light, and how much of that falls on the ground; its drawing
 SKIES = {
     "sunny": ("on a sunny day", "in the sunshine/under a bright sun", "with sunshine outside",
      "#4aa8ea", "#d3effc", "#fff2c0", 0.08, "oval #feb -.62 -.64 .3 .3; oval #fd4 -.62 -.64 .22 .22;"
@@ -175,7 +175,7 @@ class Group:
     """One to five things of a kind that look alike; `size` is large, small, or empty: nothing to speak of."""
 
     thing: str
-    colour: str
+    color: str
     size: str
     count: int
 
@@ -191,7 +191,7 @@ class Scene:
     seed: str
 
     def describe(self) -> str:
-        things = [" ".join(f"{g.count} {g.size} {g.colour} {g.thing}".split()) for g in self.groups]
+        things = [" ".join(f"{g.count} {g.size} {g.color} {g.thing}".split()) for g in self.groups]
         return f"{self.setting}, {self.sky}: {f' {self.relation} '.join(things)}"
 
 
@@ -261,11 +261,11 @@ def _sentence(scene: Scene, pattern: str, detail: float, rng: random.Random) -> 
 
 
 def _phrase(group: Group, detail: float, rng: random.Random) -> str:
-    """Like "two small red cars": the number always, the size and the colour each with probability `detail`."""
+    """Like "two small red cars": the number always, the size and the color each with probability `detail`."""
     noun = _pick(THINGS[group.thing][0], rng)
     size = _pick(SIZE_WORDS[group.size], rng) if rng.random() < detail else ""
-    colour = _pick(COLOUR_WORDS.get(group.colour, group.colour), rng) if rng.random() < detail else ""
-    words = " ".join(f"{size} {colour} {noun if group.count == 1 else PLURALS.get(noun, noun + 's')}".split())
+    color = _pick(COLOR_WORDS.get(group.color, group.color), rng) if rng.random() < detail else ""
+    words = " ".join(f"{size} {color} {noun if group.count == 1 else PLURALS.get(noun, noun + 's')}".split())
     number = _pick(NUMBERS[group.count], rng)
     return f"{'an' if number == 'a' and words[0] in 'aeiou' else number} {words}"
 
@@ -315,7 +315,7 @@ def _thing(pen: ImageDraw.ImageDraw, glaze: ImageDraw.ImageDraw, group: Group, s
     if group.thing not in AIR:  # a shadow, or the ripples around what swims, keeps it from hanging in the air
         shine = (255, 255, 255, 110) if group.thing in SETTINGS["sea"][0].split() else (20, 20, 40, 70)
         glaze.ellipse((x, y + 0.9 * side, x + side, y + 1.04 * side), shine)
-    main, ink, art = COLOURS[group.colour], "#14121e", THINGS[group.thing][3]
+    main, ink, art = COLORS[group.color], "#14121e", THINGS[group.thing][3]
     paints = {"main": main, "dark": _mix(main, ink, 0.25), "light": _mix(main, "#ffffff", 0.45)}
     _strokes(pen, art, spot, lambda paint: _mix(main, ink, 0.6), 0.025 * side)  # the outline: fatter and darker
     _strokes(pen, art, spot, lambda paint: paints.get(paint, paint))
@@ -355,14 +355,14 @@ def _backdrop(scene: Scene, side: int, rng: random.Random) -> Image.Image:
 def _strokes(pen: ImageDraw.ImageDraw, art: str, spot: Spot, paint: Callable[[str], str], grow: float = 0) -> None:
     """Draw strokes into a square (left, top, side in pixels), every one fatter by `grow` pixels."""
     half = spot[2] / 2
-    middle, centre = spot[0] + half, spot[1] + half
+    middle, center = spot[0] + half, spot[1] + half
     for stroke in art.split(";"):
         kind, name, *words = stroke.split()
         fill, numbers = paint(name), [half * float(word) for word in words]
         width = 2 * grow + (numbers.pop(0) if kind in ("line", "arc") else 0)
-        x, y, right, low = middle + numbers[0], centre + numbers[1], numbers[2] + grow, numbers[3] + grow
+        x, y, right, low = middle + numbers[0], center + numbers[1], numbers[2] + grow, numbers[3] + grow
         if kind == "box":
-            pen.rounded_rectangle((x - grow, y - grow, middle + right, centre + low), 0.06 * half + grow, fill)
+            pen.rounded_rectangle((x - grow, y - grow, middle + right, center + low), 0.06 * half + grow, fill)
         elif kind == "oval":
             pen.ellipse((x - right, y - low, x + right, y + low), fill)
         elif kind == "pie":
@@ -370,7 +370,7 @@ def _strokes(pen: ImageDraw.ImageDraw, art: str, spot: Spot, paint: Callable[[st
         elif kind == "arc":
             pen.arc((x - right, y - low, x + right, y + low), float(words[-2]), float(words[-1]), fill, round(width))
         else:
-            points = [(middle + x, centre + y) for x, y in zip(numbers[::2], numbers[1::2], strict=True)]
+            points = [(middle + x, center + y) for x, y in zip(numbers[::2], numbers[1::2], strict=True)]
             if kind == "poly":
                 pen.polygon(points, fill)
                 points += points[:2]  # closed, with its first corner rounded as well
@@ -394,7 +394,7 @@ def scenes(folder: Path, seed: int = 0, train: int = 1200, val: int = 200, test:
         info.add_text("scene", stamp)
         data = path.read_bytes() if path.is_file() else b""
         if stamp.encode() not in data[:500] or not data.endswith(PNG_END):
-            with write_whole(path, "wb") as file:
+            with atomic_write(path, "wb") as file:
                 draw(scene).save(file, "PNG", pnginfo=info, compress_level=2)
         images.append(dataset.Image(path.name, path, splits[number], captions(scene)))
     return dataset.Dataset("scenes", tuple(images))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from features.images import weights as weight
-from features.images.layers import cut, fold, output_layer, penultimate_layer
+from features.images.layers import cut, fuse_conv_bn, output_layer, penultimate_layer
 from features.images.store import store_name
 from utils import BadInput
 
@@ -88,7 +88,7 @@ def load(
     """The backbone `name`: one of BACKBONES, another torchvision classifier, or `timm:NAME`.
 
     layer: node of its graph, instead of the penultimate one; a 4-d output is averaged over space unless `map` keeps it.
-    weights: None for the published ones, a path, or "random" (for tests). crops: 1, or 10 (corners, centre, mirrored).
+    weights: None for the published ones, a path, or "random" (for tests). crops: 1, or 10 (corners, center, mirrored).
     Raises BadInput for an unknown name or node, weights that do not fit, a failed download, or a layer without a map.
     """
     if crops not in (1, 10):
@@ -109,7 +109,7 @@ def load(
     if crops == 10:
         transform = TenCrops(name, transform)
     digest = weight.digest(body)
-    module = Frozen(fold(body), map, f"{node} of {name}")
+    module = Frozen(fuse_conv_bn(body), map, f"{node} of {name}")
     return Backbone(
         name=name,
         layer=node,
@@ -129,11 +129,13 @@ def load(
 def reopen(attributes: Mapping[str, Any]) -> Backbone:
     """The backbone that made a store of these attributes, for photographs that the store does not hold.
 
-    Raises BadInput if the features came ready-made, or the weights are no longer those they were.
+    Raises BadInput if the features came precomputed, or the weights are no longer those they were.
     """
     name, layer, text = (str(attributes[key]) for key in ("backbone", "layer", "weights"))
-    if layer == "ready-made":
-        raise BadInput(f"{name}: its features came ready-made ({text}); only images of its prepared folder can be used")
+    if layer == "precomputed":
+        raise BadInput(
+            f"{name}: its features came precomputed ({text}); only images of its prepared folder can be used"
+        )
     weights = RANDOM if text == RANDOM else attributes.get("file") or None
     if weights is None and text.startswith("file "):
         raise BadInput(f"{name}: nothing says where its weights lie ({text}); extract its features again with prep.py")
@@ -307,7 +309,7 @@ def _transform(name: str, network: nn.Module) -> Any:
 
 
 class TenCrops:
-    """A published transform that takes the four corners, the centre and their mirror images: → (10, 3, H, W)."""
+    """A published transform that takes the four corners, the center and their mirror images: → (10, 3, H, W)."""
 
     def __init__(self, name: str, whole: Any) -> None:
         from torchvision import transforms

@@ -9,7 +9,9 @@ import numpy as np
 from PIL import Image as Pictures
 from PIL import ImageOps
 
-THINNEST = 50  # a longer side of more than so many shorter ones would fill the memory once the shorter is scaled up
+MAX_ASPECT_RATIO = (
+    50  # a longer side of more than so many shorter ones would fill the memory once the shorter is scaled up
+)
 
 
 class Unreadable(Exception):
@@ -33,7 +35,7 @@ def read_image(path: Path | str | IO[bytes]) -> Pictures.Image:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Pictures.DecompressionBombWarning)
             with Pictures.open(path, formats=formats()) as opened:
-                if max(opened.size) > THINNEST * min(opened.size):
+                if max(opened.size) > MAX_ASPECT_RATIO * min(opened.size):
                     raise Unreadable(f"{opened.width} by {opened.height} pixels is too thin")
                 opened.load()
                 return _as_rgb(_turned(opened))
@@ -59,11 +61,11 @@ def _turned(image: Pictures.Image) -> Pictures.Image:
 def _as_rgb(image: Pictures.Image) -> Pictures.Image:
     if image.mode == "F":
         raise Unreadable("floating-point pixels of unknown range")
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip all above 255 to white. "I" may hold 8 bits, too
-        grey = np.asarray(image).astype(np.int64)
-        if image.mode.startswith("I;16") or grey.max(initial=0) > 255:
-            grey = grey // 257
-        return Pictures.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):  # 16-bit gray; Pillow would clip all above 255 to white. "I" may hold 8 bits, too
+        gray = np.asarray(image).astype(np.int64)
+        if image.mode.startswith("I;16") or gray.max(initial=0) > 255:
+            gray = gray // 257
+        return Pictures.fromarray(gray.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Pictures.new("RGBA", image.size, "white")

@@ -16,11 +16,11 @@ from features.datasets.dataset import Image
 from features.images.backbones import Backbone
 from features.images.decode import Unreadable, read_image
 from features.images.store import FORMAT, FeatureStore, write_store
-from utils import BadInput, make_folder, read_json, write_json, write_whole
+from utils import BadInput, atomic_write, make_folder, read_json, write_json
 
-BLOCK = 128  # images in a finished block: what a kill may cost
+ROWS_PER_BLOCK = 128  # images in a finished block: what a kill may cost
 THINNEST = 50  # a longer side of more than so many shorter ones would fill the memory once the shorter is scaled up
-DECIDING = ("backbone", "layer", "digest", "transform", "map", "crops")  # rows that differ in one do not mix
+IDENTITY_KEYS = ("backbone", "layer", "digest", "transform", "map", "crops")  # rows that differ in one do not mix
 
 Result = np.ndarray | str  # a row of features, or why there is none
 
@@ -68,7 +68,7 @@ def features_of(
     *,
     batch: int = 16,
     workers: int = 0,
-    block: int = BLOCK,
+    block: int = ROWS_PER_BLOCK,
 ) -> Iterator[tuple[int, Result]]:
     """For every path in turn: its place, and its features (*backbone.shape) float32 or why it cannot be read.
 
@@ -145,8 +145,8 @@ def extract(
     _open_part(part, backbone, dtype)
     done = _finished(part)
     groups = [
-        [image for image in missing[start : start + BLOCK] if image.id not in done]
-        for start in range(0, len(missing), BLOCK)
+        [image for image in missing[start : start + ROWS_PER_BLOCK] if image.id not in done]
+        for start in range(0, len(missing), ROWS_PER_BLOCK)
     ]
     found, failed = _extract_groups(groups, backbone, part, batch, workers, dtype, len(images))
     done.update(found)
@@ -172,7 +172,7 @@ def _earlier_store(path: Path, backbone: Backbone, dtype: str) -> FeatureStore |
 def _check_same(path: Path, attributes: dict[str, Any], backbone: Backbone, dtype: str) -> None:
     """Raises BadInput if rows made under `attributes` and rows of `backbone` do not mix."""
     here: dict[str, Any] = {**backbone.attributes, "dtype": dtype}
-    for name in (*DECIDING, "dtype"):
+    for name in (*IDENTITY_KEYS, "dtype"):
         if attributes.get(name) != here[name]:
             was, now = (str(values.get(name))[:60] for values in (attributes, here))
             raise BadInput(
@@ -231,7 +231,7 @@ def _extract_groups(
                 progress.update()
             if rows:
                 file = part / f"block-{number:06d}.npz"
-                with write_whole(file, "wb") as stream:
+                with atomic_write(file, "wb") as stream:
                     np.savez(stream, image=np.array(ids), features=np.stack(rows))
                 done.update({image: (file, row) for row, image in enumerate(ids)})
     return done, failed
@@ -266,15 +266,15 @@ def _assemble(
 def _rows_of(
     ids: list[str], store: FeatureStore | None, done: dict[str, tuple[Path, int]], shape: tuple[int, ...], dtype: str
 ) -> Iterator[np.ndarray]:
-    """The rows of `ids`, BLOCK at a time, each from its block or from the earlier store."""
+    """The rows of `ids`, ROWS_PER_BLOCK at a time, each from its block or from the earlier store."""
 
     @functools.lru_cache(maxsize=4)
     def features(file: Path) -> np.ndarray:
         with np.load(file) as block:
             return block["features"]
 
-    for start in range(0, len(ids), BLOCK):
-        some = ids[start : start + BLOCK]
+    for start in range(0, len(ids), ROWS_PER_BLOCK):
+        some = ids[start : start + ROWS_PER_BLOCK]
         rows = np.empty((len(some), *shape), dtype)
         kept = [place for place, image in enumerate(some) if image not in done]
         if kept and store is not None:

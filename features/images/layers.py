@@ -101,8 +101,8 @@ def cut(name: str, network: nn.Module, layer: str) -> nn.Module:
     return fx.GraphModule(whole, whole.graph).eval()  # a GraphModule takes over only what its graph uses
 
 
-def fold(body: nn.Module) -> nn.Module:
-    """Multiply every batch normalisation into the convolution before it: a third less time, equal up to rounding.
+def fuse_conv_bn(body: nn.Module) -> nn.Module:
+    """Multiply every batch normalization into the convolution before it: a third less time, equal up to rounding.
 
     Changes `body` and returns it. Works on the graph, and inside `nn.Sequential`s that the graph takes as one node.
     """

@@ -20,14 +20,14 @@ MEMORY = 2**30  # bytes of maps that are kept as stored, for each split
 PIECE = 2**15 - 2**6  # numbers converted at a time: torch takes threads from 2**15 on, and they do not survive a fork
 
 
-class Maps:
+class FeatureMaps:
     """The maps of some rows of a store, in the order of `rows`: like an array (N, H, W, C) float32 that is read.
 
     store: of maps, its rows of shape (H, W, C). rows: (N,) row numbers of the store, any order, repeats allowed.
-    normalise: L2-normalise the C numbers of each position; zeros stay zeros. memory: bytes that may be kept.
+    normalize: L2-normalize the C numbers of each position; zeros stay zeros. memory: bytes that may be kept.
 
-    Maps that fit into `memory` are read at once and kept as stored. Larger ones are read each time they are asked for,
-    and nothing is held but what a call returns and one map. They are read past HDF5, which would fetch a whole chunk
+    What fits into `memory` is read at once and kept as stored. Larger ones are read each time they are asked for, and
+    nothing is held but what a call returns and one map. They are read past HDF5, which would fetch a whole chunk
     for a row: rows lie in the file as they are, and where each begins is all that HDF5 is asked, once. 256 of 8,000
     maps of 7 x 7 x 1280 take about 30 ms of one core, and 40 ms of waiting where they come from a disk, against 1.7 s
     through FeatureStore.read.
@@ -35,15 +35,15 @@ class Maps:
     May be used in forked processes, which share what was kept, and pickled; an unpickled one reads for itself.
     Raises BadInput if the store holds no maps or the file cannot be read.
 
-    >>> maps = Maps(store, store.rows(ids))  # doctest: +SKIP
+    >>> maps = FeatureMaps(store, store.rows(ids))  # doctest: +SKIP
     >>> maps.take(np.array([5, 0, 5])).shape, maps[:100].shape  # doctest: +SKIP
     ((3, 7, 7, 1280), (100, 7, 7, 1280))
     """
 
-    def __init__(self, store: FeatureStore, rows: np.ndarray, normalise: bool = False, memory: int = MEMORY):
+    def __init__(self, store: FeatureStore, rows: np.ndarray, normalize: bool = False, memory: int = MEMORY):
         if len(store.shape) != 3:
             raise BadInput(f"{store.path}: holds no spatial maps; make them with prep.py --map")
-        self.store, self.rows, self.normalise = store, np.asarray(rows, dtype=np.int64), normalise
+        self.store, self.rows, self.normalize = store, np.asarray(rows, dtype=np.int64), normalize
         _check_rows(self.rows, len(store))
         self.shape = (len(self.rows), *store.shape)
         self.fits = int(np.prod(self.shape)) * np.dtype(store.dtype).itemsize <= memory
@@ -97,7 +97,7 @@ class Maps:
         pieces = (torch.from_numpy(array).view(-1).split(PIECE) for array in (out, stored))
         for piece, source in zip(*pieces, strict=True):
             piece.copy_(source)  # several times as quick as numpy's conversion of float16
-        if self.normalise:
+        if self.normalize:
             out /= np.maximum(np.sqrt(np.einsum("hwc,hwc->hw", out, out)), 1e-12)[:, :, None]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from utils import BadInput, fsync_folder
 
 FORMAT = 1
 DTYPES = ("float16", "float32")
-CHUNK = 2**20  # bytes of a chunk of the file
-BLOCK = 2**25  # bytes that are read at once
+CHUNK_BYTES = 2**20  # bytes of a chunk of the file
+BLOCK_BYTES = 2**25  # bytes that are read at once
 
 
 def store_name(backbone: str, layer: str | None, map: bool, crops: int) -> str:
@@ -50,12 +50,12 @@ def write_store(
         raise BadInput(f"{path}: image {twice} stands twice in the list of ids; give every row an id of its own")
     chunk, row = _chunk(len(ids), shape, dtype)
     size = (len(ids) + chunk) * row + sum(len(image.encode()) + 64 for image in ids) + 2**16
-    with whole_hdf5(path, size) as file:
+    with atomic_hdf5(path, size) as file:
         _write(file, path, ids, shape, dtype, attributes, blocks)
 
 
 @contextlib.contextmanager
-def whole_hdf5(path: Path, size: int) -> Iterator[h5py.File]:
+def atomic_hdf5(path: Path, size: int) -> Iterator[h5py.File]:
     """An HDF5 file of at most `size` bytes that appears under its name when it is complete.
 
     The room is reserved first: HDF5 does not survive a full disk. Raises BadInput if the disk does not take it.
@@ -84,7 +84,7 @@ def whole_hdf5(path: Path, size: int) -> Iterator[h5py.File]:
 def _chunk(count: int, shape: tuple[int, ...], dtype: str) -> tuple[int, int]:
     """Rows in a chunk of the file, and bytes in a row."""
     row = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return max(1, min(count, CHUNK // max(1, row))), row
+    return max(1, min(count, CHUNK_BYTES // max(1, row))), row
 
 
 def _write(
@@ -203,7 +203,7 @@ class FeatureStore:
 
     def _blocks(self, rows: np.ndarray, order: np.ndarray) -> Iterator[np.ndarray]:
         """Split `order` (places, sorted by the row they ask for): each part lies within one block of the file."""
-        height = max(1, BLOCK // max(1, int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize))
+        height = max(1, BLOCK_BYTES // max(1, int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize))
         cuts = np.flatnonzero(np.diff(rows[order] // height)) + 1
         return (places for places in np.split(order, cuts) if len(places))
 

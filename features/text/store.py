@@ -13,19 +13,19 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from features.images.store import plain_attribute, whole_hdf5
-from utils import BadInput, digest_text, make_folder, read_json, write_json, write_whole
+from features.images.store import atomic_hdf5, plain_attribute
+from utils import BadInput, atomic_write, digest_text, make_folder, read_json, write_json
 
 if TYPE_CHECKING:
-    from features.text.encoders import TextEncoder
+    from features.text.encoders import SentenceEncoder
 
 FORMAT = 1
 SUFFIX = ".text.h5"
 POOLINGS = ("cls", "last", "mean")  # of features.text_encoders, which is not imported here: it takes torch along
-BLOCK = 1024  # captions in a finished block: what a kill may cost
-CHUNK = 2**20  # bytes of a chunk of the file
-READ = 2**25  # bytes that are read at once
-DECIDING = ("digest", "longest", "format")  # rows that differ in one do not mix
+ROWS_PER_BLOCK = 1024  # captions in a finished block: what a kill may cost
+CHUNK_BYTES = 2**20  # bytes of a chunk of the file
+BLOCK_BYTES = 2**25  # bytes that are read at once
+IDENTITY_KEYS = ("digest", "longest", "format")  # rows that differ in one do not mix
 
 
 class Key(NamedTuple):
@@ -129,7 +129,7 @@ class TextStore:
         rows = np.fromiter((self._row[key] for key in keys), np.int64, len(keys))
         out = np.empty((len(rows), self.size), dtype)
         order = np.argsort(rows, kind="stable")
-        height = max(1, READ // (2 * self.size))
+        height = max(1, BLOCK_BYTES // (2 * self.size))
         cuts = np.flatnonzero(np.diff(rows[order] // height)) + 1
         try:
             with h5py.File(self.path, "r") as file:
@@ -144,10 +144,10 @@ class TextStore:
         return out
 
 
-def bring_up_to_date(
+def update_text_store(
     path: Path | str,
     rows: Sequence[dict[str, Any]],
-    encoder: "TextEncoder",
+    encoder: "SentenceEncoder",
     *,
     fresh: bool = False,
     progress: bool = False,
@@ -176,7 +176,8 @@ def bring_up_to_date(
     _open_part(part, encoder)
     done = _finished(part)
     groups = [
-        [key for key in missing[start : start + BLOCK] if key not in done] for start in range(0, len(missing), BLOCK)
+        [key for key in missing[start : start + ROWS_PER_BLOCK] if key not in done]
+        for start in range(0, len(missing), ROWS_PER_BLOCK)
     ]
     count = sum(map(len, groups))
     with tqdm(
@@ -198,7 +199,7 @@ def bring_up_to_date(
     return count
 
 
-def _earlier(path: Path, encoder: "TextEncoder") -> TextStore | None:
+def _earlier(path: Path, encoder: "SentenceEncoder") -> TextStore | None:
     if not path.exists():
         return None
     store = TextStore.open(path, f"prep.py --text-encoder {encoder.name}")
@@ -206,10 +207,10 @@ def _earlier(path: Path, encoder: "TextEncoder") -> TextStore | None:
     return store
 
 
-def _check_same(path: Path, attributes: dict[str, Any], encoder: "TextEncoder") -> None:
+def _check_same(path: Path, attributes: dict[str, Any], encoder: "SentenceEncoder") -> None:
     """Raises BadInput if rows made under `attributes` and rows of `encoder` do not mix."""
     here: dict[str, Any] = {**encoder.attributes, "format": FORMAT}
-    for name in DECIDING:
+    for name in IDENTITY_KEYS:
         if attributes.get(name) != here[name]:
             what = "weights" if name == "digest" else name
             raise BadInput(
@@ -219,7 +220,7 @@ def _check_same(path: Path, attributes: dict[str, Any], encoder: "TextEncoder") 
             )
 
 
-def _open_part(part: Path, encoder: "TextEncoder") -> None:
+def _open_part(part: Path, encoder: "SentenceEncoder") -> None:
     """Make the folder of blocks, or make sure that it belongs to this encoder."""
     make_folder(part, "--data")
     meta = part / "meta.json"
@@ -232,7 +233,7 @@ def _open_part(part: Path, encoder: "TextEncoder") -> None:
 def _write_block(file: Path, keys: list[Key], features: dict[str, np.ndarray]) -> None:
     names, numbers, digests = zip(*keys, strict=True)
     arrays: dict[str, Any] = {pooling: features[pooling].astype(np.float16) for pooling in POOLINGS}
-    with write_whole(file, "wb") as stream:
+    with atomic_write(file, "wb") as stream:
         np.savez(stream, image=np.array(names), caption=np.array(numbers), digest=np.array(digests), **arrays)
 
 
@@ -259,7 +260,7 @@ def _assemble(
     keys: list[Key],
     earlier: TextStore | None,
     done: dict[Key, tuple[Path, int]],
-    encoder: "TextEncoder",
+    encoder: "SentenceEncoder",
 ) -> None:
     """Write the store in the order of `keys`; it appears when it is complete."""
 
@@ -280,14 +281,14 @@ def _assemble(
         return rows
 
     row_bytes = 2 * encoder.size
-    chunk = max(1, min(len(keys), CHUNK // row_bytes))
+    chunk = max(1, min(len(keys), CHUNK_BYTES // row_bytes))
     size = 3 * (len(keys) + chunk) * row_bytes + sum(len(key.image.encode()) + 128 for key in keys) + 2**16
-    with whole_hdf5(path, size) as file:
+    with atomic_hdf5(path, size) as file:
         for pooling in POOLINGS:
             shape = (len(keys), encoder.size)
             dataset = file.create_dataset(pooling, shape, "float16", chunks=(chunk, encoder.size))
-            for start in range(0, len(keys), BLOCK):
-                dataset[start : start + BLOCK] = rows_of(keys[start : start + BLOCK], pooling)
+            for start in range(0, len(keys), ROWS_PER_BLOCK):
+                dataset[start : start + ROWS_PER_BLOCK] = rows_of(keys[start : start + ROWS_PER_BLOCK], pooling)
         text = h5py.string_dtype("utf-8")
         file.create_dataset("image", data=[key.image for key in keys], dtype=text)
         file.create_dataset("caption", data=np.array([key.number for key in keys], np.int32))

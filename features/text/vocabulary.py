@@ -1,6 +1,6 @@
 """Words and stems: how a caption is cut, and which words the training split holds.
 
-The tokeniser and the stemmer are NLTK's and need no NLTK download. The vocabulary keeps every word of the training
+The tokenizer and the stemmer are NLTK's and need no NLTK download. The vocabulary keeps every word of the training
 split with its count and its stem; whether stems or words are used, and from which count on, is up to the text branch.
 """
 
@@ -17,10 +17,10 @@ from nltk.stem.snowball import SnowballStemmer
 from nltk.tokenize import TweetTokenizer
 from tqdm import tqdm
 
-from utils import BadInput, nearest, read_json, write_json
+from utils import BadInput, did_you_mean, read_json, write_json
 
 FORMAT = 1
-TOKENISER = (
+TOKENIZER = (
     "nltk.TweetTokenizer; NFC, lower case; Han and kana cut into characters; tokens without letter or digit dropped"
 )
 LANGUAGES = ("none", *SnowballStemmer.languages)
@@ -29,17 +29,17 @@ UNKNOWN = 0  # the number of every word that the vocabulary does not hold
 # Scripts written without blanks; a whole clause would otherwise be one word that never comes again.
 _UNSPACED = regex.compile(r"([\p{Han}\p{Hiragana}\p{Katakana}])")
 _WORD = regex.compile(r"[\p{L}\p{N}]")
-_TOKENISER = TweetTokenizer(preserve_case=True)
+_TOKENIZER = TweetTokenizer(preserve_case=True)
 
 
-def tokenise(sentence: str) -> list[str]:
+def tokenize(sentence: str) -> list[str]:
     """The words of a sentence, lower case, punctuation left out.
 
-    >>> tokenise("Two dogs' frisbee, here.")
+    >>> tokenize("Two dogs' frisbee, here.")
     ['two', 'dogs', 'frisbee', 'here']
     """
     sentence = _UNSPACED.sub(r" \1 ", unicodedata.normalize("NFC", sentence).lower())
-    return [token for token in _TOKENISER.tokenize(sentence) if _WORD.search(token)]
+    return [token for token in _TOKENIZER.tokenize(sentence) if _WORD.search(token)]
 
 
 def make_stemmer(language: str) -> Any:
@@ -47,7 +47,7 @@ def make_stemmer(language: str) -> Any:
     if language == "none":
         return lambda word: word
     if language not in LANGUAGES:
-        raise BadInput(f"--language {language}: no stemmer for it; {nearest(language, LANGUAGES)}")
+        raise BadInput(f"--language {language}: no stemmer for it; {did_you_mean(language, LANGUAGES)}")
     return SnowballStemmer(language).stem
 
 
@@ -65,7 +65,7 @@ class Vocabulary:
         counter = Counter(
             word
             for caption in tqdm(captions, "vocabulary", unit=" captions", disable=not progress)
-            for word in tokenise(caption)
+            for word in tokenize(caption)
         )
         words = sorted(counter, key=lambda word: (-counter[word], word))
         return cls(language, {word: counter[word] for word in words}, {word: stem(word) for word in words})
@@ -73,7 +73,7 @@ class Vocabulary:
     def save(self, path: Path) -> None:
         stemmer = "none" if self.language == "none" else "nltk.SnowballStemmer"
         words = [{"word": word, "count": self.counts[word], "stem": self.stems[word]} for word in self.counts]
-        head = {"format": FORMAT, "tokeniser": TOKENISER, "stemmer": stemmer, "language": self.language}
+        head = {"format": FORMAT, "tokenizer": TOKENIZER, "stemmer": stemmer, "language": self.language}
         write_json(path, {**head, "words": words})
 
     @classmethod
@@ -81,7 +81,7 @@ class Vocabulary:
         remedy = "prepare the dataset again with prep.py"
         table = read_json(path, remedy)
         try:
-            if table["format"] != FORMAT or table["tokeniser"] != TOKENISER:
+            if table["format"] != FORMAT or table["tokenizer"] != TOKENIZER:
                 raise BadInput(f"{path}: written by another version of this project; {remedy}")
             words = table["words"]
             counts = {row["word"]: row["count"] for row in words}
@@ -90,7 +90,7 @@ class Vocabulary:
             raise BadInput(f"{path}: not a vocabulary of this project; {remedy}") from None
 
 
-class Encoder:
+class WordIndex:
     """From sentences to word numbers, as one text branch wants them: words or stems, from `min_count` on.
 
     Number 0 is every unknown word; the others follow by falling count.
@@ -111,10 +111,10 @@ class Encoder:
 
     def encode(self, sentence: str) -> list[int]:
         """One number a word. A word the training split never held is stemmed too: its stem may be known."""
-        return [self.numbers.get(self._form(word), UNKNOWN) for word in tokenise(sentence)]
+        return [self.numbers.get(self._form(word), UNKNOWN) for word in tokenize(sentence)]
 
     def unknown_words(self, sentence: str) -> list[str]:
-        return [word for word in tokenise(sentence) if self._form(word) not in self.numbers]
+        return [word for word in tokenize(sentence) if self._form(word) not in self.numbers]
 
     def _form(self, word: str) -> str:
         if self._stem is None:
@@ -137,7 +137,7 @@ class Sentences:
     tokens: "Sentences | None" = None
 
     @classmethod
-    def encode(cls, sentences: Iterable[str], encoder: Encoder, progress: bool = False) -> "Sentences":
+    def encode(cls, sentences: Iterable[str], encoder: WordIndex, progress: bool = False) -> "Sentences":
         """A sentence without a single word becomes one unknown word, so that every sentence has a length."""
         bar = tqdm(sentences, "encode", unit=" captions", disable=not progress, leave=False)
         return cls.of([encoder.encode(sentence) or [UNKNOWN] for sentence in bar])

@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image as Pictures
 
 from retrieval.emoji import FLAG, EmojiSpace, all_emoji, embed_emoji, rank_emoji
-from retrieval.searcher import TRUE, Found, Hit, Searcher, plain
+from retrieval.searcher import MAX_TRUE_SHOWN, Hit, ScoredIds, Searcher, plain
 from utils import BadInput
 
-MOST = 200  # images of one answer
-FEW = 10  # captions and emoji of one answer
+MAX_K = 200  # images of one answer
+MAX_CAPTIONS = 10  # captions and emoji of one answer
 PIECE = 64  # names of emoji read at a time while others may be waiting
 Row = dict[str, Any]
 
@@ -73,7 +73,7 @@ class Answers:
         similar = self.searcher.similar_to(image, k)
         return self._of_embedding(image, self.index.embeddings[row : row + 1], similar, start, k)
 
-    def _of_embedding(self, asked: str, query: np.ndarray, similar: Found, start: float, k: int) -> Row:
+    def _of_embedding(self, asked: str, query: np.ndarray, similar: ScoredIds, start: float, k: int) -> Row:
         notes: list[str] = []
         captions: list[Row] = []
         if len(self.index.captions):
@@ -84,7 +84,7 @@ class Answers:
         if self.emoji is None:
             notes.append(self.no_emoji)
         else:
-            (hits,) = rank_emoji(self.emoji, query, self.searcher.similarity, min(k, FEW))
+            (hits,) = rank_emoji(self.emoji, query, self.searcher.similarity, min(k, MAX_CAPTIONS))
             emoji = [
                 {"rank": hit.rank, "score": hit.score, "emoji": hit.emoji.text, "name": hit.emoji.name} for hit in hits
             ]
@@ -96,15 +96,15 @@ class Answers:
             counts.append(f"{len(emoji)} emoji")
         return self._answer(asked, start, counts, notes, images=images, captions=captions, emoji=emoji)
 
-    def _captions(self, query: np.ndarray, k: int) -> Found:
-        return self.searcher.captions_of(query, min(k, FEW))
+    def _captions(self, query: np.ndarray, k: int) -> ScoredIds:
+        return self.searcher.captions_of(query, min(k, MAX_CAPTIONS))
 
     def _true_note(self, places: list[int]) -> str:
         """
         "A caption of the dataset; its image stands at position 37 of 8,000."
         """
-        numbers = ", ".join(f"{place:,}" for place in places[:TRUE])
-        more = f" and {len(places) - TRUE:,} more" if len(places) > TRUE else ""
+        numbers = ", ".join(f"{place:,}" for place in places[:MAX_TRUE_SHOWN])
+        more = f" and {len(places) - MAX_TRUE_SHOWN:,} more" if len(places) > MAX_TRUE_SHOWN else ""
         stand = "images stand at positions" if len(places) > 1 else "image stands at position"
         return f"A caption of the dataset; its {stand} {numbers}{more} of {len(self.index):,}."
 

@@ -17,15 +17,15 @@ from utils import BadInput
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
-MOST_PIXELS = 50_000_000  # of an image that is sent: a telephone's largest photograph, 150 MB once it is decoded
-LARGEST = 1600  # pixels of an image that goes out
-PREVIEW = 320  # pixels
+MAX_PIXELS = 50_000_000  # of an image that is sent: a telephone's largest photograph, 150 MB once it is decoded
+VIEW_PIXELS = 1600  # pixels of an image that goes out
+PREVIEW_PIXELS = 320  # pixels
 
 
 def open_upload(data: bytes) -> Pictures.Image:
     """The image in a file that was sent, as RGB.
 
-    Raises BadInput if it is none, is damaged, or its header announces more than MOST_PIXELS: that is known before
+    Raises BadInput if it is none, is damaged, or its header announces more than MAX_PIXELS: that is known before
     anything is decoded.
     """
     if not data:
@@ -36,11 +36,11 @@ def open_upload(data: bytes) -> Pictures.Image:
             with Pictures.open(io.BytesIO(data), formats=FORMATS) as opened:
                 width, height = opened.size
     except Pictures.DecompressionBombError:
-        raise BadInput(f"the image has more than {MOST_PIXELS:,} pixels; choose a smaller one") from None
+        raise BadInput(f"the image has more than {MAX_PIXELS:,} pixels; choose a smaller one") from None
     except Exception:  # on a damaged header, Pillow raises whatever it stumbles over
         raise BadInput(f"the file is no image that can be read here; choose a {NAMES}") from None
-    if width * height > MOST_PIXELS:
-        raise BadInput(f"the image has {width:,} × {height:,} pixels; choose one of {MOST_PIXELS:,} at most")
+    if width * height > MAX_PIXELS:
+        raise BadInput(f"the image has {width:,} × {height:,} pixels; choose one of {MAX_PIXELS:,} at most")
     try:
         return read_image(io.BytesIO(data))
     except Unreadable as error:
@@ -67,8 +67,8 @@ def version_of(path: Path | None) -> str | None:
 
 
 def large_jpeg(path: Path) -> bytes | None:
-    """An image of the index as a JPEG of at most LARGEST pixels; None if it cannot be read any more."""
+    """An image of the index as a JPEG of at most VIEW_PIXELS pixels; None if it cannot be read any more."""
     try:
-        return as_jpeg(read_image(path), LARGEST)
+        return as_jpeg(read_image(path), VIEW_PIXELS)
     except Unreadable:
         return None

@@ -35,17 +35,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from retrieval.searcher import LONGEST, Searcher, plain
-from retrieval.web.answers import MOST, Answers, address
-from retrieval.web.images import PREVIEW, as_jpeg, large_jpeg, open_upload, version_of
+from retrieval.searcher import MAX_QUERY_CHARS, Searcher, plain
+from retrieval.web.answers import MAX_K, Answers, address
+from retrieval.web.images import PREVIEW_PIXELS, as_jpeg, large_jpeg, open_upload, version_of
 from utils import BadInput
 
 PAGE = Path(__file__).with_name("page")
 FILES = {"style.css": "text/css", "script.js": "text/javascript", "icon.svg": "image/svg+xml"}
 LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
-USUAL, CHOICES = 20, (10, 20, 50, 100, MOST)  # images of one answer
-UPLOAD = 20  # MB
-WAIT = 10  # seconds, for the emoji to be read
+DEFAULT_K, CHOICES = 20, (10, 20, 50, 100, MAX_K)  # images of one answer
+UPLOAD_MB = 20  # MB
+WAIT_SECONDS = 10  # seconds, for the emoji to be read
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -60,7 +60,7 @@ GENERAL = {
 }
 
 
-def application(searcher: Searcher, host: str = "127.0.0.1", megabytes: float = UPLOAD) -> ASGIApp:
+def application(searcher: Searcher, host: str = "127.0.0.1", megabytes: float = UPLOAD_MB) -> ASGIApp:
     """The page as an ASGI application. host: the address it is served at; megabytes: of the largest request."""
     page = Page(searcher, megabytes)
     routes = [
@@ -100,8 +100,8 @@ class Page:
         environment.filters |= {"plain": plain, "score": lambda score: f"{score:.3f}".replace("-", "−")}
         environment.globals |= {
             "images": len(searcher.index),
-            "examples": [(text, address(USUAL, q=text)) for text in self.answers.examples()],
-            "longest": LONGEST,
+            "examples": [(text, address(DEFAULT_K, q=text)) for text in self.answers.examples()],
+            "longest": MAX_QUERY_CHARS,
             "megabytes": f"{megabytes:g}",
         }
         self.template = environment.get_template("index.html")
@@ -172,11 +172,11 @@ class Page:
         picture = await self.decode(open_upload, await body_of(request))
         await self.emoji_read()
         answer = await self.in_turn(self.answers.of_picture, picture, k)
-        return answer, await self.decode(as_jpeg, picture, PREVIEW), k
+        return answer, await self.decode(as_jpeg, picture, PREVIEW_PIXELS), k
 
     async def emoji_read(self) -> None:
         """Soon after the start, an image waits for them."""
-        for _ in range(10 * WAIT):
+        for _ in range(10 * WAIT_SECONDS):
             if self.answers.emoji_done.is_set():
                 return
             await asyncio.sleep(0.1)
@@ -234,7 +234,7 @@ class Page:
         if request.url.path != "/":
             return as_json({"error": sentence}, status)
         asked = parameters(request)
-        sentence_asked = text_of(asked.get("q", b""))[:LONGEST]
+        sentence_asked = text_of(asked.get("q", b""))[:MAX_QUERY_CHARS]
         return self.html(known_number(asked), error=sentence, sentence=sentence_asked, status_code=status)
 
     def html(
@@ -331,14 +331,14 @@ def id_of(value: bytes) -> str:
 
 
 def number_of(asked: Mapping[str, bytes]) -> int:
-    """How many images are asked for. Raises BadInput unless it is 1 to MOST."""
-    text = text_of(asked.get("k", str(USUAL).encode()))
+    """How many images are asked for. Raises BadInput unless it is 1 to MAX_K."""
+    text = text_of(asked.get("k", str(DEFAULT_K).encode()))
     try:
         k = int(text)
     except ValueError:
         k = 0
-    if not 1 <= k <= MOST:
-        raise BadInput(f"k={text[:20]}: is no number of images; choose one from 1 to {MOST}")
+    if not 1 <= k <= MAX_K:
+        raise BadInput(f"k={text[:20]}: is no number of images; choose one from 1 to {MAX_K}")
     return k
 
 
@@ -346,7 +346,7 @@ def known_number(asked: Mapping[str, bytes]) -> int:
     try:
         return number_of(asked)
     except BadInput:
-        return USUAL
+        return DEFAULT_K
 
 
 async def body_of(request: Request) -> bytes:

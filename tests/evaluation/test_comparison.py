@@ -14,14 +14,14 @@ from metrics.bootstrap import draw_counts
 from metrics.protocols import Protocol, folds_of, metrics_of_folds, protocol_name, protocols_for
 from metrics.ranks import CUTOFFS, DIRECTIONS, Ranks
 from settings import override, read_recipe, to_table
-from training.run import Facts
+from training.run import RunInfo
 from utils import BadInput
 
 ABOUT = {"dataset": "flickr8k", "split": "test", "protocol": "test 12"}
 
 
-def facts(recipe="vse0", features=("vgg19",), digests=("d1",), seed=0, dataset="flickr8k"):
-    return Facts(recipe, dataset, "data/flickr8k", features, digests, (8,) * len(features), seed)
+def info(recipe="vse0", features=("vgg19",), digests=("d1",), seed=0, dataset="flickr8k"):
+    return RunInfo(recipe, dataset, "data/flickr8k", features, digests, (8,) * len(features), seed)
 
 
 def make_run(root, about, changes=None, finished=True, settings=None):
@@ -41,51 +41,51 @@ def names(*systems):
 
 
 def test_a_row_is_called_after_its_recipe():
-    assert names((facts(), {}), (facts("vsepp"), {})) == ["vse0", "vsepp"]
-    assert names((facts(), {"dim": 64}), (facts("vsepp"), {})) == ["vse0", "vsepp"], "no other row of that recipe"
+    assert names((info(), {}), (info("vsepp"), {})) == ["vse0", "vsepp"]
+    assert names((info(), {"embed_dim": 64}), (info("vsepp"), {})) == ["vse0", "vsepp"], "no other row of that recipe"
 
 
 def test_rows_of_one_recipe_are_told_apart_by_what_they_changed():
-    margins = [(facts(), {"loss.margin": margin}) for margin in (0.1, 0.2, 0.3)]
+    margins = [(info(), {"loss.margin": margin}) for margin in (0.1, 0.2, 0.3)]
     assert names(*margins) == ["vse0 loss.margin=0.1", "vse0", "vse0 loss.margin=0.3"]
-    both = [(facts(), {"dim": 64, "text.stem": stem, "loss.margin": m}) for stem, m in ((False, 0.2), (True, 0.1))]
-    assert names(*both) == ["vse0", "vse0 text.stem=true loss.margin=0.1"], "dim=64 tells no row from another"
+    both = [(info(), {"embed_dim": 64, "text.stem": stem, "loss.margin": m}) for stem, m in ((False, 0.2), (True, 0.1))]
+    assert names(*both) == ["vse0", "vse0 text.stem=true loss.margin=0.1"], "embed_dim=64 tells no row from another"
 
 
 def test_rows_of_a_recipe_that_is_not_here_name_all_that_differs():
-    systems = [(override(read_recipe("vse0"), {"dim": dim}), facts("my_own")) for dim in (64, 1024)]
-    assert row_names(systems) == ["my_own dim=64", "my_own dim=1024"]
+    systems = [(override(read_recipe("vse0"), {"embed_dim": dim}), info("my_own")) for dim in (64, 1024)]
+    assert row_names(systems) == ["my_own embed_dim=64", "my_own embed_dim=1024"]
 
 
 def test_features_are_named_where_they_differ():
-    assert names((facts(), {}), (facts(features=("vgg19", "vgg16"), digests=("a", "b")), {})) == [
+    assert names((info(), {}), (info(features=("vgg19", "vgg16"), digests=("a", "b")), {})) == [
         "vse0, vgg19",
         "vse0, vgg19+vgg16",
     ]
-    assert names((facts(digests=("0123456789",)), {}), (facts(digests=("abcdefghij",)), {})) == [
+    assert names((info(digests=("0123456789",)), {}), (info(digests=("abcdefghij",)), {})) == [
         "vse0, vgg19@01234567",
         "vse0, vgg19@abcdefgh",
     ]
 
 
 def test_runs_that_differ_by_seed_are_one_row(tmp_path):
-    runs = [make_run(tmp_path, facts(seed=seed), {"loss.margin": m}) for seed in (2, 0) for m in (0.2, 0.1)]
-    runs.append(make_run(tmp_path, facts("vsepp", seed=5)))
+    runs = [make_run(tmp_path, info(seed=seed), {"loss.margin": m}) for seed in (2, 0) for m in (0.2, 0.1)]
+    runs.append(make_run(tmp_path, info("vsepp", seed=5)))
     groups = group_runs([runs[-1], *runs[:-1]])
     assert [(g.name, g.seeds) for g in groups] == [("vsepp", (5,)), ("vse0 loss.margin=0.1", (0, 2)), ("vse0", (0, 2))]
     assert groups[2].runs == (runs[2], runs[0])
     source = replace(read_recipe("vse0"), source="elsewhere")
-    again = make_run(tmp_path, facts(seed=7), settings=source)
+    again = make_run(tmp_path, info(seed=7), settings=source)
     assert len(group_runs([runs[0], again])) == 1, "where a recipe comes from is no setting"
 
 
 def test_one_run_twice_and_two_datasets_are_refused(tmp_path):
-    one, two = make_run(tmp_path / "a", facts()), make_run(tmp_path / "b", facts())
+    one, two = make_run(tmp_path / "a", info()), make_run(tmp_path / "b", info())
     with pytest.raises(BadInput, match="are the same run, seed 0 included") as error:
         group_runs([one, two])
     assert str(one) in str(error.value)
     assert str(two) in str(error.value)
-    other = make_run(tmp_path, facts(dataset="coco"))
+    other = make_run(tmp_path, info(dataset="coco"))
     with pytest.raises(BadInput, match="one dataset") as error:
         group_runs([one, other])
     assert f"{other} was trained on coco, {one} on flickr8k" in str(error.value)
@@ -95,7 +95,7 @@ def test_half_finished_runs_are_left_out_and_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = Path("runs")
     said: list[str] = []
-    done, half = make_run(root, facts()), make_run(root, facts(seed=1), finished=False)
+    done, half = make_run(root, info()), make_run(root, info(seed=1), finished=False)
     assert finished_runs(["*vgg19*"], root, said.append) == [done]
     assert said == [f"left out: {half}: its training has not finished; repeat the train.py command and it continues"]
     assert finished_runs([str(done), done.name, "runs/*-0-*"], root, said.append) == [done], "each once"
@@ -115,17 +115,17 @@ def test_half_finished_runs_are_left_out_and_named(tmp_path, monkeypatch):
 
 
 def made(recipe, seeds, name=None):
-    about = facts(recipe, seed=seeds[0])
+    about = info(recipe, seed=seeds[0])
     settings = read_recipe(recipe)
     runs = tuple(Path("runs") / replace(about, seed=seed).run_name(settings) for seed in seeds)
     return Group(name or recipe, settings, about, runs, tuple(seeds))
 
 
 def test_the_row_to_test_against_is_found_by_name_run_and_pattern():
-    groups = [made("vse0", [0, 1]), made("vsepp", [0], "vsepp, vgg19"), made("strong", [0], "strong dim=64")]
+    groups = [made("vse0", [0, 1]), made("vsepp", [0], "vsepp, vgg19"), made("strong", [0], "strong embed_dim=64")]
     strong = groups[2].runs[0]
     for wanted in (
-        "strong dim=64",
+        "strong embed_dim=64",
         strong.name,
         f"runs/{strong.name}/",
         "strong",
@@ -139,7 +139,7 @@ def test_the_row_to_test_against_is_found_by_name_run_and_pattern():
     assert find_row("vse0-*-1-*", groups) is groups[0]
     with pytest.raises(BadInput, match="--against vse00: no such row in this table; did you mean vse0"):
         find_row("vse00", groups)
-    with pytest.raises(BadInput, match=r"--against qqq: .*; its rows: vse0; vsepp, vgg19; strong dim=64"):
+    with pytest.raises(BadInput, match=r"--against qqq: .*; its rows: vse0; vsepp, vgg19; strong embed_dim=64"):
         find_row("qqq", groups)
     with pytest.raises(BadInput, match=r"stands for several rows \(vse0; vsepp, vgg19\)"):
         find_row("vse*", groups)

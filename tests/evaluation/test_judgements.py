@@ -95,7 +95,7 @@ def test_pairs_score_as_they_do_in_ranking(similarity, monkeypatch):
     random = np.random.default_rng(0)
     images, captions = (np.abs(random.normal(size=(n, 8))).astype(np.float32) for n in (5, 7))
     image_rows, caption_rows = random.integers(0, 5, 20), random.integers(0, 7, 20)
-    monkeypatch.setattr(judgements, "BLOCK", 6)
+    monkeypatch.setattr(judgements, "PAIRS_PER_BLOCK", 6)
     scores = judgements.score_pairs(similarity, images, captions, image_rows, caption_rows)
     every = RANKING[similarity](torch.from_numpy(images), torch.from_numpy(captions)).numpy()
     np.testing.assert_allclose(scores, every[image_rows, caption_rows], rtol=1e-5)
@@ -119,9 +119,9 @@ def fake_run(similarity="cosine"):
         places = {"a.jpg one": 0.05, "a.jpg two": 1.5, "b.jpg two": 1.2, "c.jpg one": 0.3}
         return np.array([[np.cos(places[text]), np.sin(places[text])] for text in sentences], np.float32)
 
-    settings = SimpleNamespace(similarity=similarity, image=SimpleNamespace(normalise=True))
-    facts = SimpleNamespace(features=("made_up",))
-    return SimpleNamespace(settings=settings, facts=facts, embed_features=lambda x: x, embed_sentences=embed_sentences)
+    settings = SimpleNamespace(similarity=similarity, image=SimpleNamespace(normalize=True))
+    info = SimpleNamespace(features=("made_up",))
+    return SimpleNamespace(settings=settings, info=info, embed_features=lambda x: x, embed_sentences=embed_sentences)
 
 
 def test_a_run_is_judged_pair_by_pair(tmp_path):

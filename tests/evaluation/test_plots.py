@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from evaluation.plots import (
-    COLOURS,
+    COLORS,
     DPI,
     find_sweeps,
     first_pairs,
@@ -53,17 +53,17 @@ def legend_of(figure):
     return [text.get_text().replace("\n", " ") for legend in figure.legends for text in legend.get_texts()]
 
 
-def has_colour(picture, colour):
-    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+def has_color(picture, color):
+    wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
     return bool((np.abs(picture.astype(int) - wanted).max(axis=2) < 8).any())
 
 
-def test_learning_curves_draw_every_run_in_the_colour_of_its_group():
+def test_learning_curves_draw_every_run_in_the_color_of_its_group():
     figure = learning_curves(LOGS)
     losses, rsums = (axis.get_lines() for axis in figure.axes)
     assert [drawn(line)[1] for line in rsums] == [[100, 160, 150], [90, 150, 170], [120, 130], [110]]
     assert [drawn(line)[1] for line in losses] == [[300, 200, 100], [310, 205, 110], [2.0, 1.0], []]
-    assert [line.get_color() for line in rsums] == [COLOURS[0], COLOURS[0], COLOURS[1], COLOURS[2]]
+    assert [line.get_color() for line in rsums] == [COLORS[0], COLORS[0], COLORS[1], COLORS[2]]
     assert [line.get_markevery() for line in rsums] == [[1], [2], [1], [0]], "the epoch that the run keeps"
     assert legend_of(figure) == list(LOGS), "each group once"
     assert not any(text.get_parse_math() for text in figure.legends[0].get_texts())
@@ -75,8 +75,8 @@ def test_a_picture_has_the_size_it_says_and_shows_its_lines():
     figure = learning_curves(LOGS)
     picture = pixels(figure)
     assert picture.shape[:2] == tuple(round(DPI * side) for side in figure.get_size_inches()[::-1])
-    assert all(has_colour(picture, COLOURS[i]) for i in range(3))
-    assert not has_colour(picture, COLOURS[3])
+    assert all(has_color(picture, COLORS[i]) for i in range(3))
+    assert not has_color(picture, COLORS[3])
 
 
 def test_a_long_legend_has_room():
@@ -109,7 +109,7 @@ def test_recall_curves_average_seeds_and_folds():
             assert drawn(other)[1][k - 1] == pytest.approx(both[1])
         assert axis.get_xscale() == "log"
     assert legend_of(figure) == ["mine", "other"]
-    assert has_colour(pixels(figure), COLOURS[1])
+    assert has_color(pixels(figure), COLORS[1])
 
 
 def test_a_sweep_is_a_line_with_its_intervals():
@@ -121,7 +121,7 @@ def test_a_sweep_is_a_line_with_its_intervals():
     assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[275, 284], [296, 305]]
     assert (axis.get_xlabel(), axis.get_title(), axis.get_xscale()) == ("loss.margin", "vse0", "linear")
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["0.1", "0.2"]
-    wide = sweep_curve("training.rate", {n: [(10.0**-i, 1, 0, 2) for i in range(5)] for n in ("a", "b")})
+    wide = sweep_curve("training.lr", {n: [(10.0**-i, 1, 0, 2) for i in range(5)] for n in ("a", "b")})
     assert wide.axes[0].get_xscale() == "log"
     assert legend_of(wide) == ["a", "b"]
 
@@ -147,8 +147,8 @@ def test_the_similarity_matrix_frames_true_pairs_and_shows_photographs(tmp_path)
         "ids, where there is no photograph"
     )
     picture = pixels(figure)
-    assert has_colour(picture, "#FF00FF"), "the photograph of the first row"
-    assert has_colour(picture, COLOURS[1])
+    assert has_color(picture, "#FF00FF"), "the photograph of the first row"
+    assert has_color(picture, COLORS[1])
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "order"])
@@ -163,7 +163,7 @@ def test_first_pairs_take_the_first_caption_of_the_first_images(similarity):
 
 
 def test_a_sweep_is_found_among_rows_that_differ_in_nothing_else():
-    base = {"recipe": "vse0", "features": ("vgg19",), "loss.margin": 0.2, "dim": 64, "text.stem": True}
+    base = {"recipe": "vse0", "features": ("vgg19",), "loss.margin": 0.2, "embed_dim": 64, "text.stem": True}
     rows = {
         "a": base,
         "b": {**base, "loss.margin": 0.1},
@@ -171,13 +171,13 @@ def test_a_sweep_is_found_among_rows_that_differ_in_nothing_else():
         "d": {**base, "recipe": "vsepp", "loss.margin": 0.05},
     }
     assert find_sweeps(rows) == {"loss.margin": {"vse0, vgg19": [(0.1, "b"), (0.2, "a")]}}
-    grid = {f"{m} {d}": {**base, "loss.margin": m, "dim": d} for m in (0.1, 0.2) for d in (32, 64)}
+    grid = {f"{m} {d}": {**base, "loss.margin": m, "embed_dim": d} for m in (0.1, 0.2) for d in (32, 64)}
     assert find_sweeps(grid) == {
         "loss.margin": {
             "vse0, vgg19, dim 32": [(0.1, "0.1 32"), (0.2, "0.2 32")],
             "vse0, vgg19, dim 64": [(0.1, "0.1 64"), (0.2, "0.2 64")],
         },
-        "dim": {
+        "embed_dim": {
             "vse0, vgg19, loss.margin 0.1": [(32.0, "0.1 32"), (64.0, "0.1 64")],
             "vse0, vgg19, loss.margin 0.2": [(32.0, "0.2 32"), (64.0, "0.2 64")],
         },
@@ -194,8 +194,8 @@ def test_a_file_is_written_whole_and_settings_are_put_back(tmp_path):
 
 
 def test_thumbnails_keep_their_shape(tmp_path):
-    Image.new("L", (300, 150)).save(tmp_path / "grey.jpg")
-    small = open_thumbnail(tmp_path / "grey.jpg", 160)
+    Image.new("L", (300, 150)).save(tmp_path / "gray.jpg")
+    small = open_thumbnail(tmp_path / "gray.jpg", 160)
     assert small is not None
     assert (small.size, small.mode) == ((160, 80), "RGB")
     assert open_thumbnail(None, 160) is None

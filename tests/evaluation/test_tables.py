@@ -109,7 +109,7 @@ def grouped(name, first, seeds=(0, 1, 2), against=None):
     return one
 
 
-LONG = "order_embedding loss.margin=0.05 training.batch=128"
+LONG = "order_embedding loss.margin=0.05 training.batch_size=128"
 COMPARED = [
     grouped("strong", 20.0),
     grouped("vse0 loss.margin=0.1", 7.25, against=("strong", -25.5, [-33.3, -17.7], 0.0001, "lower")),
@@ -131,7 +131,7 @@ def test_text_of_seeds_fits_a_terminal():
         ends = [match.end() for match in re.finditer(r"\S+", lines[4])][1:12]
         assert ends == [match.end() for match in re.finditer(r"\S+", lines[5])][4:], "deviations stand under figures"
         assert lines[8].startswith("order_embedding loss.margin=0.05  ")
-        assert lines[9:11] == ["  training.batch=128", "  seed 0"], "a long name goes on below"
+        assert lines[9:11] == ["  training.batch_size=128", "  seed 0"], "a long name goes on below"
         assert any("order_embedding" in line and line.endswith("no more than noise") for line in lines)
         assert any(line.split()[3:] == ["−33.3", "to", "−17.7", "<0.001", "lower"] for line in lines)
         assert "±: standard deviation over seeds." in lines

@@ -16,14 +16,14 @@ from features import prepared as room
 from features.images.store import FeatureStore, store_name
 from features.prepared import Prepared, flags_of_store
 from tests.helpers import make_tiny_encoder
-from utils import BadInput, script
+from utils import BadInput, run_script
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
     """Run prep.py as the command line would; returns the exit status."""
     monkeypatch.setattr(sys, "argv", ["prep.py", *map(str, args)])
     try:
-        script(prep.main)
+        run_script(prep.main)
     except SystemExit as end:
         return int(end.code or 0)
     return 0
@@ -158,10 +158,10 @@ def test_the_command_names_root_and_folder_where_they_are_others(
     assert Prepared(here / "data/folder").prep_command() == "python prep.py folder"
 
 
-def test_ready_made_features_are_remembered_under_their_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precomputed_features_are_remembered_under_their_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save("mine.npy", np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32))
     Path("ids.txt").write_text("\n".join(f"{number}.png" for number in range(8)))
-    ready = ["--ready", "mine.npy", "--ids", "ids.txt", "--backbone", "vgg19"]
+    ready = ["--precomputed", "mine.npy", "--ids", "ids.txt", "--backbone", "vgg19"]
     assert call(monkeypatch, "folder", "--captions", "captions.csv", "--splits", "lists", *ready) == 0
     data = Prepared("data/folder")
     assert data.stores() == ["vgg19"]
@@ -173,8 +173,8 @@ def test_ready_made_features_are_remembered_under_their_name(here: Path, monkeyp
     assert call(monkeypatch, "folder", "--images", "pictures", "--backbone", "resnet18", *RANDOM) == 0
     assert set(data.stores()) == {"vgg19", "resnet18"}
     source = head_of("data/folder")["source"]
-    assert (source["ready"], source["backbone"]) == (str(here / "mine.npy"), ["vgg19"])
-    assert call(monkeypatch, "folder") == 0, "both are known: the ready-made ones are those that were asked for first"
+    assert (source["precomputed"], source["backbone"]) == (str(here / "mine.npy"), ["vgg19"])
+    assert call(monkeypatch, "folder") == 0, "both are known: the precomputed ones are those that were asked for first"
     assert set(data.stores()) == {"vgg19", "resnet18"}
 
 
@@ -197,7 +197,7 @@ def tiny(here: Path) -> str:
 def test_sentence_features_are_added_to_what_is_there(
     here: Path, tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from features.text.encoders import load_text_encoder
+    from features.text.encoders import load_sentence_encoder
 
     assert call(monkeypatch, *TOLD, "--backbone", "resnet18", *RANDOM) == 0
     data = Prepared("data/folder")
@@ -214,7 +214,7 @@ def test_sentence_features_are_added_to_what_is_there(
         Path("data/folder/captions.jsonl").read_bytes(),
     )
     assert (data.stores(), data.text_stores()) == (["resnet18"], ["tiny"])
-    encoder = load_text_encoder(tiny)
+    encoder = load_sentence_encoder(tiny)
     for split in ("train", "val", "test"):
         captions = data.split(split, ["resnet18"]).captions
         for name in ("encoders/tiny", tiny, "tiny"):

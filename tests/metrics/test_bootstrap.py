@@ -69,7 +69,7 @@ def test_hits_and_queries_equal_plain_loops():
 
 @pytest.mark.parametrize("folds", [1, 3])
 def test_bootstrap_equals_resamples_written_out(folds, monkeypatch):
-    monkeypatch.setattr(statistics, "BLOCK", 40)  # several blocks
+    monkeypatch.setattr(statistics, "DRAWS_PER_BLOCK", 40)  # several blocks
     rng = np.random.default_rng(folds)
     parts = [ranks_for(rng, 5) for _ in range(folds)]
     others = [(Ranks(r.image_to_text[::-1], r.text_to_image[::-1]), owner) for r, owner in parts]
@@ -110,7 +110,7 @@ def test_interval_by_hand():
 
 
 def test_sign_flips_equal_all_choices_of_signs(monkeypatch):
-    monkeypatch.setattr(statistics, "BLOCK", 3000)
+    monkeypatch.setattr(statistics, "DRAWS_PER_BLOCK", 3000)
     rng = np.random.default_rng(3)
     differences = rng.normal(0.5, 1.0, (3, 9))
     choices = np.array(np.meshgrid(*[[-1, 1]] * 9)).reshape(9, -1).T

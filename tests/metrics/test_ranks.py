@@ -6,7 +6,7 @@ import torch
 
 from metrics.protocols import Protocol, first_captions, metrics_of_folds, protocol_name, protocols_for, ranks_of_folds
 from metrics.ranks import mean_of, mean_rank, median_rank, metrics_of, ranks_by_block, ranks_of, recall_at, rsum
-from metrics.similarity import BLOCK, RANKING, TRAINING, cosine_scores, order_scores
+from metrics.similarity import CAPTIONS_PER_BLOCK, RANKING, TRAINING, cosine_scores, order_scores
 
 
 def brute_force(scores, owner):
@@ -125,7 +125,10 @@ def test_order_scores_equal_plain_loops():
 
 def test_order_scores_over_several_blocks():
     generator = torch.Generator().manual_seed(0)
-    images, captions = torch.rand(3, 4, generator=generator), torch.rand(2 * BLOCK + 3, 4, generator=generator)
+    images, captions = (
+        torch.rand(3, 4, generator=generator),
+        torch.rand(2 * CAPTIONS_PER_BLOCK + 3, 4, generator=generator),
+    )
     expected = -(captions[None] - images[:, None]).clamp(min=0).square().sum(-1)
     torch.testing.assert_close(order_scores(images, captions), expected)
 

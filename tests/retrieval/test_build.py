@@ -158,7 +158,7 @@ class Killed(BaseException):
 
 
 def test_a_killed_build_continues(tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr(indexing, "BLOCK", 2)
+    monkeypatch.setattr(indexing, "ROWS_PER_BLOCK", 2)
     (tmp_path / "captions.txt").write_text("a dog\na cat\n")
     run = FakeRun(tmp_path, stop_after=5)
     with pytest.raises(KeyboardInterrupt):
@@ -198,7 +198,7 @@ def test_a_kill_while_columns_are_written_leaves_the_old_index(tmp_path, picture
 
 
 def test_a_damaged_block_is_made_again(tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr(indexing, "BLOCK", 2)
+    monkeypatch.setattr(indexing, "ROWS_PER_BLOCK", 2)
     with pytest.raises(KeyboardInterrupt):
         build(FakeRun(tmp_path, stop_after=5), tmp_path / "index", pictures)
     block = next((tmp_path / "index").glob("part-*/block-000000.npz"))
@@ -269,7 +269,7 @@ def test_another_run_is_refused_until_fresh(tmp_path, pictures, monkeypatch):
     build(FakeRun(tmp_path), tmp_path / "index", pictures)
     with pytest.raises(BadInput, match=r"is the index of another run .* with --fresh, or name another folder"):
         build(FakeRun(tmp_path, name="other"), tmp_path / "index", pictures)
-    monkeypatch.setattr(indexing, "BLOCK", 2)
+    monkeypatch.setattr(indexing, "ROWS_PER_BLOCK", 2)
     with pytest.raises(KeyboardInterrupt):
         build(FakeRun(tmp_path, name="other", stop_after=5), tmp_path / "index", pictures, fresh=True)
     other = FakeRun(tmp_path, name="other")
@@ -325,7 +325,7 @@ def test_packs_that_are_mostly_waste_are_written_again(tmp_path, pictures):
 
 
 def test_many_packs_become_one(tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr(indexing, "PACKS", 2)
+    monkeypatch.setattr(indexing, "MAX_PACKS", 2)
     run = FakeRun(tmp_path)
     for number in range(4):
         paint(pictures / f"new{number}.png", 70 + number)

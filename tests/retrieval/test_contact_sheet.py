@@ -9,16 +9,16 @@ from PIL import Image
 from retrieval.contact_sheet import COLUMNS, FRAME, GAP, LINES, MARGIN, TILE, TRUE, Tile, draw_sheet, wrap, write_sheet
 
 
-def jpeg(colour="blue", size=(TILE, TILE)):
+def jpeg(color="blue", size=(TILE, TILE)):
     buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, "JPEG")
+    Image.new("RGB", size, color).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
-def pixels_of(sheet, colour):
-    """The box around all pixels of a colour: left, upper, right, lower; None without any."""
+def pixels_of(sheet, color):
+    """The box around all pixels of a color: left, upper, right, lower; None without any."""
     mask = Image.new("1", sheet.size)
-    mask.putdata([pixel == colour for pixel in sheet.getdata()])
+    mask.putdata([pixel == color for pixel in sheet.getdata()])
     return mask.getbbox()
 
 

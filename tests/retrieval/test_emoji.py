@@ -13,11 +13,11 @@ import pytest
 from PIL import Image, ImageChops
 
 import search
-from features.text.vocabulary import tokenise
+from features.text.vocabulary import tokenize
 from retrieval import emoji_map
 from retrieval.emoji import Emoji, EmojiSpace, all_emoji, embed_emoji, rank_emoji
 from retrieval.emoji_map import EmojiFont, find_emoji_font, free_cells, make_map, map_page, project
-from utils import BadInput, script
+from utils import BadInput, run_script
 
 pytest.importorskip("emoji")
 WORDS = "a photo of dog dogs cat face red heart heart car soccer ball fire truck house flag boy girl running sun tree"
@@ -39,10 +39,10 @@ class FakeRun:
         return np.abs(rows) if self.settings.similarity == "order" else rows
 
     def knows(self, sentence):
-        return any(word in self.vectors for word in tokenise(sentence))
+        return any(word in self.vectors for word in tokenize(sentence))
 
     def embed_sentences(self, sentences):
-        known = [[self.vectors[word] for word in tokenise(text) if word in self.vectors] for text in sentences]
+        known = [[self.vectors[word] for word in tokenize(text) if word in self.vectors] for text in sentences]
         return self._rows([np.sum(vectors, axis=0) for vectors in known])
 
     def embed_images(self, paths):
@@ -80,7 +80,7 @@ def call(monkeypatch, capsys):
         monkeypatch.setattr(search, "open_run", lambda _: run or fake_run())
         status = 0
         try:
-            script(search.main)
+            run_script(search.main)
         except SystemExit as end:
             status = int(end.code or 0)
         return status, *capsys.readouterr()
@@ -157,7 +157,7 @@ def test_those_without_a_known_word_are_left_out_and_counted(run):
     known = [
         emoji
         for emoji in all_emoji()
-        if any(set(tokenise(name.removeprefix("flag for "))) & set(run.vectors) for name in emoji.names)
+        if any(set(tokenize(name.removeprefix("flag for "))) & set(run.vectors) for name in emoji.names)
     ]
     assert space.emoji == known
     assert space.left_out == len(all_emoji()) - len(known) > 0
@@ -232,7 +232,7 @@ def test_emoji_prints_a_table_and_jsonl(call, photographs):
         (["one.png", "--prompt", "a photo"], "--prompt 'a photo'"),
         (["gone.png"], "gone.png: cannot be read"),
         (["--map", "map.svg"], "--map map.svg"),
-        (["--map", "map.html", "--most", "2"], "--most 2"),
+        (["--map", "map.html", "--max-emoji", "2"], "--max-emoji 2"),
         (["one.png", "--sheet", "sheet.jpg"], "--sheet sheet.jpg"),
     ],
 )
@@ -277,7 +277,7 @@ def test_a_collapsed_run_has_a_map_too():
         assert len({tuple(cell) for cell in cells.tolist()}) == 6
 
 
-def test_neighbours_stay_neighbours():
+def test_neighbors_stay_neighbors():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.eye(3, 8), 12, axis=0) + 0.05 * rng.normal(size=(36, 8))
     space = EmojiSpace([Emoji(str(i), (str(i),)) for i in range(36)], groups.astype(np.float32), 0)
@@ -294,7 +294,7 @@ def test_most_takes_from_the_whole_list_and_says_so():
     names = [emoji.name for emoji in drawn.space.emoji]
     assert len(names) == len(set(names)) == 10
     assert (names[0], names[-1]) == (space.emoji[0].name, space.emoji[-1].name)
-    assert f"{len(space.emoji) - 10:,} beyond --most 10" in drawn.caption
+    assert f"{len(space.emoji) - 10:,} beyond --max-emoji 10" in drawn.caption
     assert "10 emoji" in drawn.caption
     assert "PCA" in drawn.caption
     few = EmojiSpace(space.emoji[:2], space.embeddings[:2], 0)
@@ -361,7 +361,7 @@ def test_another_font_that_fontconfig_offers_is_not_taken(monkeypatch, tmp_path)
 
 
 @needs_font()
-def test_tiles_are_in_colour_and_what_has_no_glyph_is_none():
+def test_tiles_are_in_color_and_what_has_no_glyph_is_none():
     font = EmojiFont()
     tile = font.tile("\N{FIRE}")
     assert tile is not None
@@ -389,7 +389,7 @@ def test_sequences_are_one_picture_or_left_out(monkeypatch, raqm):
 @needs_font()
 def test_map_as_png_shows_every_emoji(call, tmp_path):
     path = tmp_path / "map.png"
-    status, _, _ = call("emoji", "RUN", "--map", path, "--projection", "pca", "--most", 40)
+    status, _, _ = call("emoji", "RUN", "--map", path, "--projection", "pca", "--max-emoji", 40)
     assert status == 0
     font = EmojiFont()
     drawn = make_map(embed_emoji(fake_run()), "run", "pca", 40, font)
@@ -401,11 +401,11 @@ def test_map_as_png_shows_every_emoji(call, tmp_path):
     empty = emoji_map.map_picture(replace(drawn, space=nothing, cells=drawn.cells[:0]), font)
     assert abs(picture.width - full.width) < 2
     changed = np.asarray(ImageChops.difference(full, empty)).any(axis=2)
-    cell = int(np.clip(emoji_map.WIDE // drawn.columns, emoji_map.SMALLEST, emoji_map.LARGEST))
+    cell = int(np.clip(emoji_map.MAP_PIXELS // drawn.columns, emoji_map.MIN_CELL_PIXELS, emoji_map.MAX_CELL_PIXELS))
     ys, xs = np.nonzero(changed)
     assert len({(y // cell, x // cell) for y, x in zip(ys - ys.min(), xs - xs.min(), strict=True)}) >= 40
     before = path.read_bytes()
-    call("emoji", "RUN", "--map", path, "--projection", "pca", "--most", 40)
+    call("emoji", "RUN", "--map", path, "--projection", "pca", "--max-emoji", 40)
     assert path.read_bytes() == before
 
 
@@ -483,5 +483,5 @@ def test_one_run_is_asked(monkeypatch, tmp_path, capsys):
         (tmp_path / name / "recipe.toml").touch()
     monkeypatch.setattr(sys, "argv", ["search.py", "embed", f"{tmp_path}/*", "a dog", "--out", f"{tmp_path}/x.npy"])
     with pytest.raises(SystemExit):
-        script(search.main)
+        run_script(search.main)
     assert "names 2 runs" in capsys.readouterr().err

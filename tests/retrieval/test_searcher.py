@@ -15,10 +15,10 @@ from retrieval import nearest
 from retrieval.build import build_index
 from retrieval.index import Index
 from retrieval.nearest import CAPTION_TO_IMAGE, COSINE, IMAGE_TO_CAPTION, Graph, exact_nearest, positions, recall_of
-from retrieval.searcher import LONGEST, Searcher, plain
+from retrieval.searcher import MAX_QUERY_CHARS, Searcher, plain
 from tests.helpers import QUICK, FakeRun, copy_of, draw_pictures, paint, prep_args
 from tests.helpers import call as script_call
-from utils import BadInput, script
+from utils import BadInput, run_script
 
 
 def embeddings(rng, rows, dim=16, distinct=None, order=False):
@@ -184,7 +184,7 @@ def test_what_cannot_be_asked(searcher, tmp_path):
         (lambda: searcher.search("  \n"), "the query is empty"),
         (lambda: searcher.search("xyzzy plugh"), r"unknown words only \(xyzzy, plugh\)"),
         (lambda: searcher.search("?!"), "holds no word"),
-        (lambda: searcher.search("a " * LONGEST), "letters; say it in 5,000 at most"),
+        (lambda: searcher.search("a " * MAX_QUERY_CHARS), "letters; say it in 5,000 at most"),
         (lambda: searcher.search("a dog", k=0), "-k 0"),
         (lambda: searcher.search_image(tmp_path / "broken.jpg"), r"broken.jpg: cannot be read"),
         (lambda: searcher.thumbnail("none"), "has no image none"),
@@ -237,7 +237,7 @@ def call(monkeypatch, run, *args):
     monkeypatch.setattr(search_script, "open_run", lambda args: run)
     monkeypatch.setattr(sys, "argv", ["search.py", *map(str, args)])
     try:
-        script(search_script.main)
+        run_script(search_script.main)
     except SystemExit as end:
         return end.code or 0
     return 0
@@ -328,7 +328,7 @@ def test_a_caption_of_more_images_than_are_said(tmp_path, monkeypatch):
     true = searcher.true_images(query)
     answer = searcher.ask(query, 40)
     whole = [hit.image for hit in answer.hits]
-    assert len(true) == 32 > search_commands.TRUE
+    assert len(true) == 32 > search_commands.MAX_TRUE_SHOWN
     assert answer.positions == {image: rank for rank, image in enumerate(whole, 1) if image in true}
     assert list(answer.positions.values()) == sorted(answer.positions.values())
     others = [image for image in whole if image not in true]
@@ -340,7 +340,7 @@ def test_a_caption_of_more_images_than_are_said(tmp_path, monkeypatch):
         (best, whole.index(best) + 1, True),
     ]
     _, (note,) = search_commands.answers_to_sentence(searcher, query, 1)
-    assert note.count(" at rank ") == search_commands.TRUE
+    assert note.count(" at rank ") == search_commands.MAX_TRUE_SHOWN
     assert note.endswith(" and 12 more of 40")
 
 

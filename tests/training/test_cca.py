@@ -41,7 +41,7 @@ def project(weights):
     return images, bags @ weights["text_weight"].numpy() + weights["text_bias"].numpy()
 
 
-def test_projections_are_centred_whitened_and_correlated_as_eigenvalues_say():
+def test_projections_are_centerd_whitened_and_correlated_as_eigenvalues_say():
     weights = fit_cca(FEATURES, SENTENCES, OWNER, WORDS, "count", 4, 1e-9, power=0.0)
     images, captions = project(weights)
     np.testing.assert_allclose(images.mean(0), 0, atol=1e-4)

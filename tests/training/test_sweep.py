@@ -19,7 +19,7 @@ from tests.helpers import MADE_UP_WORDS, ROOT, made_up_data
 from training import sweep as sweeping
 from utils import BadInput
 
-SMALL = ["dim=8", "text.words=4", "training.batch=16", "training.epochs=4", "training.rate=0.01"]
+SMALL = ["embed_dim=8", "text.word_dim=4", "training.batch_size=16", "training.epochs=4", "training.lr=0.01"]
 SWEEP = ["vse0", "two_branch", "--seeds", "0", "1", "--set", *SMALL]
 RUNS = 4
 
@@ -40,7 +40,7 @@ def prepared(tmp_path_factory):
     write_prepared(folder, dataset, None, Vocabulary.build(MADE_UP_WORDS, "english"))
     about: dict[str, str | int] = {
         "backbone": "one",
-        "layer": "ready-made",
+        "layer": "precomputed",
         "digest": "1",
         "transform": "",
         "weights": "",
@@ -200,12 +200,12 @@ def test_a_run_that_fails_does_not_keep_the_others_from_theirs(prepared, undistu
 
 def test_a_killed_process_of_a_sweep_is_told(tmp_path, monkeypatch, prepared):
     from settings import Settings, override
-    from training.run import Facts
+    from training.run import RunInfo
 
     data = Prepared(prepared)
-    settings = override(Settings(), {"dim": 8, "training.epochs": 1})
-    facts = Facts("vse0", "folder", str(prepared), ("one",), ("1",), (12,), 0, data.digest())
-    jobs = [sweeping.Job(tmp_path / str(seed), settings, facts) for seed in range(3)]
+    settings = override(Settings(), {"embed_dim": 8, "training.epochs": 1})
+    info = RunInfo("vse0", "folder", str(prepared), ("one",), ("1",), (12,), 0, data.digest())
+    jobs = [sweeping.Job(tmp_path / str(seed), settings, info) for seed in range(3)]
     train = sweeping.train
 
     def deadly(folder, *rest, **more):

@@ -9,13 +9,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from model import Sizes
+from model import InputDims
 from settings import Settings, override
 from tests.helpers import ROOT, made_up_data, train_small
 from training import trainer as training
 from training.run import Run
 from training.trainer import chance_rsum, epoch_batches, rate_at
-from utils import BadInput, alone_in
+from utils import BadInput, lock_folder
 
 
 def files(folder):
@@ -34,7 +34,7 @@ def assert_same_runs(one, other):
     others, other_checkpoint, other_log, other_result = files(other)
     assert weights.keys() == others.keys()
     assert all(torch.equal(weights[name], others[name]) for name in weights), "best weights differ"
-    for part in ("model", "optimiser"):
+    for part in ("model", "optimizer"):
         flat, other_flat = (json.dumps(c[part], default=lambda t: t.tolist()) for c in (checkpoint, other_checkpoint))
         assert flat == other_flat, f"{part} differs"
     assert log == other_log
@@ -44,7 +44,7 @@ def assert_same_runs(one, other):
 BRANCHES = [
     {"text__branch": "onehot", "loss__negatives": "random"},
     {"text__branch": "gru", "similarity": "order", "loss__margin": 0.05},
-    {"text__branch": "gru", "loss__negatives": "hardest", "loss__sum_epochs": 1, "training__schedule": "cosine"},
+    {"text__branch": "gru", "loss__negatives": "hardest", "loss__warmup_epochs": 1, "training__schedule": "cosine"},
 ]
 
 
@@ -149,7 +149,7 @@ def test_a_run_of_other_features_or_settings_is_not_continued(tmp_path):
     with pytest.raises(BadInput, match="other weights"):
         train_small(tmp_path / "run", digest="other")
     with pytest.raises(BadInput, match="other settings"):
-        train_small(tmp_path / "run", dim=8)
+        train_small(tmp_path / "run", embed_dim=8)
 
 
 def test_collapse_is_noticed_and_told(tmp_path, monkeypatch):
@@ -162,7 +162,7 @@ def test_collapse_is_noticed_and_told(tmp_path, monkeypatch):
     assert result["rsum"] == 0
     said = "\n".join(lines)
     assert "collapsed" in said
-    assert "loss.sum_epochs" in said
+    assert "loss.warmup_epochs" in said
 
 
 def test_a_run_that_learns_is_not_called_collapsed(tmp_path):
@@ -174,10 +174,10 @@ def test_a_run_that_learns_is_not_called_collapsed(tmp_path):
 
 def test_two_programs_do_not_train_one_run(tmp_path):
     (tmp_path / "run").mkdir()
-    with alone_in(tmp_path / "run"), pytest.raises(BadInput, match="another program"):
+    with lock_folder(tmp_path / "run"), pytest.raises(BadInput, match="another program"):
         train_small(tmp_path / "run")
     train_small(tmp_path / "run")
-    with alone_in(tmp_path / "run"), pytest.raises(BadInput, match="another program"):
+    with lock_folder(tmp_path / "run"), pytest.raises(BadInput, match="another program"):
         train_small(tmp_path / "run", fresh=True)
     assert (tmp_path / "run" / "result.json").is_file(), "nothing is thrown away before it is ours"
 
@@ -205,12 +205,12 @@ def test_an_epoch_visits_every_caption_once(lengths):
 def test_rates():
     t = Settings().training
     step = override(
-        Settings(), {"training.schedule": "step", "training.step_every": 6, "training.rate": 1.0, "training.epochs": 9}
+        Settings(), {"training.schedule": "step", "training.lr_step": 6, "training.lr": 1.0, "training.epochs": 9}
     ).training
     assert [rate_at(step, epoch, 0.5) for epoch in (0, 5, 6, 8)] == pytest.approx([1, 1, 0.1, 0.1])
-    cosine = override(Settings(), {"training.schedule": "cosine", "training.rate": 1.0, "training.epochs": 10}).training
+    cosine = override(Settings(), {"training.schedule": "cosine", "training.lr": 1.0, "training.epochs": 10}).training
     assert [rate_at(cosine, 0, 0), rate_at(cosine, 5, 0), rate_at(cosine, 9, 1)] == pytest.approx([1, 0.5, 0])
-    assert rate_at(t, 0, 0) == rate_at(t, 29, 0.9) == t.rate
+    assert rate_at(t, 0, 0) == rate_at(t, 29, 0.9) == t.lr
 
 
 @pytest.mark.parametrize("name", ["smooth", "infonce", "siglip"])
@@ -220,13 +220,13 @@ def test_other_losses_train_too(tmp_path, name):
     assert result["rsum"] > 2.5 * chance_rsum(20)
     weights = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
     if name != "smooth":
-        assert weights["log_scale"] != pytest.approx(-np.log(0.07)), "the temperature is learnt"
+        assert weights["log_scale"] != pytest.approx(-np.log(0.07)), "the temperature is learned"
     assert ("score_bias" in weights) == (name == "siglip")
     assert Run.open(tmp_path / "run").embed_sentences(["red dog"]).shape == (1, 16)
 
 
 def test_cca_is_one_epoch_in_closed_form(tmp_path, capsys):
-    changes = {"loss__name": "cca", "text__branch": "onehot", "text__bias": True, "dim": 8}
+    changes = {"loss__name": "cca", "text__branch": "onehot", "text__bias": True, "embed_dim": 8}
     result = train_small(tmp_path / "run", **changes)
     assert result["epochs"] == 1
     assert result["rsum"] > 2.5 * chance_rsum(20)
@@ -236,22 +236,22 @@ def test_cca_is_one_epoch_in_closed_form(tmp_path, capsys):
     assert train_small(tmp_path / "other", seed=5, **changes)["rsum"] == result["rsum"]
 
 
-@pytest.mark.parametrize("changes", [{"text__branch": "gru"}, {"text__layers": 2}, {"similarity": "order"}])
+@pytest.mark.parametrize("changes", [{"text__branch": "gru"}, {"text__num_layers": 2}, {"similarity": "order"}])
 def test_cca_wants_linear_branches(tmp_path, changes):
     settings = {"text__branch": "onehot", "text__bias": True, **changes}
     with pytest.raises(BadInput, match="cca"):
         train_small(tmp_path / "run", loss__name="cca", **settings)
 
 
-def test_the_rate_of_the_schedule_reaches_the_optimiser(tmp_path, monkeypatch):
+def test_the_rate_of_the_schedule_reaches_the_optimizer(tmp_path, monkeypatch):
     seen, step = [], training._step
 
-    def watching(model, optimiser, *rest):
-        seen.append(optimiser.param_groups[0]["lr"])
-        return step(model, optimiser, *rest)
+    def watching(model, optimizer, *rest):
+        seen.append(optimizer.param_groups[0]["lr"])
+        return step(model, optimizer, *rest)
 
     monkeypatch.setattr(training, "_step", watching)
-    train_small(tmp_path / "run", training__schedule="step", training__step_every=2, training__step_factor=0.5)
+    train_small(tmp_path / "run", training__schedule="step", training__lr_step=2, training__lr_gamma=0.5)
     steps = len(seen) // 4
     assert seen == pytest.approx([0.01] * 2 * steps + [0.005] * 2 * steps)
 
@@ -265,10 +265,10 @@ def test_clipping_and_weight_decay_act(tmp_path, monkeypatch):
         norms.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm().item())
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watching)
-    train_small(tmp_path / "clipped", training__clip=0.01)
+    train_small(tmp_path / "clipped", training__grad_clip=0.01)
     assert max(norms) <= 0.0101
-    train_small(tmp_path / "free", training__clip=0.0, training__weight_decay=0.0)
-    train_small(tmp_path / "decayed", training__clip=0.0, training__weight_decay=1.0)
+    train_small(tmp_path / "free", training__grad_clip=0.0, training__weight_decay=0.0)
+    train_small(tmp_path / "decayed", training__grad_clip=0.0, training__weight_decay=1.0)
     free, decayed = (
         torch.load(tmp_path / name / "last.pt", weights_only=True)["model"]["image.1.weight"].norm()
         for name in ("free", "decayed")
@@ -277,8 +277,8 @@ def test_clipping_and_weight_decay_act(tmp_path, monkeypatch):
 
 
 def test_the_first_epochs_take_the_sum():
-    settings = override(Settings(), {"loss.negatives": "hardest", "loss.sum_epochs": 1}).loss
-    model = training.TwoBranch(Settings(), Sizes(features=2, words=2))
+    settings = override(Settings(), {"loss.negatives": "hardest", "loss.warmup_epochs": 1}).loss
+    model = training.TwoBranch(Settings(), InputDims(features=2, words=2))
     scores, images = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)), torch.arange(5)
     first, second = (training.loss_functions(model, settings, epoch)[0](scores, images) for epoch in (0, 1))
     assert first == training.hinge(scores, images, settings.margin, "sum")
@@ -298,7 +298,7 @@ def test_the_weights_kept_are_those_of_the_best_epoch(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_no_longer_a_number_ends_training(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_step", lambda *args: float("nan"))
-    with pytest.raises(BadInput, match=r"training\.rate"):
+    with pytest.raises(BadInput, match=r"training\.lr"):
         train_small(tmp_path / "run")
 
 

@@ -1,4 +1,4 @@
-"""Ready-made features: each format gives the same rows for the same images, and what does not match is refused."""
+"""Precomputed features: each format gives the same rows for the same images, and what does not match is refused."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ import scipy.io
 
 import features.datasets.vsepp
 from features.datasets.dataset import Dataset, Image
-from features.datasets.precomputed import load_ready, read_ids
+from features.datasets.precomputed import load_precomputed, read_ids
 from features.datasets.readers import read
 from tests.helpers import karpathy, vsepp, write
 from utils import BadInput
@@ -32,9 +32,9 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(features.datasets.vsepp, "BLOCK_BYTES", 32)  # two rows of four float32 a block
 
 
-def rows(ready):
-    blocks = list(ready.blocks())
-    assert all(block.dtype == ready.dtype and block.shape[1:] == ready.shape for block in blocks)
+def rows(precomputed):
+    blocks = list(precomputed.blocks())
+    assert all(block.dtype == precomputed.dtype and block.shape[1:] == precomputed.shape for block in blocks)
     return np.concatenate(blocks)
 
 
@@ -62,13 +62,13 @@ KINDS = [".npy", ".npz", ".h5", ".mat", ".mat v7.3"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_in_the_datasets_order(tmp_path, dataset, kind):
     file = save(tmp_path, kind, FEATURES)
-    ready = load_ready(file, dataset)
-    assert (ready.ids, ready.shape, ready.dtype) == (IDS, (4,), "float32")
-    np.testing.assert_array_equal(rows(ready), FEATURES)
-    np.testing.assert_array_equal(rows(ready), FEATURES)  # blocks() begins anew
-    assert len(list(ready.blocks())) == 3
-    assert ready.digest == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert "has no ids: its 5 rows are taken in" in ready.notes[0]
+    precomputed = load_precomputed(file, dataset)
+    assert (precomputed.ids, precomputed.shape, precomputed.dtype) == (IDS, (4,), "float32")
+    np.testing.assert_array_equal(rows(precomputed), FEATURES)
+    np.testing.assert_array_equal(rows(precomputed), FEATURES)  # blocks() begins anew
+    assert len(list(precomputed.blocks())) == 3
+    assert precomputed.digest == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert "has no ids: its 5 rows are taken in" in precomputed.notes[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,52 +78,52 @@ def test_every_kind_with_an_id_list(tmp_path, dataset, kind, suffix):
     ids = [*(IDS[n] for n in order), "stranger.jpg"]
     listed = write(tmp_path / f"ids{suffix}", ids if suffix == ".json" else "\n".join(ids).replace(".jpg", "") + "\n")
     file = save(tmp_path, kind, np.concatenate([FEATURES[order], FEATURES[:1]]))
-    ready = load_ready(file, dataset, listed)
-    np.testing.assert_array_equal(rows(ready), FEATURES)
-    assert ready.notes == (f"1 images in {file.name} that are not in the dataset left out",)
-    assert ready.digest == hashlib.sha256(file.read_bytes() + listed.read_bytes()).hexdigest()
+    precomputed = load_precomputed(file, dataset, listed)
+    np.testing.assert_array_equal(rows(precomputed), FEATURES)
+    assert precomputed.notes == (f"1 images in {file.name} that are not in the dataset left out",)
+    assert precomputed.digest == hashlib.sha256(file.read_bytes() + listed.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("kind", [".npz", ".h5"])
 def test_ids_in_the_file(tmp_path, dataset, kind):
-    ready = load_ready(save(tmp_path, kind, FEATURES[::-1], IDS[::-1]), dataset)
-    np.testing.assert_array_equal(rows(ready), FEATURES)
-    assert ready.notes == ()
+    precomputed = load_precomputed(save(tmp_path, kind, FEATURES[::-1], IDS[::-1]), dataset)
+    np.testing.assert_array_equal(rows(precomputed), FEATURES)
+    assert precomputed.notes == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_repeated_once_per_caption(tmp_path, dataset, kind):
-    ready = load_ready(save(tmp_path, kind, np.repeat(FEATURES, 2, axis=0)), dataset)
-    np.testing.assert_array_equal(rows(ready), FEATURES)
-    assert ready.notes[1] == f"features{kind[:4].strip()} repeats rows: 10 of them for 5 images, one each is kept"
+    precomputed = load_precomputed(save(tmp_path, kind, np.repeat(FEATURES, 2, axis=0)), dataset)
+    np.testing.assert_array_equal(rows(precomputed), FEATURES)
+    assert precomputed.notes[1] == f"features{kind[:4].strip()} repeats rows: 10 of them for 5 images, one each is kept"
 
 
 def test_repeated_by_an_id_list(tmp_path, dataset):
     file = save(tmp_path, ".h5", np.concatenate([FEATURES, FEATURES]))
     listed = write(tmp_path / "ids.txt", "\n".join(IDS + IDS))
-    np.testing.assert_array_equal(rows(load_ready(file, dataset, listed)), FEATURES)
+    np.testing.assert_array_equal(rows(load_precomputed(file, dataset, listed)), FEATURES)
 
 
 def test_repeats_that_differ_are_refused(tmp_path, dataset):
     array = np.repeat(FEATURES, 2, axis=0)
     array[7, 2] += 1
     with pytest.raises(BadInput, match=r"features.npy: row 8 differs from row 7, though both are d.jpg"):
-        load_ready(save(tmp_path, ".npy", array), dataset)
+        load_precomputed(save(tmp_path, ".npy", array), dataset)
 
 
 @pytest.mark.parametrize("kind", [".npy", ".npz", ".h5"])
 def test_spatial_maps(tmp_path, dataset, kind):
     maps = np.arange(5 * 2 * 3 * 4, dtype=np.float16).reshape(5, 2, 3, 4)
-    ready = load_ready(save(tmp_path, kind, maps), dataset)
-    assert (ready.shape, ready.dtype) == ((2, 3, 4), "float16")
-    np.testing.assert_array_equal(rows(ready), maps)
+    precomputed = load_precomputed(save(tmp_path, kind, maps), dataset)
+    assert (precomputed.shape, precomputed.dtype) == ((2, 3, 4), "float16")
+    np.testing.assert_array_equal(rows(precomputed), maps)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int16", "uint8", ">f4"])
 def test_other_numbers_become_float32(tmp_path, dataset, dtype):
-    ready = load_ready(save(tmp_path, ".npy", (FEATURES * 8).astype(dtype)), dataset)
-    assert ready.dtype == "float32"
-    np.testing.assert_array_equal(rows(ready), FEATURES * 8)
+    precomputed = load_precomputed(save(tmp_path, ".npy", (FEATURES * 8).astype(dtype)), dataset)
+    assert precomputed.dtype == "float32"
+    np.testing.assert_array_equal(rows(precomputed), FEATURES * 8)
 
 
 def test_the_only_array_counts_whatever_its_name(tmp_path, dataset):
@@ -132,7 +132,7 @@ def test_the_only_array_counts_whatever_its_name(tmp_path, dataset):
         store["deep/fc7"] = FEATURES
     scipy.io.savemat(tmp_path / "one.mat", {"fc7": FEATURES.T})
     for name in ("one.npz", "one.h5", "one.mat"):
-        np.testing.assert_array_equal(rows(load_ready(tmp_path / name, dataset)), FEATURES)
+        np.testing.assert_array_equal(rows(load_precomputed(tmp_path / name, dataset)), FEATURES)
 
 
 @pytest.mark.parametrize("restval", [True, False])
@@ -140,10 +140,10 @@ def test_the_only_array_counts_whatever_its_name(tmp_path, dataset):
 def test_mat_beside_karpathys_file_with_and_without_restval(tmp_path, kind, restval):
     captions = write(tmp_path / "dataset_flickr8k.json", karpathy())
     dataset = read("flickr8k", captions, None, restval=restval)
-    ready = load_ready(save(tmp_path, kind, FEATURES), dataset)
+    precomputed = load_precomputed(save(tmp_path, kind, FEATURES), dataset)
     kept = [0, 1, 2, 3, 4] if restval else [0, 1, 3, 4]
-    assert ready.ids == [f"{n}.jpg" for n in kept]
-    np.testing.assert_array_equal(rows(ready), FEATURES[kept])
+    assert precomputed.ids == [f"{n}.jpg" for n in kept]
+    np.testing.assert_array_equal(rows(precomputed), FEATURES[kept])
 
 
 def test_mat_keeps_the_files_order_when_lists_give_the_dataset_another(tmp_path):
@@ -153,10 +153,10 @@ def test_mat_keeps_the_files_order_when_lists_give_the_dataset_another(tmp_path)
     dataset = read("flickr8k", captions, None, splits=tmp_path)
     order = [4, 1, 2, 3, 0]
     assert [image.id for image in dataset.images] == [f"{n}.jpg" for n in order]
-    ready = load_ready(save(tmp_path, ".mat", FEATURES), dataset)
-    assert "in the order of the caption file, the first as 0.jpg" in ready.notes[0]
-    np.testing.assert_array_equal(rows(ready), FEATURES[order])
-    in_order = load_ready(save(tmp_path, ".npy", FEATURES), dataset)
+    precomputed = load_precomputed(save(tmp_path, ".mat", FEATURES), dataset)
+    assert "in the order of the caption file, the first as 0.jpg" in precomputed.notes[0]
+    np.testing.assert_array_equal(rows(precomputed), FEATURES[order])
+    in_order = load_precomputed(save(tmp_path, ".npy", FEATURES), dataset)
     assert "in the dataset's order, the first as 4.jpg" in in_order.notes[0]
     np.testing.assert_array_equal(rows(in_order), FEATURES)
 
@@ -165,19 +165,19 @@ def test_mat_keeps_the_files_order_when_lists_give_the_dataset_another(tmp_path)
 def test_vsepp_folder(tmp_path, repeat):
     folder = vsepp(tmp_path / "pre", repeat)
     dataset = read("coco", folder, None)
-    ready = load_ready(folder, dataset)
-    assert ready.ids == [image.id for image in dataset.images]
+    precomputed = load_precomputed(folder, dataset)
+    assert precomputed.ids == [image.id for image in dataset.images]
     expected = [np.arange(n * 3, dtype=np.float32).reshape(n, 3) for n in (4, 2, 3)]
-    np.testing.assert_array_equal(rows(ready), np.concatenate(expected))
+    np.testing.assert_array_equal(rows(precomputed), np.concatenate(expected))
 
 
 def test_vsepp_image_whose_captions_are_blank_takes_no_row(tmp_path):
     folder = vsepp(tmp_path / "pre")
     write(folder / "train_caps.txt", "a\nb\n\n \nc\nd\ne\nf\n")
     dataset = read("coco", folder, None)
-    ready = load_ready(folder, dataset)
-    assert ready.ids[:3] == ["train-000000", "train-000002", "train-000003"]
-    np.testing.assert_array_equal(rows(ready)[1], [6, 7, 8])
+    precomputed = load_precomputed(folder, dataset)
+    assert precomputed.ids[:3] == ["train-000000", "train-000002", "train-000003"]
+    np.testing.assert_array_equal(rows(precomputed)[1], [6, 7, 8])
 
 
 # What does not match
@@ -186,15 +186,15 @@ def test_vsepp_image_whose_captions_are_blank_takes_no_row(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_counts_that_do_not_match(tmp_path, dataset, kind):
     with pytest.raises(BadInput, match=r"features\S+: has 3 rows, but the dataset has 5 images, 10 captions; .*--ids"):
-        load_ready(save(tmp_path, kind, FEATURES[:3]), dataset)
+        load_precomputed(save(tmp_path, kind, FEATURES[:3]), dataset)
 
 
 def test_ids_that_do_not_match(tmp_path, dataset):
     file = save(tmp_path, ".npy", FEATURES)
     with pytest.raises(BadInput, match=r"ids.txt: 2 ids for the 5 rows of features.npy"):
-        load_ready(file, dataset, write(tmp_path / "ids.txt", "a.jpg\nb.jpg\n"))
+        load_precomputed(file, dataset, write(tmp_path / "ids.txt", "a.jpg\nb.jpg\n"))
     with pytest.raises(BadInput, match=r"features.npy: has no row for 2 images of the dataset, the first d.jpg"):
-        load_ready(file, dataset, write(tmp_path / "ids.txt", "a\nb\nc\nx\ny\n"))
+        load_precomputed(file, dataset, write(tmp_path / "ids.txt", "a\nb\nc\nx\ny\n"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
@@ -203,14 +203,14 @@ def test_values_that_are_not_finite(tmp_path, dataset, kind, value):
     array = FEATURES.astype(np.float64)
     array[3, 1] = value
     with pytest.raises(BadInput, match=r"features\S+: the features of d.jpg are not all finite"):
-        rows(load_ready(save(tmp_path, kind, array), dataset))
+        rows(load_precomputed(save(tmp_path, kind, array), dataset))
 
 
 def test_nan_in_a_repeated_row_is_called_by_its_name(tmp_path, dataset):
     array = np.repeat(FEATURES, 2, axis=0)
     array[6:8, 0] = np.nan
     with pytest.raises(BadInput, match=r"the features of d.jpg are not all finite"):
-        rows(load_ready(save(tmp_path, ".npy", array), dataset))
+        rows(load_precomputed(save(tmp_path, ".npy", array), dataset))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_arrays_that_are_no_features(tmp_path, dataset, array):
     for name, write_it in (("a.npy", np.save), ("a.npz", np.savez)):
         write_it(tmp_path / name, array)
         with pytest.raises(BadInput, match=name):
-            load_ready(tmp_path / name, dataset)
+            load_precomputed(tmp_path / name, dataset)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -240,7 +240,7 @@ def test_damaged_files(tmp_path, dataset, kind, damage):
     whole = file.read_bytes()
     file.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"image,caption\n" * 20}[damage])
     with pytest.raises(BadInput, match=file.name) as error:
-        rows(load_ready(file, dataset))
+        rows(load_precomputed(file, dataset))
     assert "\n" not in str(error.value)
 
 
@@ -256,7 +256,7 @@ def test_paths_and_names_that_are_wrong(tmp_path, dataset):
         (".", "is a folder without train_ims.npy"),
     ]:
         with pytest.raises(BadInput, match=words):
-            load_ready(tmp_path / name, dataset)
+            load_precomputed(tmp_path / name, dataset)
     for name, words in [
         ("bad.json", "bad.json: not JSON"),
         ("numbers.json", "not a JSON list"),

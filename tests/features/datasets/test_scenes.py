@@ -17,7 +17,7 @@ def alternatives(table):
     return {word: key for key, words in table.items() for word in words.split("/") if word}
 
 
-COLOURS = {colour: colour for colour in scenes.COLOURS} | alternatives(scenes.COLOUR_WORDS)
+COLORS = {color: color for color in scenes.COLORS} | alternatives(scenes.COLOR_WORDS)
 SIZES = alternatives(scenes.SIZE_WORDS)
 ONE = {name: thing for thing, (names, *_) in scenes.THINGS.items() for name in names.split("/")}
 IRREGULAR = {"bus": "buses", "coach": "coaches", "fish": "fish", "puppy": "puppies"}
@@ -30,7 +30,7 @@ def one_of(words):
 
 NOUN = rf"\b(?P<noun>{one_of([*ONE, *MANY])})\b"
 PHRASE = re.compile(
-    rf"\b(?P<number>{one_of(NUMBERS)}) (?:(?P<size>{one_of(SIZES)}) )?(?:(?P<colour>{one_of(COLOURS)}) )?{NOUN}", re.I
+    rf"\b(?P<number>{one_of(NUMBERS)}) (?:(?P<size>{one_of(SIZES)}) )?(?:(?P<color>{one_of(COLORS)}) )?{NOUN}", re.I
 )
 
 
@@ -41,7 +41,7 @@ def matches(found, group):
     return (
         NUMBERS[number] == group.count
         and (ONE if group.count == 1 else MANY).get(noun) == group.thing
-        and (found["colour"] is None or COLOURS[found["colour"]] == group.colour)
+        and (found["color"] is None or COLORS[found["color"]] == group.color)
         and (found["size"] is None or SIZES[found["size"]] == group.size)
         and (number not in ("a", "an") or (number == "an") == (after[0] in "aeiou"))
     )
@@ -95,7 +95,7 @@ def test_the_first_caption_says_everything():
         assert len(found) == len(scene.groups)
         for phrase, group in zip(found, scene.groups, strict=True):
             assert matches(phrase, group)
-            assert phrase["colour"]
+            assert phrase["color"]
             assert bool(phrase["size"]) == bool(group.size)
 
 
@@ -145,12 +145,12 @@ def test_a_picture_follows_from_its_scene():
     assert scenes.draw(scene, size=96).size == (96, 96)
 
 
-def test_every_thing_shows_in_its_colour_and_no_setting_is_blank():
+def test_every_thing_shows_in_its_color_and_no_setting_is_blank():
     for number, thing in enumerate(scenes.THINGS):
         setting = list(scenes.SETTINGS)[number % len(scenes.SETTINGS)]
         pixels = [
-            np.asarray(scenes.draw(Scene(setting, "cloudy", (Group(thing, colour, "large", 1),), "", "1"), 112), int)
-            for colour in ("red", "blue")
+            np.asarray(scenes.draw(Scene(setting, "cloudy", (Group(thing, color, "large", 1),), "", "1"), 112), int)
+            for color in ("red", "blue")
         ]
         assert pixels[0].std() > 10
         # the two pictures differ where the thing is, and there the first is the redder one and the second the bluer
@@ -160,8 +160,8 @@ def test_every_thing_shows_in_its_colour_and_no_setting_is_blank():
         assert ((pixels[0] - pixels[1])[changed][:, 2] < 0).mean() > 0.9
 
 
-def centre_of(scene, which):
-    """Mean x and y of the pixels that change when one group of a scene changes its colour."""
+def center_of(scene, which):
+    """Mean x and y of the pixels that change when one group of a scene changes its color."""
     groups = list(scene.groups)
     group = groups[which]
     groups[which] = Group(group.thing, "blue", group.size, group.count)
@@ -177,7 +177,7 @@ def test_things_stand_as_the_relation_says(relation):
     for seed in range(4):  # some of them are mirrored
         groups = (Group(things[0], "red", "", 1), Group(things[1], "red", "", 2))
         scene = Scene("meadow", "sunny", groups, relation, str(seed))
-        (x0, y0), (x1, y1) = centre_of(scene, 0), centre_of(scene, 1)
+        (x0, y0), (x1, y1) = center_of(scene, 0), center_of(scene, 1)
         true = {"left of": x0 < x1, "right of": x0 > x1, "above": y0 < y1, "below": y0 > y1}
         true |= {"in front of": y0 > y1, "behind": y0 < y1}
         assert true[relation]

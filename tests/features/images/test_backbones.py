@@ -33,7 +33,7 @@ def picture(width: int = 400, height: int = 300) -> Image.Image:
 
 
 def trained(network: nn.Module) -> dict[str, Tensor]:
-    """A state dict that carries the input to the end, with batch normalisation that does something."""
+    """A state dict that carries the input to the end, with batch normalization that does something."""
     torch.manual_seed(1)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -176,7 +176,7 @@ def test_the_first_weights_are_taken_where_there_are_several() -> None:
     assert weights.published("vit_h_14").name == "IMAGENET1K_SWAG_E2E_V1"
 
 
-def test_ten_crops_are_the_mean_over_corners_centre_and_mirror_images(resnet18: Any, resnet18_file: Path) -> None:
+def test_ten_crops_are_the_mean_over_corners_center_and_mirror_images(resnet18: Any, resnet18_file: Path) -> None:
     backbone = load("resnet18", weights=resnet18_file, crops=10)
     assert backbone.store == "resnet18.crops10"
     assert backbone.transform_text.startswith("resize 256 bilinear, ten crops 224, mean")
@@ -225,7 +225,7 @@ def test_folding_changes_nothing(name: str) -> None:
     pixels = noise(2, side)
     with torch.inference_mode():
         before = body(pixels)
-        assert_equal(layers.fold(body)(pixels), before)
+        assert_equal(layers.fuse_conv_bn(body)(pixels), before)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in body.modules())
 
 
@@ -250,7 +250,7 @@ def test_only_what_may_be_folded_is_folded() -> None:
     body = layers.cut("knotted", network, "after_once")
     pixels = noise(2, 16)
     before = body(pixels)
-    assert_equal(layers.fold(body)(pixels), before)
+    assert_equal(layers.fuse_conv_bn(body)(pixels), before)
     left = [name for name, module in body.named_modules() if isinstance(module, nn.BatchNorm2d)]
     assert left == ["before", "after_seen", "after_twice"]
 
@@ -386,8 +386,8 @@ def test_the_backbone_of_a_store_is_opened_again_with_its_weights_or_not_at_all(
         reopen(first.attributes)
     with pytest.raises(BadInput, match="nothing says where its weights lie"):
         reopen({**first.attributes, "file": ""})
-    with pytest.raises(BadInput, match="came ready-made"):
-        reopen({**first.attributes, "layer": "ready-made"})
+    with pytest.raises(BadInput, match="came precomputed"):
+        reopen({**first.attributes, "layer": "precomputed"})
 
 
 def test_a_timm_file_with_its_classifier_is_taken(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def batches(of: Backbone) -> int:
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extraction, "BLOCK", 8)
+    monkeypatch.setattr(extraction, "ROWS_PER_BLOCK", 8)
 
 
 # --- images
@@ -67,7 +67,7 @@ def _see_through() -> Pictures.Image:
 
 
 @pytest.mark.parametrize(
-    ("image", "suffix", "colour"),
+    ("image", "suffix", "color"),
     [
         (Pictures.new("L", (8, 8), 77), "png", (77, 77, 77)),
         (Pictures.new("1", (8, 8), 1), "png", (255, 255, 255)),
@@ -84,13 +84,13 @@ def _see_through() -> Pictures.Image:
     ],
 )
 def test_every_kind_of_pixel_becomes_rgb(
-    tmp_path: Path, image: Pictures.Image, suffix: str, colour: tuple[int, int, int]
+    tmp_path: Path, image: Pictures.Image, suffix: str, color: tuple[int, int, int]
 ) -> None:
     options: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
     image.save(tmp_path / f"a.{suffix}", **options)
     rgb = read_image(tmp_path / f"a.{suffix}")
     assert (rgb.mode, rgb.size) == ("RGB", (8, 8))
-    assert rgb.getpixel((4, 4)) == colour
+    assert rgb.getpixel((4, 4)) == color
 
 
 def _jpeg(path: Path) -> bytes:
@@ -291,7 +291,7 @@ import sys
 from pathlib import Path
 from features.images import extract
 from tests.helpers import ROOT, photographs, tiny_backbone
-extract.BLOCK = 8
+extract.ROWS_PER_BLOCK = 8
 folder = Path({folder!r})
 extract.extract(photographs(folder / "images", 60), tiny_backbone(dawdle=0.1), folder / "killed.h5", batch=3, workers=1)
 """

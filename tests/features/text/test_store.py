@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 
 from features.text import store as text_store
-from features.text.store import POOLINGS, TextStore, bring_up_to_date, caption_digest, keys_of
+from features.text.store import POOLINGS, TextStore, caption_digest, keys_of, update_text_store
 from tests.helpers import make_tiny_encoder
 from utils import BadInput
 
 pytest.importorskip("transformers")
 
 from features.text.encoders import POOLINGS as FUNCTIONS
-from features.text.encoders import TextEncoder, load_text_encoder
+from features.text.encoders import SentenceEncoder, load_sentence_encoder
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
-    return load_text_encoder(make_tiny_encoder(tmp_path_factory.mktemp("encoder") / "tiny"))
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> SentenceEncoder:
+    return load_sentence_encoder(make_tiny_encoder(tmp_path_factory.mktemp("encoder") / "tiny"))
 
 
 def make_rows(images: int = 30) -> list[dict[str, Any]]:
@@ -51,20 +51,20 @@ def contents(path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_store, "BLOCK", 8)
+    monkeypatch.setattr(text_store, "ROWS_PER_BLOCK", 8)
 
 
 @pytest.fixture
-def seen(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def seen(encoder: SentenceEncoder, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The captions that the encoder is given, block by block."""
     given: list[list[str]] = []
-    features = TextEncoder.features
+    features = SentenceEncoder.features
 
-    def counted(self: TextEncoder, sentences: list[str], progress: bool = False) -> dict[str, np.ndarray]:
+    def counted(self: SentenceEncoder, sentences: list[str], progress: bool = False) -> dict[str, np.ndarray]:
         given.append(list(sentences))
         return features(self, sentences, progress)
 
-    monkeypatch.setattr(TextEncoder, "features", counted)
+    monkeypatch.setattr(SentenceEncoder, "features", counted)
     return given
 
 
@@ -73,11 +73,11 @@ def test_the_poolings_are_those_of_the_encoders() -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_what_is_kept_is_what_the_encoder_gives(tmp_path: Path, encoder: TextEncoder) -> None:
+def test_what_is_kept_is_what_the_encoder_gives(tmp_path: Path, encoder: SentenceEncoder) -> None:
     rows = make_rows()
     path = tmp_path / "tiny.text.h5"
     captions = [caption for row in rows for caption in row["captions"]]
-    assert bring_up_to_date(path, rows, encoder) == len(captions)
+    assert update_text_store(path, rows, encoder) == len(captions)
     assert [file.name for file in tmp_path.iterdir()] == ["tiny.text.h5"]
     store = TextStore.open(path)
     assert (len(store), store.size) == (len(captions), 32)
@@ -98,14 +98,14 @@ def test_what_is_kept_is_what_the_encoder_gives(tmp_path: Path, encoder: TextEnc
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("height", [1, 5, 10**6])
 def test_rows_are_joined_by_id_never_by_position(
-    tmp_path: Path, encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch, height: int
+    tmp_path: Path, encoder: SentenceEncoder, monkeypatch: pytest.MonkeyPatch, height: int
 ) -> None:
     rows = make_rows()
-    bring_up_to_date(tmp_path / "tiny.text.h5", rows, encoder)
+    update_text_store(tmp_path / "tiny.text.h5", rows, encoder)
     store = TextStore.open(tmp_path / "tiny.text.h5")
     whole = store.read(rows, "mean")
     starts = np.cumsum([0, *(len(row["captions"]) for row in rows)])
-    monkeypatch.setattr(text_store, "READ", height * 64)
+    monkeypatch.setattr(text_store, "BLOCK_BYTES", height * 64)
     order = np.random.default_rng(1).permutation(len(rows))[:20]
     expected = np.concatenate([whole[starts[place] : starts[place + 1]] for place in order])
     np.testing.assert_array_equal(store.read([rows[place] for place in order], "mean"), expected)
@@ -118,7 +118,7 @@ def test_rows_are_joined_by_id_never_by_position(
 def killed_after(blocks: int, features: Callable) -> Callable:
     calls = iter(range(blocks))
 
-    def wrapped(self: TextEncoder, sentences: list[str], progress: bool = False) -> dict[str, np.ndarray]:
+    def wrapped(self: SentenceEncoder, sentences: list[str], progress: bool = False) -> dict[str, np.ndarray]:
         if next(calls, None) is None:
             raise KeyboardInterrupt
         return features(self, sentences, progress)
@@ -128,42 +128,44 @@ def killed_after(blocks: int, features: Callable) -> Callable:
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("blocks", [0, 1, 4])
-def test_a_kill_costs_a_block_and_changes_no_bit(tmp_path: Path, encoder: TextEncoder, blocks: int) -> None:
+def test_a_kill_costs_a_block_and_changes_no_bit(tmp_path: Path, encoder: SentenceEncoder, blocks: int) -> None:
     rows = make_rows()
-    bring_up_to_date(tmp_path / "whole.text.h5", rows, encoder)
+    update_text_store(tmp_path / "whole.text.h5", rows, encoder)
     path = tmp_path / "tiny.text.h5"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TextEncoder, "features", killed_after(blocks, TextEncoder.features))
+        patch.setattr(SentenceEncoder, "features", killed_after(blocks, SentenceEncoder.features))
         with pytest.raises(KeyboardInterrupt):
-            bring_up_to_date(path, rows, encoder)
+            update_text_store(path, rows, encoder)
     assert not path.exists()
     assert len(list((tmp_path / "tiny.text.h5.part").glob("block-*.npz"))) == blocks
     if blocks == 4:  # a block cut short by a full disk elsewhere is done again
         whole = (tmp_path / "tiny.text.h5.part/block-000002.npz").read_bytes()
         (tmp_path / "tiny.text.h5.part/block-000002.npz").write_bytes(whole[:100])
     total = sum(len(row["captions"]) for row in rows)
-    assert bring_up_to_date(path, rows, encoder) == total - 8 * min(blocks, 3)
+    assert update_text_store(path, rows, encoder) == total - 8 * min(blocks, 3)
     assert path.read_bytes() == (tmp_path / "whole.text.h5").read_bytes()
     assert not (tmp_path / "tiny.text.h5.part").exists()
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_only_what_is_new_or_changed_is_computed(tmp_path: Path, encoder: TextEncoder, seen: list[list[str]]) -> None:
+def test_only_what_is_new_or_changed_is_computed(
+    tmp_path: Path, encoder: SentenceEncoder, seen: list[list[str]]
+) -> None:
     rows = make_rows()
     path = tmp_path / "tiny.text.h5"
-    bring_up_to_date(path, rows, encoder)
+    update_text_store(path, rows, encoder)
     before = TextStore.open(path)
     old = {key: row for key, row in zip(before.keys, before.read(rows, "mean"), strict=True)}
     stamp = path.stat().st_mtime_ns
     seen.clear()
-    assert bring_up_to_date(path, rows, encoder) == 0
+    assert update_text_store(path, rows, encoder) == 0
     assert (seen, path.stat().st_mtime_ns) == ([], stamp)
     rows[2]["captions"][0] = "a red dog"
     rows.append({"image": "new.jpg", "split": "val", "captions": ["the blue car"]})
     rows[7]["captions"].append("the man")
     del rows[10], rows[12]["captions"][1:]
     rows[0], rows[1] = rows[1], rows[0]
-    assert bring_up_to_date(path, rows, encoder) == 3
+    assert update_text_store(path, rows, encoder) == 3
     assert sorted(itertools.chain.from_iterable(seen)) == ["a red dog", "the blue car", "the man"]
     store = TextStore.open(path)
     assert store.keys == keys_of(rows)
@@ -172,10 +174,10 @@ def test_only_what_is_new_or_changed_is_computed(tmp_path: Path, encoder: TextEn
             np.testing.assert_array_equal(row, old[key])
 
 
-def test_a_caption_that_is_missing_or_has_changed_is_told(tmp_path: Path, encoder: TextEncoder) -> None:
+def test_a_caption_that_is_missing_or_has_changed_is_told(tmp_path: Path, encoder: SentenceEncoder) -> None:
     rows = make_rows()
     path = tmp_path / "tiny.text.h5"
-    bring_up_to_date(path, rows, encoder)
+    update_text_store(path, rows, encoder)
     store = TextStore.open(path, "python prep.py folder --text-encoder tiny")
     changed = [*rows[:5], {**rows[5], "captions": ["something else", *rows[5]["captions"][1:]]}]
     sentence = (
@@ -190,33 +192,33 @@ def test_a_caption_that_is_missing_or_has_changed_is_told(tmp_path: Path, encode
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_other_weights_are_refused(tmp_path: Path, encoder: TextEncoder) -> None:
+def test_other_weights_are_refused(tmp_path: Path, encoder: SentenceEncoder) -> None:
     rows = make_rows()
     path = tmp_path / "tiny.text.h5"
-    other = load_text_encoder(make_tiny_encoder(tmp_path / "encoder/tiny", seed=1))
-    bring_up_to_date(path, rows, encoder)
+    other = load_sentence_encoder(make_tiny_encoder(tmp_path / "encoder/tiny", seed=1))
+    update_text_store(path, rows, encoder)
     before = path.read_bytes()
     with pytest.raises(BadInput, match=r"tiny\.text\.h5: was made by .*tiny with another weights .*--fresh"):
-        bring_up_to_date(path, rows, other)
+        update_text_store(path, rows, other)
     assert path.read_bytes() == before
-    bring_up_to_date(path, rows, other, fresh=True)
+    update_text_store(path, rows, other, fresh=True)
     assert TextStore.open(path).attributes["digest"] == other.digest
     path.unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TextEncoder, "features", killed_after(1, TextEncoder.features))
+        patch.setattr(SentenceEncoder, "features", killed_after(1, SentenceEncoder.features))
         with pytest.raises(KeyboardInterrupt):
-            bring_up_to_date(path, rows, encoder)
+            update_text_store(path, rows, encoder)
     with pytest.raises(BadInput, match=r"part: was made by .*--fresh"):
-        bring_up_to_date(path, rows, other)
+        update_text_store(path, rows, other)
     with pytest.raises(BadInput, match="there is no caption"):
-        bring_up_to_date(tmp_path / "none.text.h5", [], encoder)
+        update_text_store(tmp_path / "none.text.h5", [], encoder)
 
 
-def test_bad_files_are_refused_in_one_sentence(tmp_path: Path, encoder: TextEncoder) -> None:
+def test_bad_files_are_refused_in_one_sentence(tmp_path: Path, encoder: SentenceEncoder) -> None:
     path = tmp_path / "tiny.text.h5"
     with pytest.raises(BadInput, match=r"no such sentence features; make them with: prep\.py"):
         TextStore.open(path)
-    bring_up_to_date(path, make_rows(), encoder)
+    update_text_store(path, make_rows(), encoder)
     whole = path.read_bytes()
     path.write_bytes(whole[:3000])
     with pytest.raises(BadInput, match="not an HDF5 file, or damaged"):
@@ -246,10 +248,10 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path: Path, encoder: TextEnco
 
 
 def test_a_full_disk_leaves_the_old_store(
-    tmp_path: Path, encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, encoder: SentenceEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "tiny.text.h5"
-    bring_up_to_date(path, make_rows(5), encoder)
+    update_text_store(path, make_rows(5), encoder)
     before = path.read_bytes()
     asked = []
 
@@ -259,10 +261,10 @@ def test_a_full_disk_leaves_the_old_store(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(BadInput, match=r"tiny\.text\.h5: cannot be written \(No space left on device\); .*disk"):
-        bring_up_to_date(path, make_rows(300), encoder)
+        update_text_store(path, make_rows(300), encoder)
     assert path.read_bytes() == before
     monkeypatch.undo()
-    monkeypatch.setattr(TextEncoder, "features", None)
-    bring_up_to_date(path, make_rows(300), encoder)  # what was computed has been kept
+    monkeypatch.setattr(SentenceEncoder, "features", None)
+    update_text_store(path, make_rows(300), encoder)  # what was computed has been kept
     assert path.stat().st_size <= asked[0]
     shutil.rmtree(tmp_path)

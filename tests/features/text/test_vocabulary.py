@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from features.text.vocabulary import UNKNOWN, Encoder, Sentences, Vocabulary, make_stemmer, tokenise
+from features.text.vocabulary import UNKNOWN, Sentences, Vocabulary, WordIndex, make_stemmer, tokenize
 from utils import BadInput
 
 CAPTIONS = ["A dog runs.", "Two dogs run, running fast!", "The cat isn't running"]
@@ -26,7 +26,7 @@ CAPTIONS = ["A dog runs.", "Two dogs run, running fast!", "The cat isn't running
     ],
 )
 def test_tokens(sentence, words):
-    assert tokenise(sentence) == words
+    assert tokenize(sentence) == words
 
 
 def test_counts_and_stems(tmp_path):
@@ -37,19 +37,19 @@ def test_counts_and_stems(tmp_path):
     vocabulary.save(tmp_path / "vocabulary.json")
     assert Vocabulary.load(tmp_path / "vocabulary.json") == vocabulary
     head = json.loads((tmp_path / "vocabulary.json").read_text())
-    assert head["tokeniser"].startswith("nltk.TweetTokenizer")
+    assert head["tokenizer"].startswith("nltk.TweetTokenizer")
     assert (head["stemmer"], head["language"]) == ("nltk.SnowballStemmer", "english")
 
 
 def test_encoder_joins_the_counts_of_one_stem_and_stems_words_never_seen():
     vocabulary = Vocabulary.build(CAPTIONS)
-    stems = Encoder(vocabulary, stem=True, min_count=1)
+    stems = WordIndex(vocabulary, stem=True, min_count=1)
     assert stems.words[1] == "run"  # runs + run + running + running: the most frequent
     assert stems.encode("runner runnings") == [UNKNOWN, 1]
     assert stems.unknown_words("the runner") == ["runner"]
-    often = Encoder(vocabulary, stem=True, min_count=2)
+    often = WordIndex(vocabulary, stem=True, min_count=2)
     assert set(often.words) == {"<unknown>", "run", "dog"}
-    words = Encoder(vocabulary, stem=False, min_count=1)
+    words = WordIndex(vocabulary, stem=False, min_count=1)
     assert words.encode("runs") != words.encode("run")
     assert words.encode("zebra") == [UNKNOWN]
 
@@ -83,5 +83,5 @@ def test_sentences_take_any_rows():
         lists[row] for row in rows
     ]
     assert len(sentences.take(np.array([], np.int64))) == 0
-    encoder = Encoder(Vocabulary.build(CAPTIONS), stem=True, min_count=1)
+    encoder = WordIndex(Vocabulary.build(CAPTIONS), stem=True, min_count=1)
     assert Sentences.encode(["", "run"], encoder).lengths.tolist() == [1, 1]

@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
-from retrieval.searcher import LONGEST
+from retrieval.searcher import MAX_QUERY_CHARS
 from tests.page_helpers import HOSTILE, LIMIT, SVG, jpeg, served
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -178,9 +178,9 @@ def test_an_image_finds_captions_similar_images_and_emoji(page, way, page_folder
 def test_empty_and_very_long_queries_show_a_message(page):
     page.keyboard.press("Enter")
     assert error(page).lower().startswith("the query is empty")
-    type_query(page, "a " * LONGEST)
+    type_query(page, "a " * MAX_QUERY_CHARS)
     assert "letters; say it in 5,000 at most" in error(page)
-    type_query(page, "a dog " * (LONGEST // 6))
+    type_query(page, "a dog " * (MAX_QUERY_CHARS // 6))
     page.locator(".tile").first.wait_for()
     type_query(page, "xyzzy")
     assert "unknown words only (xyzzy)" in error(page)

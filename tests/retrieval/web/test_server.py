@@ -18,7 +18,7 @@ from PIL import Image
 
 import app
 from retrieval.build import build_index
-from retrieval.searcher import LONGEST, Searcher
+from retrieval.searcher import MAX_QUERY_CHARS, Searcher
 from retrieval.web.answers import Answers, address
 from tests.helpers import ROOT, FakeRun, call
 from tests.page_helpers import HOSTILE, LIMIT, ODD, SVG, ask, jpeg, served
@@ -146,7 +146,7 @@ def test_an_image_that_is_sent_to_the_page_without_its_script(port, page_folder)
     assert b'src="data:image/jpeg;base64,' in content
 
 
-@pytest.mark.parametrize(("name", "data", "sentence"), HOSTILE, ids=[f"{name}-{say}" for name, _, say in HOSTILE])
+@pytest.mark.parametrize(("name", "data", "sentence"), HOSTILE, ids=[f"{name}-{log}" for name, _, log in HOSTILE])
 def test_hostile_images_are_refused_in_one_sentence(port, name, data, sentence):
     body, kind = form(name, data)
     start = time.perf_counter()
@@ -206,7 +206,7 @@ BAD = [
     ("/api/search?q=%20%0A", 400, "the query is empty"),
     ("/api/search?q=xyzzy", 400, "unknown words only (xyzzy)"),
     ("/api/search?q=%3F!", 400, "holds no word"),
-    ("/api/search?q=" + "a+" * LONGEST, 400, "say it in 5,000 at most"),
+    ("/api/search?q=" + "a+" * MAX_QUERY_CHARS, 400, "say it in 5,000 at most"),
     ("/api/search?q=%ff%fe", 400, "the query"),
     ("/api/search?q=a&k=0", 400, "choose one from 1 to 200"),
     ("/api/search?q=a&k=201", 400, "choose one from 1 to 200"),
@@ -317,9 +317,7 @@ def test_a_query_cannot_write_into_the_page(port):
 
 
 def test_a_hundred_queries_at_once(port, searcher, page_folder):
-    sentences = [
-        f"a {colour} {shape}" for colour in ("red", "green", "blue", "yellow") for shape in ("circle", "square")
-    ]
+    sentences = [f"a {color} {shape}" for color in ("red", "green", "blue", "yellow") for shape in ("circle", "square")]
     wanted = {sentence: searcher.search(sentence, 5) for sentence in sentences}
     picture = (page_folder / "pictures/3.png").read_bytes()
 
