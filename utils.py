@@ -5,6 +5,8 @@ import difflib
 import hashlib
 import json
 import os
+import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -13,15 +15,29 @@ from typing import IO, Any
 
 
 class BadInput(Exception):
-    """Input that a person can mend. The message is one sentence that names the file or the flag, and the remedy."""
+    """Input that a person can mend. The message is one sentence that names what is wrong, and the remedy.
+
+    A parameter or a setting that mends it stands in backquotes (`captions`, `training.lr`): from Python that is its
+    name, and `run_script` writes it as the flag of the command line.
+    """
+
+
+class NotPrepared(BadInput):
+    """Features are missing that prep.py makes. options: those it needs (`features.prepare.prepare` takes the same)."""
+
+    def __init__(self, sentence: str, options: dict[str, Any]):
+        super().__init__(sentence)
+        self.options = options
 
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; bad input ends in one sentence on stderr and exit status 2, never in a traceback."""
     try:
         main()
+    except NotPrepared as error:
+        sys.exit(_say(f"{with_flags(str(error))}; prepare them with: {command_line('prep.py', error.options)}", 2))
     except BadInput as error:
-        sys.exit(_say(str(error), 2))
+        sys.exit(_say(with_flags(str(error)), 2))
     except KeyboardInterrupt:
         sys.exit(_say("stopped; repeat the command, without --fresh, and it continues", 130))
     except BrokenPipeError:  # the reader of a pipe (head, less) went away: not an error of ours
@@ -33,6 +49,47 @@ def run_script(main: Callable[[], None]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         remedy = "check that it exists, that you may read and write there, and that the disk is not full"
         sys.exit(_say(f"{where}{error.strerror or error}; {remedy}", 2))
+
+
+def with_flags(sentence: str) -> str:
+    """Write the parameters and settings of a sentence, which stand in backquotes, as flags.
+
+    >>> with_flags("16 GB: too large; lower `batch_size`, or `training.lr`, or ask for fewer with `k`")
+    '16 GB: too large; lower --batch-size, or --set training.lr, or ask for fewer with -k'
+    """
+
+    def flag(name: re.Match[str]) -> str:
+        if "." in name[1]:
+            return f"--set {name[1]}"
+        return f"-{name[1]}" if len(name[1]) == 1 else f"--{name[1].replace('_', '-')}"
+
+    return re.sub(r"`([a-z][a-z_]*(?:\.[a-z_]+)?)`", flag, sentence)
+
+
+def command_line(script: str, options: dict[str, Any]) -> str:
+    """The command that gives a script these options; "" is the name before them, None and False are left out.
+
+    >>> command_line("prep.py", {"": "flickr8k", "backbone": ["vgg19"], "map": True, "crops": 10, "ids": None})
+    'python prep.py flickr8k --backbone vgg19 --map --crops 10'
+    """
+    words = ["python", script]
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        words += [f"--{name.replace('_', '-')}"] if name else []
+        if value is not True:
+            words += map(str, value) if isinstance(value, list | tuple) else [str(value)]
+    return shlex.join(words)
+
+
+def log(line: str) -> None:
+    """Say something on stderr, above a progress bar if there is one."""
+    bars = sys.modules.get("tqdm")
+    if bars is None:
+        print(line, file=sys.stderr, flush=True)
+    else:
+        bars.tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
 
 
 def _say(sentence: str, status: int) -> int:

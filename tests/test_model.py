@@ -19,7 +19,7 @@ def build(**changes):
     torch.manual_seed(0)
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     return TwoBranch(
-        override(Settings(), {"embed_dim": 8, "text.words": 5, **changes}), InputDims(features=6, words=7)
+        override(Settings(), {"embed_dim": 8, "text.word_dim": 5, **changes}), InputDims(features=6, words=7)
     ).eval()
 
 
@@ -135,7 +135,7 @@ def test_a_frozen_encoder_is_a_linear_layer_on_its_unit_features():
 
 @pytest.mark.parametrize("branch", ["gru", "onehot"])
 def test_an_encoder_joined_with_words_is_added_to_them(branch):
-    changes = {"embed_dim": 8, "text.branch": branch, "text.encoder": "name", "text.words": 4}
+    changes = {"embed_dim": 8, "text.branch": branch, "text.encoder": "name", "text.word_dim": 4}
     model: Any = TwoBranch(override(Settings(), changes), InputDims(features=6, words=7, encoder=5)).eval()
     sentences = some_sentences(np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32))
     both = model.text.words(sentences) + model.text.sentence(sentences)
