@@ -9,16 +9,16 @@ demo: .venv/demo
 	$(BIN)/python train.py
 	$(BIN)/python eval.py
 
-test: .venv/all
+test: .venv/dev
 	$(BIN)/python -m pytest
 
-check: .venv/all
+check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
 	$(BIN)/python -m pytest
 
-format: .venv/all
+format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -27,9 +27,9 @@ format: .venv/all
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	touch $@
 
-.venv/all: requirements.txt requirements-all.txt
+.venv/dev: requirements.txt requirements-search.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --requirement requirements-all.txt
+	$(BIN)/pip install --quiet --requirement requirements-dev.txt
 	touch .venv/demo $@
 
 
