@@ -2,7 +2,9 @@
 
 import contextlib
 import difflib
+import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -12,6 +14,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+LOCK = ".lock"  # in a folder: who is at work in it
 
 
 class BadInput(Exception):
@@ -106,24 +110,68 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that appears under its name only when it is complete: temporary name, fsync, rename.
+    """Open a file that appears under its name only when it is complete; see `atomic_file`."""
+    encoding = None if "b" in mode else "utf-8"
+    with atomic_file(Path(path)) as scratch, open(scratch, mode, encoding=encoding) as file:
+        yield file
 
-    Whoever reads `path` sees the old file or the new one, never half of one. If the block raises, nothing changes.
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield an empty file that takes the place of `path` when the block ends. If the block raises, nothing changes.
+
+    Whoever reads `path` sees the old file or the new one, never half of one. A writer holds a lock on its file, which
+    ends with it however it ends: the next writer of `path` takes away what killed ones left.
     """
-    path = Path(path)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    scratch, descriptor = _open_scratch(path)
     try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(scratch, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        yield scratch
+        os.fsync(descriptor)
         os.replace(scratch, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(scratch)
+        scratch.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(descriptor)
     fsync_folder(path.parent)
+
+
+def _open_scratch(path: Path) -> tuple[Path, int]:
+    """Lock the first free of .NAME.0.tmp, .NAME.1.tmp, … and remove those after it whose writers are dead."""
+    mine: tuple[Path, int] | None = None
+    for number in itertools.count():
+        scratch = path.with_name(f".{path.name}.{number}.tmp")
+        if mine is not None and not os.path.lexists(scratch):
+            break
+        descriptor = _lock_file(scratch)
+        if descriptor is None:
+            continue
+        if mine is None:
+            os.ftruncate(descriptor, 0)
+            mine = scratch, descriptor
+        else:
+            scratch.unlink()
+            os.close(descriptor)
+    assert mine is not None
+    return mine
+
+
+def _lock_file(path: Path) -> int | None:
+    """Open and lock a file that may not exist; None if another writer holds it, or it is a link or a folder."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError:
+        if os.path.lexists(path):
+            return None
+        raise
+    with contextlib.suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        status = os.fstat(descriptor)
+        # Its writer may have renamed it while we asked; and under a second name it is not ours to write to.
+        if status.st_nlink == 1 and os.path.samestat(status, os.lstat(path)):
+            return descriptor
+    os.close(descriptor)
+    return None
 
 
 def fsync_folder(folder: Path | str) -> None:
@@ -133,12 +181,6 @@ def fsync_folder(folder: Path | str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def make_folder(folder: Path | str, flag: str) -> Path:
@@ -155,23 +197,51 @@ def make_folder(folder: Path | str, flag: str) -> Path:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other programs that ask for it this way; the system lets go of it however we end.
+    """Hold `folder` against whoever asks for it this way; the system lets go of it however this process ends.
 
-    Raises BadInput if another one holds it.
+    Raises BadInput that names the process at work in it, which that process has written into `folder`/.lock.
     """
+    descriptor, note = _hold(folder), Path(folder) / LOCK
+    _HELD.add(descriptor)
     try:
-        import fcntl
-    except ImportError:  # no such locks on this system
+        with contextlib.suppress(OSError):
+            note.unlink(missing_ok=True)  # of a process that was killed
+            with open(note, "x", encoding="utf-8") as file:
+                file.write(f"process {os.getpid()} ({Path(sys.argv[0]).name or 'python'})")
         yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise BadInput(f"{folder}: another program is at work in it; wait for its end and repeat the command") from None
     finally:
-        os.close(descriptor)
+        if descriptor in _HELD:  # not in a forked child
+            with contextlib.suppress(OSError):
+                note.unlink(missing_ok=True)
+            _HELD.remove(descriptor)
+            os.close(descriptor)
+
+
+def _hold(folder: Path) -> int:
+    while True:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+                return descriptor
+            os.close(descriptor)  # removed and made again while we asked
+        except BlockingIOError:
+            os.close(descriptor)
+            holder = "another program"
+            with contextlib.suppress(OSError):
+                holder = (Path(folder) / LOCK).read_text(encoding="utf-8") or holder
+            remedy = "wait for its end and repeat the command"
+            raise BadInput(f"{folder}: {holder} is at work in it; {remedy}") from None
+
+
+def _let_go() -> None:
+    """Close the locks in a forked child, which would hold them beyond the end of its parent."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+_HELD: set[int] = set()  # descriptors of the folders that this process has locked
+os.register_at_fork(after_in_child=_let_go)
 
 
 def write_json(path: Path | str, value: Any) -> None:

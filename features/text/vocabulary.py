@@ -4,20 +4,39 @@ The tokenizer and the stemmer are NLTK's and need no NLTK download. The vocabula
 split with its count and its stem; whether stems or words are used, and from which count on, is up to the text branch.
 """
 
+import contextlib
+import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import regex
-from nltk.stem.snowball import SnowballStemmer
-from nltk.tokenize import TweetTokenizer
 from tqdm import tqdm
 
 from utils import BadInput, did_you_mean, read_json, write_json
+
+
+@contextlib.contextmanager
+def _without(*packages: str) -> Iterator[None]:
+    """Let imports of packages that are not loaded yet fail."""
+    blocked = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(blocked))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in blocked:
+            del sys.modules[name]
+
+
+# `import nltk` imports its classifiers and metrics too, and they scipy.stats and scikit-learn where these are
+# installed: 1.2 s of every command, for rooms that nothing here enters. NLTK does without where the import fails.
+with _without("scipy.stats", "sklearn"):
+    from nltk.stem.snowball import SnowballStemmer
+    from nltk.tokenize import TweetTokenizer
 
 FORMAT = 1
 TOKENIZER = (

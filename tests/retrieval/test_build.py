@@ -15,7 +15,7 @@ from retrieval.index import META, Index, Strings, write_strings
 from retrieval.searcher import Searcher
 from retrieval.sources import gather
 from tests.helpers import FakeRun, paint
-from utils import BadInput
+from utils import BadInput, lock_folder
 
 OLD = 10**9  # seconds: a time of change that can be relied on
 
@@ -294,6 +294,43 @@ def test_folders_that_are_no_index(tmp_path, pictures):
         with pytest.raises(BadInput, match=sentence):
             build(run, tmp_path / "out", tmp_path / named)
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_deleted_or_written_through_a_link(tmp_path, pictures):
+    run = FakeRun(tmp_path)
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "block-000000.npz").write_text("precious")
+    build(run, tmp_path / "index", pictures)
+    (tmp_path / "index/part-0123").symlink_to(precious)
+    (tmp_path / "index/ids-000099.bin").symlink_to(precious / "block-000000.npz")
+    paint(pictures / "new.png", 12)
+    build(run, tmp_path / "index", pictures)
+    check(tmp_path / "index", run, pictures)
+    assert [path.name for path in precious.iterdir()] == ["block-000000.npz"]
+    assert {path.name for path in (tmp_path / "index").iterdir()} == Index.open(tmp_path / "index").meta.names()
+    (tmp_path / f"index/part-{run.digest()}").symlink_to(precious)
+    paint(pictures / "new.png", 13)
+    for fresh in (False, True):
+        with pytest.raises(BadInput, match=r"part-.*: is a symbolic link"):
+            build(run, tmp_path / "index", pictures, fresh=fresh)
+    assert (precious / "block-000000.npz").read_text() == "precious"
+    assert [path.name for path in precious.iterdir()] == ["block-000000.npz"]
+
+
+def test_the_blocks_of_another_run_go_whole(tmp_path, pictures):
+    run = FakeRun(tmp_path)
+    build(run, tmp_path / "index", pictures)
+    (tmp_path / "index/part-0123/deep").mkdir(parents=True)
+    (tmp_path / "index/part-0123/deep/file").write_text("of another run")
+    build(run, tmp_path / "index", pictures)
+    assert not (tmp_path / "index/part-0123").exists()
+
+
+def test_two_programs_do_not_build_one_index(tmp_path, pictures):
+    (tmp_path / "index").mkdir()
+    with lock_folder(tmp_path / "index"), pytest.raises(BadInput, match=r"index: process \d+ .* is at work in it"):
+        build(FakeRun(tmp_path), tmp_path / "index", pictures)
 
 
 @pytest.mark.parametrize("name", ["embeddings", "ids", "files", "pack"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from features.images import store as store_room
+from features import hdf5
 from features.images.maps import MEMORY, FeatureMaps
 from features.images.store import FeatureStore, write_store
 from utils import BadInput
@@ -33,7 +33,7 @@ def write(path: Path, count: int = 40, shape: tuple[int, ...] = SHAPE, dtype: st
 def test_maps_are_what_the_store_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, dtype: str, chunk: int
 ) -> None:
-    monkeypatch.setattr(store_room, "CHUNK_BYTES", chunk * 30 * np.dtype(dtype).itemsize)
+    monkeypatch.setattr(hdf5, "CHUNK_BYTES", chunk * 30 * np.dtype(dtype).itemsize)
     store = write(tmp_path / "a.h5", dtype=dtype)
     plain = store.read(ROWS)
     maps = FeatureMaps(store, ROWS, memory=memory)
