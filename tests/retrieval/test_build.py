@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retrieval import blocks, index
+from features.images.decode import jpeg_bytes, thumbnail
 from retrieval import build as indexing
+from retrieval import index
 from retrieval.build import build_index
 from retrieval.index import META, Index, Strings, write_strings
 from retrieval.searcher import Searcher
@@ -76,6 +77,12 @@ def contents(folder):
     return columns, rows, [found.thumbnail(row) for row in range(len(found))]
 
 
+def small_jpeg(path):
+    image = thumbnail(path, indexing.THUMBNAIL_PIXELS)
+    assert image is not None
+    return jpeg_bytes(image, indexing.THUMBNAIL_PIXELS)
+
+
 def build(run, folder, *images, **more):
     return build_index(run, list(images), folder, **more)
 
@@ -93,7 +100,7 @@ def check(folder, run, root):
         (wanted,) = fresh.embed_images([root / image])
         np.testing.assert_array_equal(found.embeddings[row], wanted)
         assert found.path(row) == root / image
-        assert found.thumbnail(row) == blocks.jpeg_thumbnail(root / image)
+        assert found.thumbnail(row) == small_jpeg(root / image)
     own = found.meta.names()
     assert {path.name for path in folder.iterdir()} == own, "nothing of an earlier generation is left"
     return found
@@ -267,13 +274,13 @@ def test_unreadable_images_are_named_left_out_and_tried_again(tmp_path, pictures
 
 def test_another_run_is_refused_until_fresh(tmp_path, pictures, monkeypatch):
     build(FakeRun(tmp_path), tmp_path / "index", pictures)
-    with pytest.raises(BadInput, match=r"is the index of another run .* with --fresh, or name another folder"):
+    with pytest.raises(BadInput, match=r"is the index of another run .* with `fresh`, or name another folder"):
         build(FakeRun(tmp_path, name="other"), tmp_path / "index", pictures)
     monkeypatch.setattr(indexing, "ROWS_PER_BLOCK", 2)
     with pytest.raises(KeyboardInterrupt):
         build(FakeRun(tmp_path, name="other", stop_after=5), tmp_path / "index", pictures, fresh=True)
     other = FakeRun(tmp_path, name="other")
-    assert len(build(other, tmp_path / "index", pictures).unreadable) == 0, "it continues without --fresh"
+    assert len(build(other, tmp_path / "index", pictures).unreadable) == 0, "it continues without `fresh`"
     assert len(other.embedded) == 3
     assert Index.open(tmp_path / "index").meta.digest == other.digest()
     build(other, tmp_path / "index", pictures, fresh=True)
@@ -303,12 +310,14 @@ def test_nothing_is_deleted_or_written_through_a_link(tmp_path, pictures):
     (precious / "block-000000.npz").write_text("precious")
     build(run, tmp_path / "index", pictures)
     (tmp_path / "index/part-0123").symlink_to(precious)
+    (tmp_path / "index/.embeddings-000099.npy.0.tmp").write_text("of a build that was killed")
+    (tmp_path / "index/.foreign.tmp").write_text("not ours")
     (tmp_path / "index/ids-000099.bin").symlink_to(precious / "block-000000.npz")
     paint(pictures / "new.png", 12)
     build(run, tmp_path / "index", pictures)
-    check(tmp_path / "index", run, pictures)
     assert [path.name for path in precious.iterdir()] == ["block-000000.npz"]
-    assert {path.name for path in (tmp_path / "index").iterdir()} == Index.open(tmp_path / "index").meta.names()
+    (tmp_path / "index/.foreign.tmp").unlink()
+    check(tmp_path / "index", run, pictures)
     (tmp_path / f"index/part-{run.digest()}").symlink_to(precious)
     paint(pictures / "new.png", 13)
     for fresh in (False, True):
@@ -340,10 +349,10 @@ def test_a_damaged_index_says_so(tmp_path, pictures, name):
     whole = file.read_bytes()
     if name != "pack":
         file.write_bytes(whole[: len(whole) - 3])
-        with pytest.raises(BadInput, match=r"damaged .* with --fresh"):
+        with pytest.raises(BadInput, match=r"damaged .* and `fresh`"):
             Index.open(tmp_path / "index")
     file.unlink()
-    with pytest.raises(BadInput, match=r"damaged .* with --fresh"):
+    with pytest.raises(BadInput, match=r"damaged .* and `fresh`"):
         Index.open(tmp_path / "index")
 
 
@@ -402,7 +411,7 @@ def test_a_prepared_folder_comes_with_its_features(tmp_path):
     store = gather([folder], run).features
     assert store is not None
     np.testing.assert_array_equal(found.embeddings, run.embed_features(store.read(list(found.ids))))
-    assert found.thumbnail(0) == blocks.jpeg_thumbnail(tmp_path / "photographs/0.png")
+    assert found.thumbnail(0) == small_jpeg(tmp_path / "photographs/0.png")
     assert counts(build(run, tmp_path / "index", folder)) == (0, 0, 0, 0, 10)
     with pytest.raises(BadInput, match="is indexed by itself"):
         build(run, tmp_path / "other", folder, tmp_path / "photographs")
