@@ -101,11 +101,11 @@ def _say(sentence: str, status: int) -> int:
     return status
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the nearest known one, or all of them."""
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of an error about an unknown name: the nearest known one, or all of them, or what to say instead."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+    return f"did you mean {close[0]}?" if close else otherwise or f"known: {', '.join(known)}"
 
 
 @contextlib.contextmanager
