@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import fcntl
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -132,46 +131,60 @@ def atomic_file(path: Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
         raise
     finally:
-        os.close(descriptor)
+        _release(descriptor)
     fsync_folder(path.parent)
 
 
 def _open_scratch(path: Path) -> tuple[Path, int]:
     """Lock the first free of .NAME.0.tmp, .NAME.1.tmp, … and remove those after it whose writers are dead."""
     mine: tuple[Path, int] | None = None
-    for number in itertools.count():
+    number = 0
+    while mine is None or os.path.lexists(path.with_name(f".{path.name}.{number}.tmp")):
         scratch = path.with_name(f".{path.name}.{number}.tmp")
-        if mine is not None and not os.path.lexists(scratch):
-            break
         descriptor = _lock_file(scratch)
-        if descriptor is None:
-            continue
-        if mine is None:
-            os.ftruncate(descriptor, 0)
+        if descriptor is not None and mine is None:
             mine = scratch, descriptor
-        else:
+        elif descriptor is not None:
             scratch.unlink()
-            os.close(descriptor)
-    assert mine is not None
+            _release(descriptor)
+        number += 1
     return mine
 
 
 def _lock_file(path: Path) -> int | None:
-    """Open and lock a file that may not exist; None if another writer holds it, or it is a link or a folder."""
+    """Open, lock and empty a file that may not exist; None if it is another's, a link or a folder."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError:
         if os.path.lexists(path):
             return None
         raise
+    _LOCKED.add(descriptor)
     with contextlib.suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         status = os.fstat(descriptor)
-        # Its writer may have renamed it while we asked; and under a second name it is not ours to write to.
+        # Its holder may have removed or renamed it while we asked; and under a second name it is not ours to write to.
         if status.st_nlink == 1 and os.path.samestat(status, os.lstat(path)):
+            os.ftruncate(descriptor, 0)
             return descriptor
-    os.close(descriptor)
+    _release(descriptor)
     return None
+
+
+def _release(descriptor: int) -> None:
+    if descriptor in _LOCKED:
+        _LOCKED.remove(descriptor)
+        os.close(descriptor)
+
+
+def _release_all() -> None:
+    """Close the locks in a forked child, which would hold them beyond the end of its parent."""
+    for descriptor in list(_LOCKED):
+        _release(descriptor)
+
+
+_LOCKED: set[int] = set()  # descriptors
+os.register_at_fork(after_in_child=_release_all)
 
 
 def fsync_folder(folder: Path | str) -> None:
@@ -199,49 +212,24 @@ def make_folder(folder: Path | str, flag: str) -> Path:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Hold `folder` against whoever asks for it this way; the system lets go of it however this process ends.
 
-    Raises BadInput that names the process at work in it, which that process has written into `folder`/.lock.
+    Raises BadInput that names the process at work in it, as that has written into the file it locks, `folder`/.lock.
     """
-    descriptor, note = _hold(folder), Path(folder) / LOCK
-    _HELD.add(descriptor)
-    try:
+    file = Path(folder) / LOCK
+    if file.is_symlink():
+        file.unlink()
+    descriptor = _lock_file(file)
+    if descriptor is None:
+        holder = "another program"
         with contextlib.suppress(OSError):
-            note.unlink(missing_ok=True)  # of a process that was killed
-            with open(note, "x", encoding="utf-8") as file:
-                file.write(f"process {os.getpid()} ({Path(sys.argv[0]).name or 'python'})")
+            holder = file.read_text(encoding="utf-8") or holder
+        raise BadInput(f"{folder}: {holder} is at work in it; wait for its end and repeat the command")
+    try:
+        os.write(descriptor, f"process {os.getpid()} ({Path(sys.argv[0]).name or 'python'})".encode())
         yield
     finally:
-        if descriptor in _HELD:  # not in a forked child
-            with contextlib.suppress(OSError):
-                note.unlink(missing_ok=True)
-            _HELD.remove(descriptor)
-            os.close(descriptor)
-
-
-def _hold(folder: Path) -> int:
-    while True:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
-                return descriptor
-            os.close(descriptor)  # removed and made again while we asked
-        except BlockingIOError:
-            os.close(descriptor)
-            holder = "another program"
-            with contextlib.suppress(OSError):
-                holder = (Path(folder) / LOCK).read_text(encoding="utf-8") or holder
-            remedy = "wait for its end and repeat the command"
-            raise BadInput(f"{folder}: {holder} is at work in it; {remedy}") from None
-
-
-def _let_go() -> None:
-    """Close the locks in a forked child, which would hold them beyond the end of its parent."""
-    while _HELD:
-        os.close(_HELD.pop())
-
-
-_HELD: set[int] = set()  # descriptors of the folders that this process has locked
-os.register_at_fork(after_in_child=_let_go)
+        if descriptor in _LOCKED:  # not in a forked child
+            file.unlink(missing_ok=True)
+            _release(descriptor)
 
 
 def write_json(path: Path | str, value: Any) -> None:

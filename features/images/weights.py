@@ -151,7 +151,7 @@ def fill(module: nn.Module, state: State, *, known: Iterable[str], what: str, so
         raise BadInput(f"{source}: has none of the weights of {what}; it belongs to another network: check `backbone`")
     if missing:
         raise BadInput(
-            f"{source}: lacks {missing[0]}{_more(missing)}, which {what} depends on; "
+            f"{source}: lacks {first_of(missing)}, which {what} depends on; "
             f"give a file that has it, or take a layer that does without it with `layer` or `map`"
         )
     for key, value in wanted.items():
@@ -166,7 +166,7 @@ def fill(module: nn.Module, state: State, *, known: Iterable[str], what: str, so
     strange = [key for key in strange if not key.endswith("num_batches_tracked")]
     if strange:
         raise BadInput(
-            f"{source}: holds {strange[0]}{_more(strange)}, which no part of the network has; "
+            f"{source}: holds {first_of(strange)}, which no part of the network has; "
             f"check that `weights` and `backbone` name the same network"
         )
     with torch.no_grad():
@@ -174,8 +174,13 @@ def fill(module: nn.Module, state: State, *, known: Iterable[str], what: str, so
             value.copy_(state[key])
 
 
-def _more(keys: list[str]) -> str:
-    return f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+def first_of(keys: list[str]) -> str:
+    """Name the first of `keys`, and count the others.
+
+    >>> first_of(["conv1.weight", "fc.weight", "fc.bias"])
+    'conv1.weight and 2 more'
+    """
+    return f"{keys[0]} and {len(keys) - 1} more" if len(keys) > 1 else keys[0]
 
 
 def digest(module: nn.Module) -> str:

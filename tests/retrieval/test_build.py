@@ -406,7 +406,7 @@ def test_a_prepared_folder_comes_with_its_features(tmp_path):
     folder = run.prepare(tmp_path, 10)
     built = build(run, tmp_path / "index", folder)
     assert counts(built) == (10, 0, 0, 0, 0)
-    assert run.embedded == [], "no photograph was embedded"
+    assert run.embedded == [], "no image was embedded"
     found = Index.open(tmp_path / "index")
     store = gather([folder], run).features
     assert store is not None
