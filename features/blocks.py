@@ -32,8 +32,9 @@ class Identity:
         for key in self.keys:
             was, now = made_with.get(key), self.attributes[key]
             if was != now:
+                what = "other weights" if key == "digest" else f"another {key}"
                 values = f"{str(was)[:60]}, not {str(now)[:60]}"
-                raise BadInput(f"{path}: was made by {maker} with another {key} ({values}); {self.remedy}")
+                raise BadInput(f"{path}: was made by {maker} with {what} ({values}); {self.remedy}")
 
 
 @contextlib.contextmanager

@@ -253,7 +253,7 @@ def test_nothing_readable_is_no_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "dtype", "message"),
     [
-        (tiny_backbone(seed=1), "float32", r"another digest \(digest 0, not digest 1\); repeat with `fresh`"),
+        (tiny_backbone(seed=1), "float32", r"other weights \(digest 0, not digest 1\); repeat with `fresh`"),
         (tiny_backbone(transform="resize 99"), "float32", r"another transform \(resize 16, not resize 99\)"),
         (tiny_backbone(), "float16", r"another dtype \(float32, not float16\)"),
     ],

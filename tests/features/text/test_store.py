@@ -224,7 +224,7 @@ def test_other_weights_are_refused(tmp_path: Path, encoder: SentenceEncoder) -> 
     other = load_sentence_encoder(make_tiny_encoder(tmp_path / "encoder/tiny", seed=1))
     update_text_store(path, rows, encoder)
     before = path.read_bytes()
-    with pytest.raises(BadInput, match=r"tiny\.text\.h5: was made by .*tiny with another digest .*`fresh`"):
+    with pytest.raises(BadInput, match=r"tiny\.text\.h5: was made by .*tiny with other weights .*`fresh`"):
         update_text_store(path, rows, other)
     assert path.read_bytes() == before
     update_text_store(path, rows, other, fresh=True)
