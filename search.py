@@ -97,13 +97,13 @@ def open_run(args: argparse.Namespace) -> "Run":
 
 def kind_of(inputs: Sequence[str]) -> str:
     """What `inputs` are, "image" or "sentence". Raises BadInput for both at once, and for a file that is missing."""
-    from retrieval.sources import SUFFIXES
+    from features.images.decode import IMAGE_SUFFIXES
 
     for text in inputs:
         if os.path.isdir(text):
             raise BadInput(f"{text}: is a folder; name its images, such as {Path(text) / '*.jpg'}")
         path_like = os.sep in text and not any(letter.isspace() for letter in text)
-        if not os.path.isfile(text) and (path_like or text.lower().endswith(SUFFIXES)):
+        if not os.path.isfile(text) and (path_like or text.lower().endswith(IMAGE_SUFFIXES)):
             raise BadInput(f"{text}: no such image; mend its path, or write a sentence with blanks between its words")
     kinds = {"image" if os.path.isfile(text) else "sentence": text for text in inputs}
     if len(kinds) > 1:

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +13,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+LOCK = ".lock"  # in a folder: who is at work in it
 
 
 class BadInput(Exception):
@@ -97,33 +100,91 @@ def _say(sentence: str, status: int) -> int:
     return status
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the nearest known one, or all of them."""
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of an error about an unknown name: the nearest known one, or all of them, or what to say instead."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+    return f"did you mean {close[0]}?" if close else otherwise or f"known: {', '.join(known)}"
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that appears under its name only when it is complete: temporary name, fsync, rename.
+    """Open a file that appears under its name only when it is complete; see `atomic_file`."""
+    encoding = None if "b" in mode else "utf-8"
+    with atomic_file(Path(path)) as scratch, open(scratch, mode, encoding=encoding) as file:
+        yield file
 
-    Whoever reads `path` sees the old file or the new one, never half of one. If the block raises, nothing changes.
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield an empty file that takes the place of `path` when the block ends. If the block raises, nothing changes.
+
+    Whoever reads `path` sees the old file or the new one, never half of one. A writer holds a lock on its file, which
+    ends with it however it ends: the next writer of `path` takes away what killed ones left.
     """
-    path = Path(path)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    scratch, descriptor = _open_scratch(path)
     try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(scratch, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        yield scratch
+        os.fsync(descriptor)
         os.replace(scratch, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(scratch)
+        scratch.unlink(missing_ok=True)
         raise
+    finally:
+        _release(descriptor)
     fsync_folder(path.parent)
+
+
+def _open_scratch(path: Path) -> tuple[Path, int]:
+    """Lock the first free of .NAME.0.tmp, .NAME.1.tmp, … and remove those after it whose writers are dead."""
+    mine: tuple[Path, int] | None = None
+    number = 0
+    while mine is None or os.path.lexists(path.with_name(f".{path.name}.{number}.tmp")):
+        scratch = path.with_name(f".{path.name}.{number}.tmp")
+        descriptor = _lock_file(scratch)
+        if descriptor is not None and mine is None:
+            mine = scratch, descriptor
+        elif descriptor is not None:
+            scratch.unlink()
+            _release(descriptor)
+        number += 1
+    return mine
+
+
+def _lock_file(path: Path) -> int | None:
+    """Open, lock and empty a file that may not exist; None if it is another's, a link or a folder."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError:
+        if os.path.lexists(path):
+            return None
+        raise
+    _LOCKED.add(descriptor)
+    with contextlib.suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        status = os.fstat(descriptor)
+        # Its holder may have removed or renamed it while we asked; and under a second name it is not ours to write to.
+        if status.st_nlink == 1 and os.path.samestat(status, os.lstat(path)):
+            os.ftruncate(descriptor, 0)
+            return descriptor
+    _release(descriptor)
+    return None
+
+
+def _release(descriptor: int) -> None:
+    if descriptor in _LOCKED:
+        _LOCKED.remove(descriptor)
+        os.close(descriptor)
+
+
+def _release_all() -> None:
+    """Close the locks in a forked child, which would hold them beyond the end of its parent."""
+    for descriptor in list(_LOCKED):
+        _release(descriptor)
+
+
+_LOCKED: set[int] = set()  # descriptors
+os.register_at_fork(after_in_child=_release_all)
 
 
 def fsync_folder(folder: Path | str) -> None:
@@ -133,12 +194,6 @@ def fsync_folder(folder: Path | str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def make_folder(folder: Path | str, flag: str) -> Path:
@@ -155,23 +210,26 @@ def make_folder(folder: Path | str, flag: str) -> Path:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other programs that ask for it this way; the system lets go of it however we end.
+    """Hold `folder` against whoever asks for it this way; the system lets go of it however this process ends.
 
-    Raises BadInput if another one holds it.
+    Raises BadInput that names the process at work in it, as that has written into the file it locks, `folder`/.lock.
     """
+    file = Path(folder) / LOCK
+    if file.is_symlink():
+        file.unlink()
+    descriptor = _lock_file(file)
+    if descriptor is None:
+        holder = "another program"
+        with contextlib.suppress(OSError):
+            holder = file.read_text(encoding="utf-8") or holder
+        raise BadInput(f"{folder}: {holder} is at work in it; wait for its end and repeat the command")
     try:
-        import fcntl
-    except ImportError:  # no such locks on this system
+        os.write(descriptor, f"process {os.getpid()} ({Path(sys.argv[0]).name or 'python'})".encode())
         yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise BadInput(f"{folder}: another program is at work in it; wait for its end and repeat the command") from None
     finally:
-        os.close(descriptor)
+        if descriptor in _LOCKED:  # not in a forked child
+            file.unlink(missing_ok=True)
+            _release(descriptor)
 
 
 def write_json(path: Path | str, value: Any) -> None:

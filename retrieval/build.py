@@ -6,7 +6,8 @@ of their own, then meta.json. Until that moment, the old index is what everybody
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from features.blocks import Blocks, clear, refuse_link
+from features.images.decode import jpeg_bytes, thumbnail
 from retrieval import index as files
-from retrieval.blocks import FRESH, Blocks
 from retrieval.index import META, PART, ROW, Index, Meta, file_name, write_array, write_rows, write_strings
 from retrieval.nearest import import_faiss, write_graph
 from retrieval.sources import Entry, Source, captions_of, embed_run_captions, gather
@@ -24,7 +26,10 @@ from training.run import Run
 from utils import BadInput, atomic_write, lock_folder, make_folder
 
 ROWS_PER_BLOCK = 256  # images in a finished block: what a kill may cost
-EXACT_MAX_IMAGES = 50_000  # images, beyond which cosine is searched approximately unless told otherwise
+CAPTIONS_PER_BLOCK = 8192  # captions in a finished block
+THUMBNAIL_PIXELS = 256  # of a thumbnail, the longer side
+FRESH = "fresh"  # a file of part-DIGEST/: this build starts over, whatever the old index holds
+EXACT_MAX_IMAGES = 50_000  # images, beyond which cosine is searched approximately unless `approximate` says otherwise
 RECALL_QUERIES = 500  # captions that recall is measured with
 MAX_PACKS = 32  # of thumbnails; if there are more, or one is mostly waste, they are written again
 UNRELIABLE_NS = 2 * 10**9  # a file changed less than this ago may change again without a sign
@@ -32,7 +37,7 @@ UNRELIABLE_NS = 2 * 10**9  # a file changed less than this ago may change again 
 
 @dataclass
 class BuildReport:
-    """What a build did. unreadable: (image, reason); graph: what was measured of it; notes: what is to be said."""
+    """What a build did. unreadable: (image, reason). notes: what to tell the user. graph: what was measured of it."""
 
     new: int = 0
     changed: int = 0
@@ -46,7 +51,8 @@ class BuildReport:
     graph: dict[str, Any] | None = None
 
     def counts(self) -> str:
-        """
+        """Return the counts as text.
+
         >>> BuildReport(new=3, moved=1, kept=7995).counts()
         '3 new, 0 changed, 1 moved, 0 removed, 7,995 kept'
         """
@@ -68,195 +74,190 @@ def build_index(
     """Make `folder` the index of exactly the images named: folders, files, or one prepared folder.
 
     captions: a text file, one a line; otherwise those of the run's training split. approximate: None leaves it to
-    EXACT_MAX_IMAGES.
-    Raises BadInput if there is no image, or the folder holds the index of another run or other files.
+    EXACT_MAX_IMAGES. fresh: embed everything again. batch: images at a time through the backbone; workers: processes
+    that decode beside it.
+    Raises BadInput if there is no image, the folder holds the index of another run or other files, or another program
+    is at work in it.
     """
     if approximate and run.settings.similarity == "order":
-        raise BadInput("--approximate: order similarity is not an inner product, its search is exact; leave it out")
+        raise BadInput("`approximate`: order similarity is not an inner product, its search is exact; leave it out")
     if approximate:
         import_faiss()  # before hours of work
     if folder.is_dir() and (other := files.foreign_file(folder)):
-        raise BadInput(f"{folder}: holds other files, such as {other}; name a folder for the index alone with --out")
+        raise BadInput(f"{folder}: holds other files, such as {other}; name a folder for the index alone with `out`")
     digest = run.digest()
     check_run(folder, digest, fresh)
     source = gather(images, run)
-    texts, origin = captions_of(run, captions)
-    make_folder(folder, "--out")
-    with lock_folder(folder):
-        blocks = Blocks(folder / f"{PART}{digest}", run.settings.embed_dim)
+    texts, captions_from = captions_of(run, captions)
+    with lock_folder(make_folder(folder, "`out`")):
+        part = folder / f"{PART}{digest}"
+        refuse_link(part)
+        part.mkdir(exist_ok=True)
         if fresh:
-            blocks.start_over()
+            clear(part)
+            (part / FRESH).touch()  # a kill does not bring the old index back
         old = Index.open(folder, approximate=False) if check_run(folder, digest, fresh) else None
-        return _Build(run, digest, source, folder, old, blocks, texts, origin, approximate, batch, workers).finish()
+        build = _Build(run, digest, source, folder, old, Blocks(part), texts, captions_from, approximate)
+        build.look()
+        build.embed(batch, workers)
+        return build.finish()
 
 
 def check_run(folder: Path, digest: str, fresh: bool) -> bool:
-    """Whether there is an index to bring up to date. Raises BadInput if it is that of another run."""
+    """Return whether there is an index to bring up to date. Raises BadInput if it is that of another run."""
     if fresh or not (folder / META).is_file() or (folder / f"{PART}{digest}" / FRESH).is_file():
         return False
     meta = Meta.read(folder)
     if meta.digest != digest:
         raise BadInput(
             f"{folder}: is the index of another run ({meta.run}, or its weights before it was trained again); "
-            f"build it anew with --fresh, or name another folder with --out"
+            f"build it anew with `fresh`, or name another folder with `out`"
         )
     return True
 
 
+@dataclass
 class _Build:
     """One build. `rows` and `origin` go with `entries`; origin: the row of the old index, -1 for a finished block."""
 
-    def __init__(
-        self,
-        run: Run,
-        digest: str,
-        source: Source,
-        folder: Path,
-        old: Index | None,
-        blocks: Blocks,
-        captions: list[str],
-        captions_from: str,
-        approximate: bool | None,
-        batch: int,
-        workers: int,
-    ):
-        self.run, self.digest, self.source, self.folder, self.old = run, digest, source, folder, old
-        self.captions, self.captions_from, self.approximate = captions, captions_from, approximate
-        self.captions_given = captions_from != str(Path(run.info.data).resolve())
-        self.blocks, self.batch, self.workers = blocks, batch, workers
-        self.built = BuildReport(notes=list(source.notes), unreadable=list(source.failed), captions=len(captions))
-        numbers = [
-            int(path.stem.rpartition("-")[2]) for path in folder.glob("*-*[0-9].*") if files.OWN.match(path.name)
-        ]
-        self.generation = 1 + max(numbers, default=0)  # a name that no reader may have open
-        self.entries: list[Entry] = source.entries
+    run: Run
+    digest: str
+    source: Source
+    folder: Path
+    old: Index | None
+    blocks: Blocks
+    captions: list[str]
+    captions_from: str
+    approximate: bool | None
+
+    def __post_init__(self) -> None:
+        self.report = BuildReport(unreadable=list(self.source.failed), notes=list(self.source.notes))
+        self.report.captions = len(self.captions)
+        self.dim = self.run.settings.embed_dim
+        self.row = np.dtype((np.float32, (self.dim,)))
+        self.generation = 1 + files.last_generation(self.folder)  # a name that no reader may have open
+        self.entries: list[Entry] = self.source.entries
         self.rows = np.zeros(len(self.entries), ROW)
         self.origin = np.full(len(self.entries), -1, np.int64)
+        self.old_rows = {} if self.old is None else {image: row for row, image in enumerate(self.old.ids)}
 
     def finish(self) -> BuildReport:
-        self.look()
-        self.embed()
+        """Write the new generation, and remove what no longer belongs to the index."""
         if not self.entries:
             raise BadInput(f"{self.folder}: none of its images can be read; name others")
         meta = self.write()
         if self.old is None or meta != self.old.meta:
             meta.write(self.folder)
         files.clean_up(self.folder, meta.names())
-        self.built.images, self.built.graph = meta.images, meta.graph
+        self.report.images, self.report.graph = meta.images, meta.graph
         if not self.captions:
-            self.built.notes.append(
-                f"no captions to search from images: {self.run.info.data} is not there; name some with --captions"
+            self.report.notes.append(
+                f"no captions to search from images: {self.run.info.data} is not there; name some with `captions`"
             )
-        return self.built
+        return self.report
 
     def look(self) -> None:
         """Find out what each image is: kept, moved, or to be embedded. Size and time first, then the content."""
-        old = self.old
-        was = {} if old is None else {image: row for row, image in enumerate(old.ids)}
-        doubtful, now = [], time.time_ns()
-        for place, entry in enumerate(self.entries):
-            row = was.get(entry.id)
+        old, doubtful, now = self.old, [], time.time_ns()
+        for i, entry in enumerate(self.entries):
+            row = self.old_rows.get(entry.id)
             stamp = self.source.stamp(entry)
             if stamp is not None:
                 size, mtime = stamp
-                self.rows[place]["size"] = size
-                self.rows[place]["mtime"] = mtime if abs(now - mtime) > UNRELIABLE_NS else 0
-                if row is not None and old is not None and self._as_before(old, row, entry, size, mtime):
-                    self.rows[place]["digest"] = old.rows[row]["digest"]
-                    self.origin[place] = row
-                    continue
-            doubtful.append(place)
+                self.rows[i]["size"] = size
+                self.rows[i]["mtime"] = mtime if abs(now - mtime) > UNRELIABLE_NS else 0
+                if row is not None and old is not None:
+                    before = old.rows[row]
+                    if (before["size"], before["mtime"]) == stamp and old.paths[row] == str(entry.path):
+                        self.rows[i]["digest"] = before["digest"]
+                        continue
+            doubtful.append(i)
         reasons: dict[int, str] = {}
-        found = self.source.digests([self.entries[place] for place in doubtful])
-        for place, digest in zip(
-            doubtful, tqdm(found, "look", len(doubtful), unit=" images", leave=False), strict=True
-        ):
+        digests = self.source.digests([self.entries[i] for i in doubtful])
+        for i, digest in zip(doubtful, tqdm(digests, "look", len(doubtful), unit=" images", leave=False), strict=True):
             if isinstance(digest, str):
-                reasons[place] = digest
+                reasons[i] = digest
             else:
-                self.rows[place]["digest"] = np.frombuffer(digest, np.uint8)
+                self.rows[i]["digest"] = np.frombuffer(digest, np.uint8)
         self._leave_out(reasons)
-        self._recognize(was)
+        self._recognize()
 
-    @staticmethod
-    def _as_before(old: Index, row: int, entry: Entry, size: int, mtime: int) -> bool:
-        known = old.rows[row]
-        return (known["size"], known["mtime"]) == (size, mtime) and old.paths[row] == str(entry.path)
-
-    def _recognize(self, was: dict[str, int]) -> None:
-        """Tell the new from the changed and the moved; whatever content the old index has is taken from there."""
-        old, built = self.old, self.built
-        contents = {} if old is None else {row["digest"].tobytes(): place for place, row in enumerate(old.rows)}
-        gone = set(was) - {entry.id for entry in self.entries} - {image for image, _ in built.unreadable}
-        old_rows_gone = {contents_key(old, was[image]) for image in gone} if old is not None else set()
-        moved = 0
-        for place, entry in enumerate(self.entries):
-            content = self.rows[place]["digest"].tobytes()
-            row = was.get(entry.id)
-            same = row is not None and old is not None and contents_key(old, row) == content
-            if same and row is not None:
-                self.origin[place] = row
-                built.kept += 1
+    def _recognize(self) -> None:
+        """Tell the new from the changed and the moved; whatever content the old index has is taken from it."""
+        report, images = self.report, {entry.id for entry in self.entries}
+        old_contents = [] if self.old is None else [_content(row) for row in self.old.rows]
+        row_of = {content: row for row, content in enumerate(old_contents)}
+        gone = set(self.old_rows) - images - {image for image, _ in report.unreadable}
+        contents_gone = {old_contents[self.old_rows[image]] for image in gone}
+        for i, entry in enumerate(self.entries):
+            content, row = _content(self.rows[i]), self.old_rows.get(entry.id)
+            if row is not None and old_contents[row] == content:
+                self.origin[i] = row
+                report.kept += 1
+                continue
+            self.origin[i] = row_of.get(content, -1)
+            if row is not None:
+                report.changed += 1
+            elif content in contents_gone and report.moved < len(gone):
+                report.moved += 1
             else:
-                self.origin[place] = contents.get(content, -1)
-                if row is not None:
-                    built.changed += 1
-                elif content in old_rows_gone and moved < len(gone):
-                    built.moved += 1
-                    moved += 1
-                else:
-                    built.new += 1
-        built.removed = len(set(was) - {entry.id for entry in self.entries}) - moved
+                report.new += 1
+        report.removed = len(set(self.old_rows) - images) - report.moved
 
     def _leave_out(self, reasons: dict[int, str]) -> None:
-        """Drop entries that cannot be read, by their place."""
+        """Drop entries that cannot be read, by their number."""
         if reasons:
-            self.built.unreadable += [(self.entries[place].id, reason) for place, reason in reasons.items()]
-            keep = [place for place in range(len(self.entries)) if place not in reasons]
-            self.entries = [self.entries[place] for place in keep]
-            self.rows, self.origin = self.rows[keep], self.origin[keep]
+            self.report.unreadable += [(self.entries[i].id, reason) for i, reason in reasons.items()]
+            kept = [i for i in range(len(self.entries)) if i not in reasons]
+            self.entries = [self.entries[i] for i in kept]
+            self.rows, self.origin = self.rows[kept], self.origin[kept]
 
-    def embed(self) -> None:
+    def embed(self, batch: int, workers: int) -> None:
         """Embed every content that neither the old index nor a finished block has, once."""
-        todo: dict[bytes, Entry] = {}
-        for entry, row, origin in zip(self.entries, self.rows, self.origin, strict=True):
-            content = row["digest"].tobytes()
-            if origin < 0 and content not in self.blocks:
-                todo.setdefault(content, entry)
-        found = zip(
-            todo.items(), self.source.embed(self.run, list(todo.values()), self.batch, self.workers), strict=True
-        )
-        failed: dict[bytes, str] = {}
+        keys = self._keys()
+        todo: dict[str, Entry] = {}
+        for key, entry in zip(keys, self.entries, strict=True):
+            if key and key not in self.blocks:
+                todo.setdefault(key, entry)
+        embeddings = self.source.embed(self.run, list(todo.values()), batch, workers)
+        results = zip(todo.items(), embeddings, strict=True)
+        failed: dict[str, str] = {}
         with tqdm(total=len(todo), desc="embed", unit=" images", disable=not todo, mininterval=1) as progress:
-            while group := list(islice(found, ROWS_PER_BLOCK)):
-                sound = []
-                for (content, entry), result in group:
-                    if isinstance(result, str):
-                        failed[content] = result
-                    else:
-                        sound.append((content, entry, result))
-                self.blocks.add(sound)
+            while group := list(islice(results, ROWS_PER_BLOCK)):
+                failed |= {key: result for (key, _), result in group if isinstance(result, str)}
+                self._write_block([(key, entry, row) for (key, entry), row in group if not isinstance(row, str)])
                 progress.update(len(group))
-        places = enumerate(zip(self.rows["digest"], self.origin, strict=True))
-        reasons = {at: failed[row.tobytes()] for at, (row, origin) in places if origin < 0 and row.tobytes() in failed}
-        for place in reasons:  # counted as new or changed when they were looked at
-            known = self.old is not None and self.old.row_of(self.entries[place].id) is not None
-            self.built.changed -= known
-            self.built.removed += known
-            self.built.new -= not known
+        reasons = {i: failed[key] for i, key in enumerate(keys) if key in failed}
+        for i in reasons:  # counted as new or changed when they were looked at
+            known = self.entries[i].id in self.old_rows
+            self.report.changed -= known
+            self.report.removed += known
+            self.report.new -= not known
         self._leave_out(reasons)
 
+    def _keys(self) -> list[str]:
+        """Return the key of each image in the blocks; "" where its embedding comes from the old index."""
+        return ["" if i >= 0 else _content(row) for i, row in zip(self.origin, self.rows, strict=True)]
+
+    def _write_block(self, group: list[tuple[str, Entry, np.ndarray]]) -> None:
+        if group:
+            with ThreadPoolExecutor(2) as pool:  # Pillow decodes without holding Python's lock
+                thumbnails = list(pool.map(_jpeg_thumbnail, [entry.path for _, entry, _ in group]))
+            embeddings = np.stack([row for _, _, row in group]).astype(np.float32)
+            # Arrays of bytes lose zeros at their ends: a JPEG ends in FF D9.
+            self.blocks.write([key for key, _, _ in group], embeddings=embeddings, thumbnails=np.array(thumbnails))
+
     def write(self) -> Meta:
-        """Write the columns that differ from the old index; returns what meta.json is to say."""
-        old, dim = self.old, self.run.settings.embed_dim
+        """Write the columns that differ from the old index; return what meta.json is to say."""
+        old = self.old
         ids = [entry.id for entry in self.entries]
         paths = ["" if entry.path is None else str(entry.path) for entry in self.entries]
         columns = dict(old.meta.files) if old is not None else {}
         same_rows = old is not None and np.array_equal(self.origin, np.arange(len(old)))
         if not same_rows:
-            blocks = (self._embeddings(start) for start in range(0, len(ids), ROWS_PER_BLOCK))
             columns["embeddings"] = self._name("embeddings")
-            write_rows(self.folder / columns["embeddings"], (len(ids), dim), blocks)
+            embeddings = self.blocks.assemble(self._keys(), "embeddings", self.row, ROWS_PER_BLOCK, self._earlier)
+            write_rows(self.folder / columns["embeddings"], (len(ids), self.dim), embeddings)
         packs = self._write_thumbnails()
         if old is None or not same_rows or not np.array_equal(self.rows, old.rows):
             columns["files"] = self._name("files")
@@ -265,20 +266,18 @@ class _Build:
             if old is None or strings != list(getattr(old, column)):
                 columns[column] = self._name(column)
                 write_strings(self.folder / columns[column], strings)
-        known_digest = self._write_known(columns, ids)
-        captions_digest = self._write_captions(columns)
         graph = old.meta.graph if old is not None and same_rows else None
         meta = Meta(
             generation=self.generation,
             run=str(self.run.folder.resolve()),
             digest=self.digest,
             similarity=self.run.settings.similarity,
-            dim=dim,
+            dim=self.dim,
             images=len(ids),
             captions=len(self.captions),
             captions_from=self.captions_from,
-            captions_digest=captions_digest,
-            known_digest=known_digest,
+            captions_digest=self._write_captions(columns),
+            known_digest=self._write_known(columns, ids),
             files=columns,
             packs=packs,
             graph=self._write_graph(columns, graph),
@@ -290,18 +289,12 @@ class _Build:
     def _name(self, column: str) -> str:
         return file_name(column, self.generation)
 
-    def _embeddings(self, start: int) -> np.ndarray:
-        """The embeddings of ROWS_PER_BLOCK images from `start` on, each from the old index or from its block."""
-        origin = self.origin[start : start + ROWS_PER_BLOCK]
-        out = np.empty((len(origin), self.run.settings.embed_dim), np.float32)
-        if self.old is not None:
-            out[origin >= 0] = self.old.embeddings[origin[origin >= 0]]
-        for at in np.flatnonzero(origin < 0):
-            out[at] = self.blocks.embedding(self.rows[start + at]["digest"].tobytes())
-        return out
+    def _earlier(self, numbers: list[int]) -> np.ndarray:
+        assert self.old is not None
+        return self.old.embeddings[self.origin[numbers]]
 
     def _write_thumbnails(self) -> list[int]:
-        """A pack of the thumbnails that are new, or lie in a pack that is mostly waste; returns all packs in use."""
+        """Write a pack of the thumbnails that are new or in a pack that is mostly waste; return all packs in use."""
         old, kept = self.old, self.origin >= 0
         if old is not None:
             for column in ("pack", "start", "length"):
@@ -309,32 +302,31 @@ class _Build:
         used: dict[int, int] = {}
         for pack, _, length in {(int(r["pack"]), int(r["start"]), int(r["length"])) for r in self.rows[kept]}:
             used[pack] = used.get(pack, 0) + length
-        waste = {
-            pack for pack, bytes_ in used.items() if old and pack in old.packs and 2 * bytes_ < len(old.packs[pack])
-        }
+        waste = {pack for pack, size in used.items() if old and pack in old.packs and 2 * size < len(old.packs[pack])}
         again = set(used) if len(used) > MAX_PACKS else waste
-        new = ~kept | np.isin(self.rows["pack"], list(again))
-        place: dict[bytes, tuple[int, int]] = {}  # content → where its thumbnail begins, and its length
+        new = np.flatnonzero(~kept | np.isin(self.rows["pack"], list(again)))
+        written: dict[str, tuple[int, int]] = {}  # content → where its thumbnail begins, and its length
         end = 0
         with contextlib.ExitStack() as stack:
-            pack_file = None
-            for row, origin in zip(np.flatnonzero(new), self.origin[new], strict=True):
-                content = self.rows[row]["digest"].tobytes()
-                if content not in place:
-                    known = old is not None and origin >= 0
-                    jpeg = (old.thumbnail(origin) or b"") if known and old else self.blocks.thumbnail(content)
-                    place[content] = (end, len(jpeg))
+            file = None
+            for i in new:
+                content = _content(self.rows[i])
+                if content not in written:
+                    if old is not None and self.origin[i] >= 0:
+                        jpeg = old.thumbnail(self.origin[i]) or b""
+                    else:
+                        jpeg = bytes(self.blocks.row(content, "thumbnails"))
+                    written[content] = (end, len(jpeg))
                     end += len(jpeg)
                     if jpeg:
-                        path = self.folder / self._name("pack")
-                        pack_file = pack_file or stack.enter_context(atomic_write(path, "wb"))
-                        pack_file.write(jpeg)
-                self.rows["start"][row], self.rows["length"][row] = place[content]
-                self.rows["pack"][row] = self.generation
+                        file = file or stack.enter_context(atomic_write(self.folder / self._name("pack"), "wb"))
+                        file.write(jpeg)
+                self.rows["start"][i], self.rows["length"][i] = written[content]
+                self.rows["pack"][i] = self.generation
         return sorted({int(pack) for pack in self.rows["pack"][self.rows["length"] > 0]})
 
     def _write_known(self, columns: dict[str, str], ids: list[str]) -> str:
-        """The captions of an indexed dataset, and the row of the image of each."""
+        """Write the captions of an indexed dataset, and the row of the image of each; return their digest."""
         rows = {image: row for row, image in enumerate(ids)}
         known = sorted((caption, rows[image]) for caption, image in self.source.known if image in rows)
         digest = files.digest_strings(f"{caption}\n{row}" for caption, row in known)
@@ -349,6 +341,7 @@ class _Build:
         return digest
 
     def _write_captions(self, columns: dict[str, str]) -> str:
+        """Write the captions to search from images, and their embeddings; return their digest."""
         digest = files.digest_strings(self.captions)
         if self.old is not None and self.old.meta.captions_digest == digest:
             return digest
@@ -358,14 +351,23 @@ class _Build:
             columns["captions"] = self._name("captions")
             columns["caption_embeddings"] = self._name("caption_embeddings")
             write_strings(self.folder / columns["captions"], self.captions)
-            cached = None if self.captions_given else embed_run_captions(self.run, self.captions)
-            blocks = self.blocks.captions(self.run, self.captions, digest) if cached is None else [cached]
-            shape = (len(self.captions), self.run.settings.embed_dim)
-            write_rows(self.folder / columns["caption_embeddings"], shape, blocks)
+            of_run = self.captions_from == str(Path(self.run.info.data).resolve())
+            cached = embed_run_captions(self.run, self.captions) if of_run else None
+            blocks = self._caption_embeddings() if cached is None else [cached]
+            write_rows(self.folder / columns["caption_embeddings"], (len(self.captions), self.dim), blocks)
         return digest
 
+    def _caption_embeddings(self) -> Iterator[np.ndarray]:
+        """Embed the captions block by block, and give them back in order."""
+        keys = [files.digest_strings([caption]) for caption in self.captions]
+        groups = self.blocks.missing(keys, CAPTIONS_PER_BLOCK)
+        for group in tqdm(groups, "captions", unit=" blocks", leave=False, disable=len(groups) <= 1):
+            embeddings = self.run.embed_sentences([self.captions[i] for i in group])
+            self.blocks.write([keys[i] for i in group], embeddings=embeddings)
+        return self.blocks.assemble(keys, "embeddings", self.row, CAPTIONS_PER_BLOCK, self._earlier)
+
     def _write_graph(self, columns: dict[str, str], old: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The graph for approximate search, if there is to be one; `old`: that of the same rows."""
+        """Write the graph for approximate search, if one is wanted; old: what was measured of that of the same rows."""
         automatic = self.run.settings.similarity == "cosine" and len(self.entries) > EXACT_MAX_IMAGES
         wanted = automatic if self.approximate is None else self.approximate
         if not wanted or old is None:
@@ -377,16 +379,22 @@ class _Build:
         return write_graph(rows, self._queries(columns, rows), self.folder / columns["graph"])
 
     def _queries(self, columns: dict[str, str], rows: np.ndarray) -> np.ndarray:
-        """Captions are queries that the graph has not seen. Without any, images with noise stand for them."""
+        """Return captions, queries that the graph has not seen. Without any, images with noise stand for them."""
         rng = np.random.default_rng(0)
         if "caption_embeddings" in columns:
             captions = np.load(self.folder / columns["caption_embeddings"], mmap_mode="c").view(np.ndarray)
             return captions[np.sort(rng.permutation(len(captions))[:RECALL_QUERIES])]
-        some = rows[np.sort(rng.permutation(len(rows))[:RECALL_QUERIES])]
-        noisy = some + rng.normal(size=some.shape, scale=0.5 * some.shape[1] ** -0.5).astype(np.float32)
+        drawn = rows[np.sort(rng.permutation(len(rows))[:RECALL_QUERIES])]
+        noisy = drawn + rng.normal(size=drawn.shape, scale=0.5 * drawn.shape[1] ** -0.5).astype(np.float32)
         return noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
 
 
-def contents_key(index: Index | None, row: int) -> bytes:
-    assert index is not None
-    return index.rows[row]["digest"].tobytes()
+def _content(row: np.void) -> str:
+    """Return the digest of the content of a row, in hexadecimal."""
+    return row["digest"].tobytes().hex()
+
+
+def _jpeg_thumbnail(path: Path | None) -> bytes:
+    """Return an image as a small JPEG; nothing if it cannot be read."""
+    small = thumbnail(path, THUMBNAIL_PIXELS)
+    return b"" if small is None else jpeg_bytes(small, THUMBNAIL_PIXELS)

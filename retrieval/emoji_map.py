@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, features
 
-from features.images.decode import open_thumbnail
+from features.images.decode import thumbnail
 from retrieval.emoji import EmojiHit, EmojiSpace
 from utils import BadInput, atomic_write
 
@@ -229,7 +229,7 @@ def write_sheet(path: Path, images: Sequence[Path | str], hits: Sequence[Sequenc
     draw = ImageDraw.Draw(sheet)
     for number, (image, own) in enumerate(zip(images, hits, strict=True)):
         x, y = gap + number % columns * width, gap + number // columns * height
-        photograph = open_thumbnail(Path(image), PHOTOGRAPH[0])
+        photograph = thumbnail(Path(image), PHOTOGRAPH[0])
         if photograph is not None:
             photograph = ImageOps.contain(photograph, PHOTOGRAPH, Image.Resampling.LANCZOS)
             sheet.paste(photograph, (x + (PHOTOGRAPH[0] - photograph.width) // 2, y))

@@ -3,7 +3,7 @@
 meta.json             which file holds which column; it is renamed into place last, so the folder holds the old index or
                       the new one
 embeddings-000001.npy (N, dim) float32, rows in the order of the ids
-ids-…, paths-….bin    of every row: a path is empty where the image has no file
+ids-…, paths-….bin    of every row; a path is empty where the image has no file
 files-….npy           of every row: digest of the content, size and time of the file, where its thumbnail lies
 pack-….bin            thumbnails, JPEG, end to end; later builds add packs and leave those before as they are
 captions-….bin        distinct captions to search from images, sorted; caption_embeddings-….npy, their rows
@@ -18,6 +18,7 @@ import bisect
 import hashlib
 import mmap
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,8 +42,9 @@ ROW = np.dtype(
     ]
 )
 SUFFIX = {"ids": "bin", "paths": "bin", "captions": "bin", "known": "bin", "pack": "bin", "graph": "faiss"}
-OWN = re.compile(rf"{META}|{PART}[0-9a-f]+|\.[\w.-]+\.tmp|[a-z_]+-\d{{6,}}\.(npy|bin|faiss)")
-REMEDY = "build it again with search.py index, with --fresh"
+_COLUMN = rf"(?:{re.escape(META)}|[a-z_]+-(\d{{6,}})\.(?:npy|bin|faiss))"
+INDEX_FILE = re.compile(rf"{_COLUMN}|\.{_COLUMN}\.\d+\.tmp|{PART}[0-9a-f]+")  # its first group: the generation
+REMEDY = "build it again with search.py index and `fresh`"
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,10 @@ class Meta:
 
     @classmethod
     def read(cls, folder: Path) -> "Meta":
-        """Raises BadInput if `folder` holds no index, or one of another format."""
+        """Read meta.json. Raises BadInput if `folder` holds no index, or one of another format."""
         path = folder / META
         if not path.is_file():
-            raise BadInput(f"{folder}: not an index (no {META}); build one with search.py index RUN IMAGES --out DIR")
+            raise BadInput(f"{folder}: not an index (no {META}); build one with search.py index")
         table = read_json(path, REMEDY)
         if not isinstance(table, dict) or "generation" not in table:
             raise BadInput(f"{path}: not the {META} of an index; name a folder that search.py index has written")
@@ -84,12 +86,13 @@ class Meta:
         write_json(folder / META, asdict(self))
 
     def names(self) -> set[str]:
-        """Every file that belongs to this generation."""
+        """Return the name of every file that belongs to this generation."""
         return {META, *self.files.values(), *(file_name("pack", number) for number in self.packs)}
 
 
 def file_name(column: str, generation: int) -> str:
-    """
+    """Return the name of a column's file.
+
     >>> file_name("embeddings", 3)
     'embeddings-000003.npy'
     """
@@ -132,11 +135,12 @@ class Strings(Sequence[str]):
         return bytes(self.data[start:stop]).decode("utf-8", "surrogatepass")
 
     def rows_of(self, text: str) -> range:
-        """Where `text` stands among sorted strings; an empty range if it does not."""
+        """Return the rows of `text` among sorted strings; an empty range if there is none."""
         return range(bisect.bisect_left(self, text), bisect.bisect_right(self, text))
 
 
 def write_strings(path: Path, strings: Sequence[str]) -> None:
+    """Write `strings` as `Strings` reads them."""
     parts = [text.encode("utf-8", "surrogatepass") for text in strings]
     starts = np.zeros(len(parts) + 1, "<i8")
     np.cumsum([len(part) for part in parts], out=starts[1:])
@@ -147,7 +151,7 @@ def write_strings(path: Path, strings: Sequence[str]) -> None:
 
 
 def write_rows(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
-    """A .npy of float32 rows, (N, D), as blocks bring them: never all of them in memory."""
+    """Write a .npy of float32 rows, (N, D), as blocks bring them: never all of them in memory."""
     with atomic_write(path, "wb") as file:
         head = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, head)
@@ -156,12 +160,13 @@ def write_rows(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray])
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy that appears when it is complete."""
     with atomic_write(path, "wb") as file:
         np.save(file, array)
 
 
 def digest_strings(strings: Iterable[str]) -> str:
-    """Sixteen hexadecimal digits that differ when a string or their order differs."""
+    """Return sixteen hexadecimal digits that differ when a string or their order differs."""
     total = hashlib.sha256()
     for text in strings:
         data = text.encode("utf-8", "surrogatepass")
@@ -188,7 +193,7 @@ class Index:
 
     @classmethod
     def open(cls, folder: Path | str, approximate: bool = True) -> "Index":
-        """Raises BadInput if `folder` holds no index, or a damaged one. approximate: open its graph, if it has one."""
+        """Open an index; approximate: its graph too, if it has one. Raises BadInput if it holds none, or is damaged."""
         folder = Path(folder)
         while True:
             meta = Meta.read(folder)
@@ -196,7 +201,7 @@ class Index:
                 return cls._open(folder, meta, approximate)
             except (OSError, ValueError, EOFError) as error:
                 if Meta.read(folder).generation != meta.generation:
-                    continue  # a build has put a new generation in its place just now
+                    continue  # a build has put a new generation into its place just now
                 raise BadInput(f"{folder}: damaged ({error}); {REMEDY}") from None
 
     @classmethod
@@ -205,16 +210,16 @@ class Index:
             if column not in meta.files:
                 return np.empty((0, *shape[1:]), dtype)
             # copy on write: nobody writes, but torch warns of arrays that cannot be written
-            found = np.load(folder / meta.files[column], mmap_mode="c")
-            if found.dtype != dtype or found.shape != shape:
-                raise ValueError(f"{meta.files[column]} has {found.shape} {found.dtype}")
-            return found.view(np.ndarray)  # an array over the same map: np.memmap is slower to slice
+            rows = np.load(folder / meta.files[column], mmap_mode="c")
+            if rows.dtype != dtype or rows.shape != shape:
+                raise ValueError(f"{meta.files[column]} has {rows.shape} {rows.dtype}")
+            return rows.view(np.ndarray)  # an array over the same map: np.memmap is slower to slice
 
         def strings(column: str, count: int | None = None) -> Strings:
-            found = Strings(_map(folder / meta.files[column])) if column in meta.files else Strings.empty()
-            if count is not None and len(found) != count:
-                raise ValueError(f"{meta.files[column]} holds {len(found)} strings")
-            return found
+            texts = Strings(_map(folder / meta.files[column])) if column in meta.files else Strings.empty()
+            if count is not None and len(texts) != count:
+                raise ValueError(f"{meta.files[column]} holds {len(texts)} strings")
+            return texts
 
         count, known = meta.images, strings("known")
         embeddings = array("embeddings", (count, meta.dim), np.float32)
@@ -240,25 +245,24 @@ class Index:
         return len(self.ids)
 
     def row_of(self, image: str) -> int | None:
-        """The row of an image id; None if it is not in the index."""
-        found = self.ids.rows_of(image)
-        return found[0] if found else None
+        """Return the row of an image id; None if it is not in the index."""
+        rows = self.ids.rows_of(image)
+        return rows[0] if rows else None
 
     def path(self, row: int) -> Path | None:
-        """Where the image of a row lay when it was indexed."""
+        """Return where the image of a row lay when it was indexed."""
         text = self.paths[row]
         return Path(text) if text else None
 
     def thumbnail(self, row: int) -> bytes | None:
-        """The image of a row, small, as a JPEG; None where there was no photograph."""
-        at = self.rows[row]
-        start, length = int(at["start"]), int(at["length"])
-        return bytes(self.packs[int(at["pack"])][start : start + length]) if length else None
+        """Return the image of a row, small, as a JPEG; None where there was no file."""
+        pack, start, length = (int(self.rows[row][name]) for name in ("pack", "start", "length"))
+        return bytes(self.packs[pack][start : start + length]) if length else None
 
     def true_rows(self, caption: str) -> list[int]:
-        """Images that the indexed dataset has this very caption for."""
-        found = self.known.rows_of(caption)
-        return sorted({int(row) for row in self.known_rows[found.start : found.stop]})
+        """Return the rows of the images that the indexed dataset has this very caption for."""
+        rows = self.known.rows_of(caption)
+        return sorted({int(row) for row in self.known_rows[rows.start : rows.stop]})
 
 
 def _map(path: Path) -> Any:
@@ -266,20 +270,24 @@ def _map(path: Path) -> Any:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
+def last_generation(folder: Path) -> int:
+    """Return the highest number that a file of the index bears; 0 where there is none."""
+    matches = (INDEX_FILE.fullmatch(path.name) for path in folder.iterdir())
+    return max((int(match[1]) for match in matches if match and match[1]), default=0)
+
+
 def clean_up(folder: Path, keep: set[str]) -> None:
-    """Take away what no longer belongs to the index; files that it did not write stay."""
+    """Remove what no longer belongs to the index. Other files stay, and nothing is removed through a link."""
     for path in sorted(folder.iterdir()):
-        if path.name in keep or not OWN.fullmatch(path.name):
+        if path.name in keep or not INDEX_FILE.fullmatch(path.name):
             continue
-        if path.is_dir():
-            for file in path.iterdir():
-                file.unlink()
-            path.rmdir()
-        else:
+        if path.is_symlink() or not path.is_dir():
             path.unlink()
+        elif path.name.startswith(PART):
+            shutil.rmtree(path)
 
 
 def foreign_file(folder: Path) -> str | None:
-    """The name of a file that no index writes; hidden ones, such as desktops leave everywhere, do not count."""
+    """Return the name of a file that no index writes; hidden ones, which desktops leave everywhere, do not count."""
     names = sorted(path.name for path in folder.iterdir())
-    return next((name for name in names if not name.startswith(".") and not OWN.fullmatch(name)), None)
+    return next((name for name in names if not name.startswith(".") and not INDEX_FILE.fullmatch(name)), None)

@@ -1,4 +1,4 @@
-"""What an index is made of: folders of photographs and single files, or the images of a prepared folder."""
+"""What an index is made of: folders of images and single files, or the images of a prepared folder."""
 
 import hashlib
 import os
@@ -10,26 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from features.datasets.dataset import clean_caption
+from features.images.decode import IMAGE_SUFFIXES
 from features.prepared import CAPTIONS, DATASET, Prepared, join_features
 from training.run import Run
 from utils import BadInput
 
-SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".gif",
-    ".bmp",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".avif",
-    ".jp2",
-)
 ROWS_PER_BLOCK = 256  # rows of cached features read at a time
 CHUNK_BYTES = 2**20  # bytes of a file read at a time
 
@@ -44,8 +29,8 @@ class Entry(NamedTuple):
 class Source:
     """Images to be indexed, sorted by id, each once.
 
-    known: (caption, image id) of an indexed dataset. notes: what is to be said aloud. failed: (folder, reason) of
-    folders that cannot be listed. features: the rows of a prepared folder, where they are those of the run.
+    known: (caption, image id) of an indexed dataset. notes: what to tell the user. failed: (folder, reason) of folders
+    that cannot be listed. features: the rows of a prepared folder, where they are those of the run.
     """
 
     def __init__(
@@ -60,46 +45,46 @@ class Source:
         self.known, self.features, self.notes, self.failed = known, features, notes, failed
 
     def stamp(self, entry: Entry) -> tuple[int, int] | None:
-        """Size and time of last change, in nanoseconds: where both are as before, nobody looks at the content.
+        """Return size and time of last change, in nanoseconds: where both are as before, the content is not read.
 
-        None where they say nothing: the content is looked at.
+        None where they say nothing: the content is read.
         """
         if self.features is not None or entry.path is None:
             return None
         try:
-            found = os.stat(entry.path)
+            status = os.stat(entry.path)
         except OSError:
             return None
-        return found.st_size, found.st_mtime_ns
+        return status.st_size, status.st_mtime_ns
 
     def digests(self, entries: Sequence[Entry]) -> Iterator[bytes | str]:
-        """For every entry in turn: the SHA-256 of its content, or why it cannot be read.
+        """Yield for every entry in turn the SHA-256 of its content, or why it cannot be read.
 
-        The content of an image with cached features are these, and the size of its photograph for the thumbnail.
+        The content of an image with cached features are these, and the size of its file for the thumbnail.
         """
         if self.features is None:
             yield from (_digest_of(entry.path) for entry in entries)
             return
-        for some, rows in self._blocks(entries):
-            for entry, row in zip(some, rows, strict=True):
+        for group, rows in self._blocks(entries):
+            for entry, row in zip(group, rows, strict=True):
                 yield hashlib.sha256(row.tobytes() + str(_size_of(entry.path)).encode()).digest()
 
     def embed(self, run: Run, entries: Sequence[Entry], batch: int, workers: int) -> Iterator[np.ndarray | str]:
-        """For every entry in turn: its embedding (dim,), or why it cannot be read."""
+        """Yield for every entry in turn its embedding (dim,), or why it cannot be read."""
         if self.features is not None:
             for _, rows in self._blocks(entries):
                 yield from run.embed_features(rows)
             return
-        there = [entry.path for entry in entries if entry.path is not None]
-        found = run.embed_readable(there, batch=batch, workers=workers)
+        paths = [entry.path for entry in entries if entry.path is not None]
+        results = run.embed_readable(paths, batch=batch, workers=workers)
         for entry in entries:
-            yield "has no file" if entry.path is None else next(found)[1]
+            yield "has no file" if entry.path is None else next(results)[1]
 
     def _blocks(self, entries: Sequence[Entry]) -> Iterator[tuple[Sequence[Entry], np.ndarray]]:
         assert self.features is not None
         for start in range(0, len(entries), ROWS_PER_BLOCK):
-            some = entries[start : start + ROWS_PER_BLOCK]
-            yield some, self.features.read([entry.id for entry in some])
+            group = entries[start : start + ROWS_PER_BLOCK]
+            yield group, self.features.read([entry.id for entry in group])
 
 
 class CachedFeatures:
@@ -111,7 +96,7 @@ class CachedFeatures:
 
     @classmethod
     def fitting(cls, prepared: Prepared, run: Run) -> "CachedFeatures | None":
-        """None unless the folder holds, for all of its images, the very features that the run was trained on."""
+        """Open the features that the run was trained on; None unless the folder holds them for all of its images."""
         if not set(run.info.features) <= set(prepared.stores()):
             return None
         cached = cls(prepared, run)
@@ -124,12 +109,12 @@ class CachedFeatures:
         return cached if fits else None
 
     def read(self, ids: Sequence[str]) -> np.ndarray:
-        """(N, D) float32, or (N, H, W, C) of spatial maps."""
+        """Read features, (N, D) float32, or (N, H, W, C) of spatial maps."""
         return join_features([store.read(store.rows(ids)) for store in self.stores], self.normalize)
 
 
 def gather(named: Sequence[Path], run: Run) -> Source:
-    """The images of what was named. Raises BadInput if something is not there, or there is no image at all."""
+    """Collect the images of what was named. Raises BadInput if it does not exist, or holds no image at all."""
     for path in named:
         if not path.exists():
             raise BadInput(f"{path}: no such file or folder; name images, folders of images, or one prepared folder")
@@ -141,26 +126,28 @@ def gather(named: Sequence[Path], run: Run) -> Source:
     failed: list[tuple[str, str]] = []
     entries = list(_numbered(named, failed))
     if not entries:
-        raise BadInput(f"{', '.join(map(str, named))}: no image found ({', '.join(SUFFIXES)}); name another folder")
+        raise BadInput(
+            f"{', '.join(map(str, named))}: no image found ({', '.join(IMAGE_SUFFIXES)}); name another folder"
+        )
     return Source(entries, failed=failed)
 
 
 def captions_of(run: Run, file: Path | None) -> tuple[list[str], str]:
-    """Distinct captions to search from images, sorted, and where they come from; none if the run's are gone."""
+    """Return the distinct captions to search from images, sorted, and their source; none if the run's are gone."""
     if file is not None:
         return read_captions(file), str(file.resolve())
     try:
         rows = Prepared(run.info.data).rows
     except BadInput:
         return [], ""
-    found = {clean_caption(caption) for row in rows if row["split"] == "train" for caption in row["captions"]}
-    return sorted(found - {""}), str(Path(run.info.data).resolve())
+    captions = {clean_caption(caption) for row in rows if row["split"] == "train" for caption in row["captions"]}
+    return sorted(captions - {""}), str(Path(run.info.data).resolve())
 
 
 def embed_run_captions(run: Run, captions: Sequence[str]) -> np.ndarray | None:
-    """Captions of the run's training split → (N, dim), from the cached features of its frozen sentence encoder.
+    """Embed captions of the run's training split, (N, dim), from the cached features of its frozen sentence encoder.
 
-    None if it has no such encoder, or its features are not there: then the captions are read again.
+    None if it has no such encoder, or its features are gone: then the captions are read again.
     """
     if not run.settings.text.encoder or run.settings.text.finetune:
         return None
@@ -170,57 +157,57 @@ def embed_run_captions(run: Run, captions: Sequence[str]) -> np.ndarray | None:
     except BadInput:
         return None
     texts = (clean_caption(text) for row in data.rows if row["split"] == "train" for text in row["captions"])
-    place = {text: at for at, text in enumerate(texts)}
-    return embedded[[place[text] for text in captions]]
+    row_of = {text: row for row, text in enumerate(texts)}
+    return embedded[[row_of[text] for text in captions]]
 
 
 def read_captions(file: Path) -> list[str]:
-    """The distinct lines of a text file, sorted. Raises BadInput if there is none, or it is no text."""
+    """Read the distinct lines of a text file, sorted. Raises BadInput if it has none, or is no text."""
+    wants = "`captions` wants a text file, one caption a line"
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise BadInput(f"{file}: no such file; --captions wants a text file, one caption a line") from None
+        raise BadInput(f"{file}: no such file; {wants}") from None
     except (IsADirectoryError, UnicodeDecodeError):
-        raise BadInput(f"{file}: not UTF-8 text; --captions wants a text file, one caption a line") from None
-    found = sorted({clean_caption(line) for line in lines} - {""})
-    if not found:
-        raise BadInput(f"{file}: holds no caption; --captions wants a text file, one caption a line")
-    return found
+        raise BadInput(f"{file}: not UTF-8 text; {wants}") from None
+    captions = sorted({clean_caption(line) for line in lines} - {""})
+    if not captions:
+        raise BadInput(f"{file}: holds no caption; {wants}")
+    return captions
 
 
 def is_prepared(path: Path) -> bool:
+    """Return whether a folder is one that prep.py has left."""
     return (path / CAPTIONS).is_file() and (path / DATASET).is_file()
 
 
 def from_prepared(prepared: Prepared, run: Run) -> Source:
-    """All splits of a prepared folder; from its photographs where its features are not those of the run."""
+    """Collect all splits of a prepared folder; its image files are read where its features are not those of the run."""
     entries = [Entry(row["image"], prepared.path_of(row)) for row in prepared.rows]
     known = [(clean_caption(caption), row["image"]) for row in prepared.rows for caption in row["captions"]]
     features = CachedFeatures.fitting(prepared, run)
-    notes = []
-    if features is None:
-        notes = [f"{prepared.folder}: has not the features that the run was trained on; its photographs are read"]
-    return Source(entries, known, features, notes)
+    note = f"{prepared.folder}: has not the features that the run was trained on; its image files are read"
+    return Source(entries, known, features, [note] if features is None else [])
 
 
 def _numbered(named: Sequence[Path], failed: list[tuple[str, str]]) -> Iterator[Entry]:
-    """Ids are paths below the folder that was named. Where two folders have the same one, both take the whole path."""
-    places: dict[str, str] = {}  # where a file lies → its id
+    """Yield entries. Ids are paths below the folder named; where two folders have the same one, the whole paths."""
+    ids: dict[str, str] = {}  # path → id
     for path in named:
         root = os.path.abspath(path)
         if os.path.isdir(root):
             for file in files_below(root, failed):
-                places.setdefault(file, os.path.relpath(file, root).replace(os.sep, "/"))
+                ids.setdefault(file, os.path.relpath(file, root).replace(os.sep, "/"))
         else:
-            places.setdefault(root, os.path.basename(root))
+            ids.setdefault(root, os.path.basename(root))
     first: dict[str, str] = {}
-    clashing = {image for file, image in places.items() if first.setdefault(image, file) != file}
-    for file, image in places.items():
+    clashing = {image for file, image in ids.items() if first.setdefault(image, file) != file}
+    for file, image in ids.items():
         yield Entry(file if image in clashing else image, Path(file))
 
 
 def files_below(root: str, failed: list[tuple[str, str]]) -> Iterator[str]:
-    """Image files by their suffix, hidden ones left out; links are followed, no folder is entered twice."""
+    """Yield image files by their suffix, hidden ones left out; links are followed, no folder is entered twice."""
 
     def note(error: OSError) -> None:
         failed.append((str(error.filename), error.strerror or str(error)))
@@ -234,7 +221,7 @@ def files_below(root: str, failed: list[tuple[str, str]]) -> Iterator[str]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 yield os.path.join(folder, name)
 
 

@@ -1,31 +1,31 @@
 """Frozen networks: their published transform, cut at a layer, with weights that are checked, and quick on a CPU.
 
 backbone = load("inception_v3")
-row = backbone.module(backbone.transform(photograph)[None])  # (1, 2048)
+row = backbone.module(backbone.transform(image)[None])  # (1, 2048)
 """
 
-import difflib
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image as PILImage
 from torch import Tensor, nn
 
+from features.device import default_device
 from features.images import weights as weight
 from features.images.layers import cut, fuse_conv_bn, output_layer, penultimate_layer
 from features.images.store import store_name
-from utils import BadInput
+from utils import BadInput, did_you_mean, log
 
 RANDOM = "random"
 
 
 class Layers(NamedTuple):
-    """Where a network is cut: the node of its vector, its size after pooling, and the node of its last spatial map."""
+    """Where a network is cut: the node of its vector, the size after pooling, and the node of its last spatial map."""
 
     vector: str
     size: int
@@ -65,11 +65,11 @@ class Backbone:
     shape: tuple[int, ...]
     map: bool = False
     crops: int = 1
-    file: str = ""  # where the weights lie, if they are a file of the user's
+    file: str = ""  # where the weights lie, if they are a local file
 
     @property
     def attributes(self) -> dict[str, str | int]:
-        """What the store of its features says about them."""
+        """Return what the store of its features says about them."""
         return {
             "backbone": self.name,
             "layer": self.layer,
@@ -85,16 +85,16 @@ class Backbone:
 def load(
     name: str, *, layer: str | None = None, weights: Path | str | None = None, map: bool = False, crops: int = 1
 ) -> Backbone:
-    """The backbone `name`: one of BACKBONES, another torchvision classifier, or `timm:NAME`.
+    """Load the backbone `name`: one of BACKBONES, another torchvision classifier, or timm:NAME.
 
     layer: node of its graph, instead of the penultimate one; a 4-d output is averaged over space unless `map` keeps it.
     weights: None for the published ones, a path, or "random" (for tests). crops: 1, or 10 (corners, center, mirrored).
     Raises BadInput for an unknown name or node, weights that do not fit, a failed download, or a layer without a map.
     """
     if crops not in (1, 10):
-        raise BadInput(f"--crops {crops}: a photograph is seen whole or in ten crops; choose 1 or 10")
+        raise BadInput(f"`crops` {crops}: an image is seen whole or in ten crops; choose 1 or 10")
     if map and crops == 10:
-        raise BadInput("--map with --crops 10: ten crops show ten different places; choose one of the two")
+        raise BadInput("`map` with `crops` 10: a map has one grid, ten crops have ten; choose one of the two")
     torch_state = torch.random.get_rng_state()
     torch.manual_seed(0)  # so that random weights are the same in every run
     try:
@@ -127,7 +127,7 @@ def load(
 
 
 def reopen(attributes: Mapping[str, Any]) -> Backbone:
-    """The backbone that made a store of these attributes, for photographs that the store does not hold.
+    """Load the backbone that made a store of these attributes, for images that the store does not hold.
 
     Raises BadInput if the features came precomputed, or the weights are no longer those they were.
     """
@@ -148,7 +148,7 @@ def reopen(attributes: Mapping[str, Any]) -> Backbone:
 
 
 def default_layer(name: str, network: nn.Module, transform: Any, map: bool) -> str | None:
-    """The node that is taken unless --layer names one; None for the whole of a timm model that cannot be traced."""
+    """Return the node that `layer` None stands for; None for the whole of a timm model that cannot be traced."""
     if name in BACKBONES:
         return BACKBONES[name].map if map else BACKBONES[name].vector
     if name.startswith("timm:"):
@@ -157,9 +157,9 @@ def default_layer(name: str, network: nn.Module, transform: Any, map: bool) -> s
 
 
 def _fill(name: str, network: nn.Module, body: nn.Module, what: str, weights: Path | str | None) -> str:
-    """Put the weights asked for into `body`; returns what to call them."""
+    """Put the weights asked for into `body`; return what to call them."""
     if weights == RANDOM:
-        print(f"warning: {name} has random weights: its features are good for tests only", file=sys.stderr)
+        log(f"warning: {name} has random weights: its features are good for tests only")
         return RANDOM
     if weights is not None:
         state, text = weight.from_file(name, weights)
@@ -177,7 +177,7 @@ def _fill(name: str, network: nn.Module, body: nn.Module, what: str, weights: Pa
 
 
 def _full_keys(network: nn.Module) -> list[str]:
-    """The keys of the whole network, with the classifier that timm leaves out as a prefix."""
+    """Return the keys of the whole network, with the classifier that timm leaves out as a prefix."""
     classifier = _timm_config(network).get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else classifier
     return [*network.state_dict(), *(f"{head}." for head in heads)]
@@ -188,7 +188,7 @@ def _timm_config(network: nn.Module) -> dict[str, Any]:
 
 
 def build(name: str, *, map: bool = False, pretrained: bool = False) -> nn.Module:
-    """The network in evaluation mode, its weights still random (timm's own ones, if `pretrained`).
+    """Build the network in evaluation mode, its weights still random (timm's own ones, if `pretrained`).
 
     Raises BadInput, naming the nearest known name, if neither torchvision nor timm has it.
     """
@@ -202,9 +202,8 @@ def build(name: str, *, map: bool = False, pretrained: bool = False) -> nn.Modul
 
     known = models.list_models(module=models)
     if name not in known:
-        close = difflib.get_close_matches(name, [*BACKBONES, *known], n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(BACKBONES)}"
-        raise BadInput(f"--backbone {name}: unknown; {hint}; any torchvision classifier will do, and timm:NAME")
+        hint = did_you_mean(name, [*BACKBONES, *known], f"known: {', '.join(BACKBONES)}")
+        raise BadInput(f"`backbone` {name}: unknown; {hint}; any torchvision classifier will do, and timm:NAME")
     options: dict[str, Any] = {}
     if name in ("inception_v3", "googlenet"):
         # The published weights expect inputs scaled to -1..1, which these two do themselves, but by default only for
@@ -219,9 +218,9 @@ def _build_timm(name: str, map: bool, pretrained: bool) -> nn.Module:
     if ":" not in name:  # hf-hub:… and the like are found by timm itself
         known = [*timm.list_models(), *timm.list_pretrained()]
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-            hint = f"did you mean timm:{close[0]}?" if close else "timm.list_models() lists the names"
-            raise BadInput(f"--backbone timm:{name}: timm has no such model; {hint}")
+            names = [f"timm:{model}" for model in known]
+            hint = did_you_mean(f"timm:{name}", names, "timm.list_models() lists the names")
+            raise BadInput(f"`backbone` timm:{name}: timm has no such model; {hint}")
     options: dict[str, Any] = {"num_classes": 0}
     if map:
         options["global_pool"] = ""  # timm's way to leave the last map or the last tokens as they are
@@ -233,13 +232,13 @@ def _build_timm(name: str, map: bool, pretrained: bool) -> nn.Module:
 class Frozen(nn.Module):
     """`body` without gradients, on the GPU if there is one; what comes out is arranged into rows on the CPU."""
 
-    def __init__(self, body: nn.Module, map: bool, where: str) -> None:
+    def __init__(self, body: nn.Module, map: bool, node: str) -> None:
         super().__init__()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = default_device()
         self.body = body.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
         if self.device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # ten bits: features would differ in the third digit from a CPU's
-        self.map, self.where = map, where
+        self.map, self.node = map, node
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
@@ -247,13 +246,13 @@ class Frozen(nn.Module):
         if pixels.dim() == 5:
             return torch.stack([self(pixels[:, crop]) for crop in range(pixels.shape[1])]).mean(0)
         out = self.body(pixels.to(self.device).contiguous(memory_format=torch.channels_last))
-        return arrange(out, self.map, self.where).float().cpu().contiguous()
+        return arrange(out, self.map, self.node).float().cpu().contiguous()
 
 
-def arrange(out: Any, map: bool, where: str) -> Tensor:
-    """What a node gives → (B, D), or (B, H, W, C) for a map. Tokens become a map without their class token, or a mean.
+def arrange(out: Any, map: bool, node: str) -> Tensor:
+    """Arrange what a node gives into (B, D), or (B, H, W, C) for a map: tokens without the class token, or their mean.
 
-    Raises BadInput, with `where` the node is, if it gives no feature of an image.
+    Raises BadInput that names the node if it gives no feature of an image.
     """
     if isinstance(out, Tensor) and out.dim() == 2 and not map:
         return out
@@ -267,7 +266,7 @@ def arrange(out: Any, map: bool, where: str) -> Tensor:
         return out[:, out.shape[1] - side**2 :].unflatten(1, (side, side)) if map else out.mean(1)
     got = f"a tensor of shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
     want = "no spatial map" if map else "no feature of an image"
-    raise BadInput(f"--layer {where} gives {got}, {want}; name another node")
+    raise BadInput(f"`layer` {node} gives {got}, {want}; name another node")
 
 
 def _row_shape(module: nn.Module, transform: Callable[[Any], Tensor]) -> tuple[int, ...]:
@@ -275,14 +274,12 @@ def _row_shape(module: nn.Module, transform: Callable[[Any], Tensor]) -> tuple[i
     return tuple(module((pixels[0] if pixels.dim() == 4 else pixels)[None]).shape[1:])
 
 
-def _blank() -> Any:
-    from PIL import Image
-
-    return Image.new("RGB", (64, 64))
+def _blank() -> PILImage.Image:
+    return PILImage.new("RGB", (64, 64))
 
 
 def _transform(name: str, network: nn.Module) -> Any:
-    """The published way from a PIL RGB image to (3, H, W), as a `Compose` of steps that can be told and pickled."""
+    """Return the published transform, PIL RGB image → (3, H, W), as a `Compose` of steps that `describe` can name."""
     from torchvision import transforms
 
     if name.startswith("timm:"):
@@ -291,7 +288,7 @@ def _transform(name: str, network: nn.Module) -> Any:
         return timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
     if name == "efficientnet_lite0":
         # (x - 127) / 128 at 224, as published, but without cutting an eighth off the shorter side first: captions speak
-        # of what stands at the border, and seeing it is worth 6 points of rsum on Flickr8k's val (docs/NOT_HELPED.md).
+        # of the border too, and seeing it is worth 6 points of rsum on Flickr8k's val (docs/NOT_HELPED.md).
         resize, crop, way = 224, 224, transforms.InterpolationMode.BICUBIC
         mean, std = [127 / 255] * 3, [128 / 255] * 3
     else:
@@ -316,18 +313,18 @@ class TenCrops:
 
         kinds = [type(step) for step in whole.transforms]
         if transforms.CenterCrop not in kinds:
-            raise BadInput(f"--crops 10: the published transform of {name} takes no crop; leave --crops out")
-        place = kinds.index(transforms.CenterCrop)
-        self.before = transforms.Compose(whole.transforms[:place])
-        self.crop = transforms.TenCrop(whole.transforms[place].size)
-        self.after = transforms.Compose(whole.transforms[place + 1 :])
+            raise BadInput(f"`crops` 10: the published transform of {name} takes no crop; leave `crops` out")
+        step = kinds.index(transforms.CenterCrop)
+        self.before = transforms.Compose(whole.transforms[:step])
+        self.crop = transforms.TenCrop(whole.transforms[step].size)
+        self.after = transforms.Compose(whole.transforms[step + 1 :])
 
     def __call__(self, image: Any) -> Tensor:
         return torch.stack([self.after(crop) for crop in self.crop(self.before(image))])
 
 
 def describe(transform: Any) -> str:
-    """A transform in words that do not change with the library: "resize 342 bilinear, crop 299, mean …, std …"."""
+    """Describe a transform in words that no library changes: "resize 342 bilinear, crop 299, mean …, std …"."""
     if isinstance(transform, TenCrops):
         steps = [*transform.before.transforms, transform.crop, *transform.after.transforms]
     else:

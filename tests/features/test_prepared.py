@@ -269,7 +269,7 @@ def test_other_weights_under_the_same_name(
     stamp = Path("data/folder/resnet18.h5").stat().st_mtime_ns
     make_tiny_encoder(here / "others/tiny", seed=1)
     assert call(monkeypatch, "folder", "--text-encoder", "others/tiny") == 2
-    assert "another weights" in capsys.readouterr().err
+    assert "other weights" in capsys.readouterr().err
     assert call(monkeypatch, "folder", "--text-encoder", "others/tiny", "--fresh") == 0
     assert Path("data/folder/resnet18.h5").stat().st_mtime_ns == stamp, "features of images are left alone"
     capsys.readouterr()

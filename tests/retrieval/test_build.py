@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retrieval import blocks, index
+from features.images.decode import jpeg_bytes, thumbnail
 from retrieval import build as indexing
+from retrieval import index
 from retrieval.build import build_index
 from retrieval.index import META, Index, Strings, write_strings
 from retrieval.searcher import Searcher
 from retrieval.sources import gather
 from tests.helpers import FakeRun, paint
-from utils import BadInput
+from utils import BadInput, lock_folder
 
 OLD = 10**9  # seconds: a time of change that can be relied on
 
@@ -76,6 +77,12 @@ def contents(folder):
     return columns, rows, [found.thumbnail(row) for row in range(len(found))]
 
 
+def small_jpeg(path):
+    image = thumbnail(path, indexing.THUMBNAIL_PIXELS)
+    assert image is not None
+    return jpeg_bytes(image, indexing.THUMBNAIL_PIXELS)
+
+
 def build(run, folder, *images, **more):
     return build_index(run, list(images), folder, **more)
 
@@ -93,7 +100,7 @@ def check(folder, run, root):
         (wanted,) = fresh.embed_images([root / image])
         np.testing.assert_array_equal(found.embeddings[row], wanted)
         assert found.path(row) == root / image
-        assert found.thumbnail(row) == blocks.jpeg_thumbnail(root / image)
+        assert found.thumbnail(row) == small_jpeg(root / image)
     own = found.meta.names()
     assert {path.name for path in folder.iterdir()} == own, "nothing of an earlier generation is left"
     return found
@@ -267,13 +274,13 @@ def test_unreadable_images_are_named_left_out_and_tried_again(tmp_path, pictures
 
 def test_another_run_is_refused_until_fresh(tmp_path, pictures, monkeypatch):
     build(FakeRun(tmp_path), tmp_path / "index", pictures)
-    with pytest.raises(BadInput, match=r"is the index of another run .* with --fresh, or name another folder"):
+    with pytest.raises(BadInput, match=r"is the index of another run .* with `fresh`, or name another folder"):
         build(FakeRun(tmp_path, name="other"), tmp_path / "index", pictures)
     monkeypatch.setattr(indexing, "ROWS_PER_BLOCK", 2)
     with pytest.raises(KeyboardInterrupt):
         build(FakeRun(tmp_path, name="other", stop_after=5), tmp_path / "index", pictures, fresh=True)
     other = FakeRun(tmp_path, name="other")
-    assert len(build(other, tmp_path / "index", pictures).unreadable) == 0, "it continues without --fresh"
+    assert len(build(other, tmp_path / "index", pictures).unreadable) == 0, "it continues without `fresh`"
     assert len(other.embedded) == 3
     assert Index.open(tmp_path / "index").meta.digest == other.digest()
     build(other, tmp_path / "index", pictures, fresh=True)
@@ -296,6 +303,45 @@ def test_folders_that_are_no_index(tmp_path, pictures):
     assert not (tmp_path / "out").exists()
 
 
+def test_nothing_is_deleted_or_written_through_a_link(tmp_path, pictures):
+    run = FakeRun(tmp_path)
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "block-000000.npz").write_text("precious")
+    build(run, tmp_path / "index", pictures)
+    (tmp_path / "index/part-0123").symlink_to(precious)
+    (tmp_path / "index/.embeddings-000099.npy.0.tmp").write_text("of a build that was killed")
+    (tmp_path / "index/.foreign.tmp").write_text("not ours")
+    (tmp_path / "index/ids-000099.bin").symlink_to(precious / "block-000000.npz")
+    paint(pictures / "new.png", 12)
+    build(run, tmp_path / "index", pictures)
+    assert [path.name for path in precious.iterdir()] == ["block-000000.npz"]
+    (tmp_path / "index/.foreign.tmp").unlink()
+    check(tmp_path / "index", run, pictures)
+    (tmp_path / f"index/part-{run.digest()}").symlink_to(precious)
+    paint(pictures / "new.png", 13)
+    for fresh in (False, True):
+        with pytest.raises(BadInput, match=r"part-.*: is a symbolic link"):
+            build(run, tmp_path / "index", pictures, fresh=fresh)
+    assert (precious / "block-000000.npz").read_text() == "precious"
+    assert [path.name for path in precious.iterdir()] == ["block-000000.npz"]
+
+
+def test_the_blocks_of_another_run_go_whole(tmp_path, pictures):
+    run = FakeRun(tmp_path)
+    build(run, tmp_path / "index", pictures)
+    (tmp_path / "index/part-0123/deep").mkdir(parents=True)
+    (tmp_path / "index/part-0123/deep/file").write_text("of another run")
+    build(run, tmp_path / "index", pictures)
+    assert not (tmp_path / "index/part-0123").exists()
+
+
+def test_two_programs_do_not_build_one_index(tmp_path, pictures):
+    (tmp_path / "index").mkdir()
+    with lock_folder(tmp_path / "index"), pytest.raises(BadInput, match=r"index: process \d+ .* is at work in it"):
+        build(FakeRun(tmp_path), tmp_path / "index", pictures)
+
+
 @pytest.mark.parametrize("name", ["embeddings", "ids", "files", "pack"])
 def test_a_damaged_index_says_so(tmp_path, pictures, name):
     build(FakeRun(tmp_path), tmp_path / "index", pictures)
@@ -303,10 +349,10 @@ def test_a_damaged_index_says_so(tmp_path, pictures, name):
     whole = file.read_bytes()
     if name != "pack":
         file.write_bytes(whole[: len(whole) - 3])
-        with pytest.raises(BadInput, match=r"damaged .* with --fresh"):
+        with pytest.raises(BadInput, match=r"damaged .* and `fresh`"):
             Index.open(tmp_path / "index")
     file.unlink()
-    with pytest.raises(BadInput, match=r"damaged .* with --fresh"):
+    with pytest.raises(BadInput, match=r"damaged .* and `fresh`"):
         Index.open(tmp_path / "index")
 
 
@@ -360,12 +406,12 @@ def test_a_prepared_folder_comes_with_its_features(tmp_path):
     folder = run.prepare(tmp_path, 10)
     built = build(run, tmp_path / "index", folder)
     assert counts(built) == (10, 0, 0, 0, 0)
-    assert run.embedded == [], "no photograph was embedded"
+    assert run.embedded == [], "no image was embedded"
     found = Index.open(tmp_path / "index")
     store = gather([folder], run).features
     assert store is not None
     np.testing.assert_array_equal(found.embeddings, run.embed_features(store.read(list(found.ids))))
-    assert found.thumbnail(0) == blocks.jpeg_thumbnail(tmp_path / "photographs/0.png")
+    assert found.thumbnail(0) == small_jpeg(tmp_path / "photographs/0.png")
     assert counts(build(run, tmp_path / "index", folder)) == (0, 0, 0, 0, 10)
     with pytest.raises(BadInput, match="is indexed by itself"):
         build(run, tmp_path / "other", folder, tmp_path / "photographs")

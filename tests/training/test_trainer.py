@@ -174,10 +174,10 @@ def test_a_run_that_learns_is_not_called_collapsed(tmp_path):
 
 def test_two_programs_do_not_train_one_run(tmp_path):
     (tmp_path / "run").mkdir()
-    with lock_folder(tmp_path / "run"), pytest.raises(BadInput, match="another program"):
+    with lock_folder(tmp_path / "run"), pytest.raises(BadInput, match="is at work in it"):
         train_small(tmp_path / "run")
     train_small(tmp_path / "run")
-    with lock_folder(tmp_path / "run"), pytest.raises(BadInput, match="another program"):
+    with lock_folder(tmp_path / "run"), pytest.raises(BadInput, match="is at work in it"):
         train_small(tmp_path / "run", fresh=True)
     assert (tmp_path / "run" / "result.json").is_file(), "nothing is thrown away before it is ours"
 

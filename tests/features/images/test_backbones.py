@@ -140,7 +140,7 @@ def test_what_comes_out_is_arranged_into_rows() -> None:
         assert torch.equal(backbones.arrange(out, True, ""), channels_last)
     assert torch.equal(backbones.arrange(tokens, False, ""), tokens.mean(1))
     assert torch.equal(backbones.arrange(tokens, True, ""), tokens[:, 1:].reshape(2, 3, 3, 5))
-    with pytest.raises(BadInput, match=r"--layer fc of it gives a tensor of shape \(2, 5\), no spatial map"):
+    with pytest.raises(BadInput, match=r"`layer` fc of it gives a tensor of shape \(2, 5\), no spatial map"):
         backbones.arrange(torch.rand(2, 5), True, "fc of it")
     with pytest.raises(BadInput, match="gives a tuple, no feature of an image"):
         backbones.arrange((tokens, tokens), False, "attention of it")
@@ -326,7 +326,7 @@ def test_a_timm_model_that_cannot_be_traced_runs_as_it_is(monkeypatch: pytest.Mo
     assert backbone.layer == "output"
     pixels = noise(1, 160)
     assert_equal(backbone.module(pixels), whole.module(pixels))
-    with pytest.raises(BadInput, match="--layer layer1: the graph of timm:test_resnet cannot be traced"):
+    with pytest.raises(BadInput, match="`layer` layer1: the graph of timm:test_resnet cannot be traced"):
         load("timm:test_resnet", weights="random", layer="layer1")
 
 
@@ -412,7 +412,7 @@ def test_a_convolution_only_vgg_file_cannot_give_fc7(tmp_path: Path, monkeypatch
     shapes = on_meta("vgg16").state_dict()
     torch.save({key: torch.zeros(v.shape) for key, v in shapes.items() if "features" in key}, tmp_path / "vgg.pth")
     lacks = (
-        r"vgg\.pth: lacks classifier\.0\.weight and 3 more, which layer classifier\.4 of vgg16 depends on; .*--layer"
+        r"vgg\.pth: lacks classifier\.0\.weight and 3 more, which layer classifier\.4 of vgg16 depends on; .*`layer`"
     )
     with pytest.raises(BadInput, match=lacks):
         load("vgg16", weights=tmp_path / "vgg.pth")
@@ -447,11 +447,11 @@ def test_weights_that_do_not_fit_are_named(
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 def test_no_weight_file_is_told(tmp_path: Path, name: str) -> None:
-    with pytest.raises(BadInput, match=r"no such weight file; .*--weights FILE"):
+    with pytest.raises(BadInput, match=r"no such weight file; .*`weights`"):
         load("squeezenet1_1", weights=tmp_path / name)
     for content in (b"", b"<html>404</html>", b"PK\x03\x04 cut short"):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(BadInput, match=r"w\..*: cannot be read as weights \(.*--weights FILE") as error:
+        with pytest.raises(BadInput, match=r"w\..*: cannot be read as weights \(.*`weights`") as error:
             load("squeezenet1_1", weights=tmp_path / name)
         assert "\n" not in str(error.value)
 
@@ -476,7 +476,7 @@ def test_a_failed_download_ends_in_one_sentence_with_three_ways_out(
     assert time.monotonic() - start < 20
     sentence = str(error.value)
     assert sentence.startswith(f"{name}: its trained weights could not be downloaded (")
-    assert all(way in sentence for way in ("with a network", "--weights FILE", "--backbone efficientnet_lite0"))
+    assert all(way in sentence for way in ("with a network", "`weights`", "`backbone` efficientnet_lite0"))
     assert "\n" not in sentence
     assert socket.getdefaulttimeout() is None
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
@@ -488,14 +488,14 @@ def test_a_failed_download_ends_in_one_sentence_with_three_ways_out(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "inceptionv3"}, "--backbone inceptionv3: unknown; did you mean inception_v3?"),
-        ({"name": "qqq"}, "--backbone qqq: unknown; known: inception_v3, vgg16, .*timm:NAME"),
+        ({"name": "inceptionv3"}, "`backbone` inceptionv3: unknown; did you mean inception_v3?"),
+        ({"name": "qqq"}, "`backbone` qqq: unknown; known: inception_v3, vgg16, .*timm:NAME"),
         ({"name": "timm:resnet10tt"}, "timm has no such model; did you mean timm:resnet10t"),
         ({"name": "timm:resnet10t.no_such_tag"}, "timm has no such model; did you mean timm:resnet10t"),
         ({"name": "squeezenet1_1", "layer": "feature.3"}, "squeezenet1_1 has no such node; did you mean features.3?"),
         ({"name": "squeezenet1_1", "layer": "flatten", "map": True}, "flatten of squeezenet1_1 gives .*no spatial map"),
-        ({"name": "squeezenet1_1", "map": True, "crops": 10}, "--map with --crops 10"),
-        ({"name": "squeezenet1_1", "crops": 5}, "--crops 5: .*choose 1 or 10"),
+        ({"name": "squeezenet1_1", "map": True, "crops": 10}, "`map` with `crops` 10"),
+        ({"name": "squeezenet1_1", "crops": 5}, "`crops` 5: .*choose 1 or 10"),
     ],
 )
 def test_what_cannot_be_is_told_with_the_nearest_known_name(arguments: dict[str, Any], message: str) -> None:

@@ -15,10 +15,12 @@ import pytest
 import torch
 from PIL import Image as Pictures
 
+from features.blocks import Blocks
 from features.datasets.dataset import Image
 from features.images import extract as extraction
 from features.images.backbones import Backbone, load
-from features.images.extract import Unreadable, extract, features_of, read_image
+from features.images.decode import Unreadable, read_image
+from features.images.extract import extract, features_of
 from features.images.store import FeatureStore
 from tests.helpers import ROOT, Network, photographs, see, tiny_backbone
 from utils import BadInput
@@ -251,7 +253,7 @@ def test_nothing_readable_is_no_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "dtype", "message"),
     [
-        (tiny_backbone(seed=1), "float32", r"another digest \(digest 0, not digest 1\); repeat with --fresh"),
+        (tiny_backbone(seed=1), "float32", r"other weights \(digest 0, not digest 1\); repeat with `fresh`"),
         (tiny_backbone(transform="resize 99"), "float32", r"another transform \(resize 16, not resize 99\)"),
         (tiny_backbone(), "float16", r"another dtype \(float32, not float16\)"),
     ],
@@ -266,7 +268,7 @@ def test_rows_of_other_weights_do_not_mix(
         (tmp_path / "images" / "002.png").unlink()
     extract(images, tiny_backbone(), path, workers=0)
     assert path.exists() == complete
-    with pytest.raises(BadInput, match=rf"tiny\.h5{'' if complete else '.part'}: was made with {message}"):
+    with pytest.raises(BadInput, match=rf"tiny\.h5{'' if complete else '.part'}: was made by tiny with {message}"):
         extract(images, other, path, workers=0, dtype=dtype)
     images = photographs(tmp_path / "images", 9)
     assert extract(images, other, path, workers=0, dtype=dtype, fresh=True) == []
@@ -313,7 +315,7 @@ def test_a_killed_run_goes_on_where_it_stopped_bit_for_bit(tmp_path: Path) -> No
     assert 24 <= finished < 60
 
     seen = {}
-    original = extraction._rows_of
+    original = Blocks.assemble
 
     def look(*arguments: Any) -> Iterator[np.ndarray]:
         seen.update({file: file.stat().st_mtime_ns for file in blocks})
@@ -321,7 +323,7 @@ def test_a_killed_run_goes_on_where_it_stopped_bit_for_bit(tmp_path: Path) -> No
 
     tiny = tiny_backbone()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extraction, "_rows_of", look)
+        patch.setattr(Blocks, "assemble", look)
         assert extract(images, tiny, tmp_path / "killed.h5", batch=3, workers=0) == []
     assert seen == blocks, "finished blocks are not written again"
     groups = [min(8, 60 - start) for start in range(finished, 60, 8)]
@@ -330,6 +332,40 @@ def test_a_killed_run_goes_on_where_it_stopped_bit_for_bit(tmp_path: Path) -> No
     assert got.ids == expected.ids
     np.testing.assert_array_equal(got.read(range(60)), expected.read(range(60)))
     assert not part.exists()
+
+
+def test_two_programs_do_not_fill_one_store(tmp_path: Path) -> None:
+    images = photographs(tmp_path / "images", 60)
+    part = tmp_path / "killed.h5.part"
+    with subprocess.Popen([sys.executable, "-c", KILLED.format(folder=str(tmp_path))], cwd=ROOT) as run:
+        while not list(part.glob("block-*.npz")):
+            assert run.poll() is None
+            time.sleep(0.02)
+        for fresh in (False, True):
+            with pytest.raises(BadInput, match=rf"killed\.h5\.part: process {run.pid} \(.*\) is at work in it; wait"):
+                extract(images[::-1], tiny_backbone(), tmp_path / "killed.h5", batch=3, workers=0, fresh=fresh)
+        # another store of the same folder is nobody's business
+        assert extract(images[:2], tiny_backbone(), tmp_path / "other.h5", workers=0) == []
+    store = FeatureStore.open(tmp_path / "killed.h5")
+    np.testing.assert_allclose(store.read(range(60)), np.stack([plain_row(image) for image in images]), atol=1e-6)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_nothing_is_deleted_or_written_through_a_link(tmp_path: Path, fresh: bool) -> None:
+    images = photographs(tmp_path / "images", 3)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/block-000000.npz").write_text("precious")
+    (tmp_path / "a.h5.part").symlink_to(tmp_path / "precious")
+    with pytest.raises(BadInput, match=r"a\.h5\.part: is a symbolic link"):
+        extract(images, tiny_backbone(), tmp_path / "a.h5", workers=0, fresh=fresh)
+    assert [(file.name, file.read_text()) for file in (tmp_path / "precious").iterdir()] == [
+        ("block-000000.npz", "precious")
+    ]
+    (tmp_path / "a.h5.part").unlink()
+    for name in (".a.h5.tmp", ".a.h5.0.tmp", "a.h5"):
+        (tmp_path / name).symlink_to(tmp_path / "precious/block-000000.npz")
+    assert extract(images, tiny_backbone(), tmp_path / "a.h5", workers=0, fresh=True) == []
+    assert (tmp_path / "precious/block-000000.npz").read_text() == "precious"
 
 
 def test_a_damaged_block_is_done_again(tmp_path: Path) -> None:
@@ -366,5 +402,5 @@ def test_a_full_disk_damages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(BadInput, match=r"cannot be written .*--data"):
+    with pytest.raises(BadInput, match=r"cannot be written .*`data`"):
         extract(photographs(tmp_path / "images", 1), tiny_backbone(), tmp_path / "file" / "a.h5", workers=0)

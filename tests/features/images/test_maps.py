@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from features.images import store as store_room
+from features import hdf5
 from features.images.maps import MEMORY, FeatureMaps
 from features.images.store import FeatureStore, write_store
 from utils import BadInput
@@ -33,7 +33,7 @@ def write(path: Path, count: int = 40, shape: tuple[int, ...] = SHAPE, dtype: st
 def test_maps_are_what_the_store_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, dtype: str, chunk: int
 ) -> None:
-    monkeypatch.setattr(store_room, "CHUNK_BYTES", chunk * 30 * np.dtype(dtype).itemsize)
+    monkeypatch.setattr(hdf5, "CHUNK_BYTES", chunk * 30 * np.dtype(dtype).itemsize)
     store = write(tmp_path / "a.h5", dtype=dtype)
     plain = store.read(ROWS)
     maps = FeatureMaps(store, ROWS, memory=memory)
@@ -138,7 +138,7 @@ def test_maps_are_pickled_without_what_they_hold(tmp_path: Path, memory: int) ->
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, memory: int) -> None:
     path = tmp_path / "a.h5"
     store = write(path)
-    message = r"a\.h5: cannot be read .*prep\.py --fresh"
+    message = r"a\.h5: cannot be read .*prep\.py and `fresh`"
     path.unlink()
     with pytest.raises(BadInput, match=message):
         FeatureMaps(store, ROWS, memory=memory)[:]
@@ -167,9 +167,9 @@ def test_packed_or_other_stores_are_refused(tmp_path: Path) -> None:
         with h5py.File(path, "a") as file:
             del file["features"]
             file.create_dataset("features", data=rows, **layout)
-        with pytest.raises(BadInput, match=r"a\.h5: is packed or laid out otherwise .*prep\.py --fresh"):
+        with pytest.raises(BadInput, match=r"a\.h5: is packed or laid out otherwise .*prep\.py and `fresh`"):
             FeatureMaps(FeatureStore.open(path), ROWS)[:]
-    with pytest.raises(BadInput, match=r"v\.h5: holds no spatial maps; make them with prep\.py --map"):
+    with pytest.raises(BadInput, match=r"v\.h5: holds no spatial maps; make them with prep\.py and `map`"):
         FeatureMaps(write(tmp_path / "v.h5", shape=(4,)), ROWS)
 
 

@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from features import hdf5
 from features.images import store
 from features.images.store import FeatureStore, store_name, write_store
 from utils import BadInput
@@ -47,7 +48,7 @@ def test_rows_are_joined_by_id_in_any_order_with_repeats(
     rows = numbers(40, 5)
     ids = [f"im é {number}" for number in np.random.default_rng(1).permutation(40)]
     write(tmp_path / "a.h5", rows, ids)
-    monkeypatch.setattr(store, "BLOCK_BYTES", height * 5 * 4)
+    monkeypatch.setattr(hdf5, "BLOCK_BYTES", height * 5 * 4)
     opened = FeatureStore.open(tmp_path / "a.h5")
     asked = [ids[place] for place in (39, 0, 7, 7, 21, 0, 3)]
     np.testing.assert_array_equal(opened.read(opened.rows(asked)), rows[[39, 0, 7, 7, 21, 0, 3]])

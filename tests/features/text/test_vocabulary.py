@@ -1,11 +1,14 @@
 """Tokens, stems, counts, and sentences as numbers."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from features.text.vocabulary import UNKNOWN, Sentences, Vocabulary, WordIndex, make_stemmer, tokenize
+from tests.helpers import ROOT
 from utils import BadInput
 
 CAPTIONS = ["A dog runs.", "Two dogs run, running fast!", "The cat isn't running"]
@@ -85,3 +88,18 @@ def test_sentences_take_any_rows():
     assert len(sentences.take(np.array([], np.int64))) == 0
     encoder = WordIndex(Vocabulary.build(CAPTIONS), stem=True, min_count=1)
     assert Sentences.encode(["", "run"], encoder).lengths.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("first", ["", "import scipy.stats", "import sklearn"])
+def test_words_come_without_statistics_and_learning(first):
+    """NLTK would import both for rooms of its own that are not used here: a second of every command."""
+    code = f"""
+import sys
+{first}
+before = {{name for name in ("scipy.stats", "sklearn") if name in sys.modules}}
+import features.text.vocabulary as vocabulary
+assert {{name for name in ("scipy.stats", "sklearn") if name in sys.modules}} == before, "loaded, or left blocked"
+assert vocabulary.make_stemmer("english")("running") == "run"
+import scipy.stats, sklearn
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

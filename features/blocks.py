@@ -1,0 +1,152 @@
+"""Finished blocks of rows: what is computed is not computed again after a kill, nor by a run that goes on."""
+
+import contextlib
+import functools
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils import LOCK, BadInput, atomic_write, lock_folder, make_folder, read_json, write_json
+
+META = "meta.json"
+CACHED_COLUMNS = 4  # of finished blocks, kept in memory while they are read
+DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what np.load makes of a file cut short
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What rows are made with. attributes: all that is written down of it; keys: rows that differ in one do not mix."""
+
+    attributes: Mapping[str, str | int]
+    keys: tuple[str, ...]
+    remedy: str
+
+    def check(self, path: Path, made_with: Mapping[str, Any]) -> None:
+        """Make sure that rows of `path`, made with these attributes, mix with ours; raises BadInput if they do not."""
+        maker = made_with.get("encoder") or made_with.get("backbone")
+        for key in self.keys:
+            was, now = made_with.get(key), self.attributes[key]
+            if was != now:
+                what = "other weights" if key == "digest" else f"another {key}"
+                values = f"{str(was)[:60]}, not {str(now)[:60]}"
+                raise BadInput(f"{path}: was made by {maker} with {what} ({values}); {self.remedy}")
+
+
+@contextlib.contextmanager
+def lock_part(path: Path, fresh: bool = False) -> Iterator[Path]:
+    """Hold `path`.part, the folder of blocks of a file under way, which goes if it is left empty.
+
+    fresh: throw away both first.
+    Raises BadInput if another program is at work in it, or a symbolic link stands in its place.
+    """
+    part = path.with_name(f"{path.name}.part")
+    refuse_link(part)
+    with lock_folder(make_folder(part, "`data`")):
+        if fresh:
+            path.unlink(missing_ok=True)
+            clear(part)
+        try:
+            yield part
+        finally:
+            (part / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.rmdir()  # if no block is left in it
+
+
+def refuse_link(folder: Path) -> None:
+    """Make sure that nothing is written or deleted through a symbolic link in place of `folder`."""
+    if folder.is_symlink():
+        raise BadInput(f"{folder}: is a symbolic link in place of a folder; remove it and repeat the command")
+
+
+def clear(folder: Path) -> None:
+    """Remove what is in a folder, following no link, but for the note of who is at work in it."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+class Blocks:
+    """Rows that are done, in blocks of a folder, joined by a key of theirs; each block is a file written whole.
+
+    A block holds the key of each row, and arrays with a row for each key. One that cannot be read is done again.
+    Raises BadInput if the blocks there are of another identity.
+    """
+
+    def __init__(self, folder: Path, identity: Identity | None = None):
+        self.folder, self.number = folder, 0
+        self.done: dict[str, tuple[Path, int]] = {}  # key → its block and its row there
+        self._column = functools.lru_cache(maxsize=CACHED_COLUMNS)(_read_column)
+        meta = folder / META
+        if identity is not None and meta.exists():
+            identity.check(folder, read_json(meta, "repeat with `fresh`"))
+        elif identity is not None:
+            write_json(meta, dict(identity.attributes))
+        for file in sorted(folder.glob("block-*.npz")):
+            try:
+                keys = _read_column(file, "key").tolist()
+            except DAMAGED:
+                file.unlink()
+                continue
+            self.number = int(file.stem.removeprefix("block-")) + 1
+            self.done.update((key, (file, row)) for row, key in enumerate(keys))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.done
+
+    def missing(self, keys: Sequence[str], size: int) -> list[list[int]]:
+        """Return the positions of `keys` that no block has, in groups of which none reaches over a multiple of `size`.
+
+        So what is computed together does not depend on where a run was interrupted.
+        """
+        starts = range(0, len(keys), size)
+        groups = ([i for i in range(start, min(start + size, len(keys))) if keys[i] not in self] for start in starts)
+        return [group for group in groups if group]
+
+    def write(self, keys: Sequence[str], **arrays: np.ndarray) -> None:
+        """Write a block: a row of each array for each key."""
+        file = self.folder / f"block-{self.number:06d}.npz"
+        with atomic_write(file, "wb") as stream:
+            np.savez(stream, key=np.array(keys), **arrays)  # type: ignore[arg-type]
+        self.number += 1
+        self.done.update((key, (file, row)) for row, key in enumerate(keys))
+
+    def row(self, key: str, name: str) -> Any:
+        """Read the row of `key` in the array `name`. Raises BadInput if its block is damaged; then it is done again."""
+        file, row = self.done[key]
+        try:
+            return self._column(file, name)[row]
+        except DAMAGED as error:
+            file.unlink(missing_ok=True)
+            raise BadInput(f"{file}: is damaged ({error}); repeat the command, which does its rows again") from error
+
+    def assemble(
+        self, keys: Sequence[str], name: str, row: np.dtype, size: int, earlier: Callable[[list[int]], np.ndarray]
+    ) -> Iterator[np.ndarray]:
+        """Yield the rows of `keys` in the array `name`, `size` at a time.
+
+        row: type of a row, such as np.dtype((np.float16, (384,))). earlier: gives the rows at positions of `keys` that
+        no block has.
+        """
+        for start in range(0, len(keys), size):
+            group = keys[start : start + size]
+            rows = np.empty(len(group), row)
+            others = [i for i, key in enumerate(group) if key not in self]
+            if others:
+                rows[others] = earlier([start + i for i in others])
+            for i, key in enumerate(group):
+                if key in self:
+                    rows[i] = self.row(key, name)
+            yield rows
+
+
+def _read_column(file: Path, name: str) -> np.ndarray:
+    with np.load(file) as block:
+        return block[name]
