@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image as PILImage
 
 import prep
 import search as search_script
@@ -18,6 +18,7 @@ from retrieval.nearest import CAPTION_TO_IMAGE, COSINE, IMAGE_TO_CAPTION, Graph,
 from retrieval.searcher import MAX_QUERY_CHARS, Searcher, plain
 from tests.helpers import QUICK, FakeRun, copy_of, draw_pictures, paint, prep_args
 from tests.helpers import call as script_call
+from training.run import Run
 from utils import BadInput, run_script
 
 
@@ -109,7 +110,7 @@ def test_a_graph_and_its_recall(tmp_path):
     found, scores = opened.nearest(queries, 10)
     hits = [len(set(a) & set(b)) for a, b in zip(found.tolist(), exact.tolist(), strict=True)]
     assert recall == pytest.approx(sum(hits) / 500), "no rows score equal here: by score is by row"
-    assert recall >= nearest.RECALL
+    assert recall >= nearest.MIN_RECALL
     assert (np.diff(scores, axis=1) <= 0).all()
     low = opened.nearest(queries, 10, ef=1)[1]
     assert recall_of(low, exact_nearest(queries, rows, 10, COSINE)[1]) < recall, "an honest measure can be low"
@@ -163,7 +164,7 @@ def test_an_image_finds_captions_and_similar_images(searcher, tmp_path):
     similar = searcher.similar(tmp_path / "pictures/03.png", k=3)
     assert similar[0] == ("03.png", pytest.approx(1))
     assert similar[1] == ("99.png", similar[0][1])
-    with Image.open(tmp_path / "pictures/03.png") as picture:
+    with PILImage.open(tmp_path / "pictures/03.png") as picture:
         assert searcher.similar(picture, k=3) == similar
         assert searcher.similar(picture.convert("RGBA"), k=3) == similar
     assert searcher.similar_to("03.png", k=2) == similar[1:]
@@ -184,8 +185,8 @@ def test_what_cannot_be_asked(searcher, tmp_path):
         (lambda: searcher.search("  \n"), "the query is empty"),
         (lambda: searcher.search("xyzzy plugh"), r"unknown words only \(xyzzy, plugh\)"),
         (lambda: searcher.search("?!"), "holds no word"),
-        (lambda: searcher.search("a " * MAX_QUERY_CHARS), "letters; say it in 5,000 at most"),
-        (lambda: searcher.search("a dog", k=0), "-k 0"),
+        (lambda: searcher.search("a " * MAX_QUERY_CHARS), "characters; say it in 5,000 at most"),
+        (lambda: searcher.search("a dog", k=0), "`k` 0"),
         (lambda: searcher.search_image(tmp_path / "broken.jpg"), r"broken.jpg: cannot be read"),
         (lambda: searcher.thumbnail("none"), "has no image none"),
     ]
@@ -199,7 +200,7 @@ def test_an_index_of_another_run(searcher, tmp_path):
     other = FakeRun(tmp_path, searcher.similarity, name="other")
     with pytest.raises(BadInput, match="is the index of another run than"):
         Searcher.open(tmp_path / "index", other)
-    with pytest.raises(BadInput, match="say where it is with --run"):
+    with pytest.raises(BadInput, match="say where it is with `run`"):
         Searcher.open(tmp_path / "index")
     with pytest.raises(BadInput, match="not an index"):
         Searcher.open(tmp_path / "pictures")
@@ -233,9 +234,10 @@ def test_names_on_a_terminal():
 
 def call(monkeypatch, run, *args):
     """search.py as a command would run it, with a run of our own; returns the exit status."""
-    monkeypatch.setattr("retrieval.searcher._open_run", lambda index, folder: run)
-    monkeypatch.setattr(search_script, "open_run", lambda args: run)
-    monkeypatch.setattr(sys, "argv", ["search.py", *map(str, args)])
+    monkeypatch.setattr(Run, "open", lambda folder: run)
+    monkeypatch.setattr(search_commands, "open_run", lambda *_: run)
+    where = ["--run", run.folder] if args[0] == "find" else []  # the run of these tests has no folder
+    monkeypatch.setattr(sys, "argv", ["search.py", *map(str, [*args, *where])])
     try:
         run_script(search_script.main)
     except SystemExit as end:
@@ -251,7 +253,7 @@ def test_find_prints_tables_json_lines_and_sheets(searcher, tmp_path, monkeypatc
     assert head.split() == ["rank", "score", "image"]
     assert [line.split()[2] for line in lines] == [image for image, _ in searcher.search("a dog xyzzy", 3)]
     assert "unknown words, left out: xyzzy" in said.err
-    with Image.open(tmp_path / "new/sheet.png") as sheet:
+    with PILImage.open(tmp_path / "new/sheet.png") as sheet:
         assert sheet.format == "PNG"
     assert call(monkeypatch, run, "find", index, "a dog", "-k", 2, "--format", "jsonl") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -339,7 +341,7 @@ def test_a_caption_of_more_images_than_are_said(tmp_path, monkeypatch):
         (others[0], 1, False),
         (best, whole.index(best) + 1, True),
     ]
-    _, (note,) = search_commands.answers_to_sentence(searcher, query, 1)
+    (note,) = search_commands.find_images(searcher, query, 1).notes
     assert note.count(" at rank ") == search_commands.MAX_TRUE_SHOWN
     assert note.endswith(" and 12 more of 40")
 
@@ -364,10 +366,10 @@ def test_a_true_image_that_the_graph_does_not_find_stands_below(tmp_path, monkey
     last = answer.hits[-1]
     assert (last.rank, last.score, last.below) == (rank, searcher.score_of(query, "7.png"), True)
     assert answer.positions == {"7.png": rank}
-    rows, notes = search_commands.answers_to_sentence(searcher, query, 9)
-    assert notes == [f"a caption of the dataset; true image: 7.png at rank {rank} of 10"]
-    assert len(search_commands.json_lines(rows, notes).splitlines()) == 9
-    assert search_commands.table(rows, notes).splitlines()[10].strip() == "…"
+    result = search_commands.find_images(searcher, query, 9)
+    assert result.notes == [f"a caption of the dataset; true image: 7.png at rank {rank} of 10"]
+    assert len(search_commands.as_jsonl(searcher, result).splitlines()) == 9
+    assert search_commands.as_table(searcher, result).splitlines()[10].strip() == "…"
 
 
 def test_an_index_opens_its_run_where_it_lies(searcher, tmp_path):

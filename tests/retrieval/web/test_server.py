@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 from urllib.parse import quote, urlsplit
 
 import pytest
-from PIL import Image
+from PIL import Image as PILImage
 
 import app
 from retrieval.build import build_index
@@ -274,7 +274,7 @@ def test_images_go_out_as_jpeg_from_the_index_only(port, searcher, page_folder):
     assert (status, headers["Content-Type"], small) == (200, "image/jpeg", searcher.thumbnail("7.png"))
     status, headers, large = ask(port, f"/image/{row}")
     assert (status, headers["Content-Type"]) == (200, "image/jpeg")
-    assert Image.open(io.BytesIO(large)).size == (64, 64)
+    assert PILImage.open(io.BytesIO(large)).size == (64, 64)
     for path in (f"/thumbnail/{row}", f"/image/{row}"):
         etag = ask(port, path)[1]["ETag"]
         status, headers, content = ask(port, path, If_None_Match=etag)
@@ -288,8 +288,8 @@ def test_images_go_out_as_jpeg_from_the_index_only(port, searcher, page_folder):
                 change()
             assert ask(port, f"/image/{row}")[2] == small, "the file has gone, or is no image: the small one is there"
         photograph.unlink()
-        Image.new("RGB", (4000, 1000)).save(photograph, "PNG")
-        assert Image.open(io.BytesIO(ask(port, f"/image/{row}")[2])).size == (1600, 400)
+        PILImage.new("RGB", (4000, 1000)).save(photograph, "PNG")
+        assert PILImage.open(io.BytesIO(ask(port, f"/image/{row}")[2])).size == (1600, 400)
     finally:
         photograph.unlink(missing_ok=True)
         photograph.write_bytes(kept)
@@ -394,8 +394,8 @@ def run_app(*args):
 def test_the_command_says_its_address_and_ends_quietly(page_folder):
     with run_app(page_folder / "index", "--port", "0") as process:
         line = process.stderr.readline()
-        assert line.startswith("app.py: 24 images on http://127.0.0.1:")
-        port = urlsplit(line.split()[4]).port
+        assert line.startswith("24 images on http://127.0.0.1:")
+        port = urlsplit(line.split()[3]).port
         assert ask(port, "/?q=a+red+circle")[0] == 200
         assert call_with_taken_port(page_folder, port) == 2
         process.send_signal(signal.SIGINT)
