@@ -17,7 +17,7 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
-from features.images.decode import open_thumbnail
+from features.images.decode import thumbnail
 from metrics.ranks import DIRECTIONS, Ranks, recall_at
 from utils import atomic_write
 
@@ -184,7 +184,7 @@ def similarity_matrix(
         label.set(rotation=60, ha="left", va="bottom", fontsize=8.5, rotation_mode="anchor")
     for row, (image, path) in enumerate(zip(images, paths, strict=True)):
         bottom = (below + (count - 1 - row) * cell) / height
-        photograph = open_thumbnail(path, 64)
+        photograph = thumbnail(path, 64)
         if photograph is None:
             text = image if len(image) <= 14 else f"…{image[-13:].lstrip()}"
             figure.text((left - 0.08) / width, bottom + cell / 2 / height, text, ha="right", va="center", fontsize=8)

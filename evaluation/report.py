@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from evaluation.plots import TITLES
-from features.images.decode import open_thumbnail
+from features.images.decode import thumbnail
 from features.prepared import Split
 from metrics.ranks import Ranks, ranks_by_block
 from utils import atomic_write
@@ -266,7 +266,7 @@ def _rank_and_score(hit: Hit) -> str:
 
 def _photograph(path: Path | None, image: str) -> str:
     """The photograph as a small JPEG inside the page, or a gray box with its id."""
-    small = open_thumbnail(path, THUMBNAIL)
+    small = thumbnail(path, THUMBNAIL)
     name = html.escape(image)
     if small is None:
         return f'<span class="missing">{name}</span>'

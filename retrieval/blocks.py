@@ -1,7 +1,6 @@
 """Finished blocks of an index that is being built: what is in them is not embedded again after a kill."""
 
 import functools
-import io
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from features.images.decode import Unreadable, read_image
+from features.images.decode import jpeg_bytes, thumbnail
 from retrieval.index import write_array
 from retrieval.sources import Entry
 from training.run import Run
@@ -22,17 +21,9 @@ FRESH = "fresh"  # a file: this build starts over, whatever index there is
 
 
 def jpeg_thumbnail(path: Path | None) -> bytes:
-    """A photograph as a JPEG of at most THUMBNAIL_PIXELS pixels; nothing if it cannot be read."""
-    if path is None:
-        return b""
-    try:
-        small = read_image(path)
-    except Unreadable:
-        return b""
-    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), reducing_gap=2.0)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
+    """Return an image as a JPEG of at most THUMBNAIL_PIXELS pixels a side; nothing if it cannot be read."""
+    small = thumbnail(path, THUMBNAIL_PIXELS)
+    return b"" if small is None else jpeg_bytes(small, THUMBNAIL_PIXELS)
 
 
 class Blocks:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont, ImageOps, features
 
-from features.images.decode import open_thumbnail
+from features.images.decode import thumbnail
 from retrieval.contact_sheet import font_of
 from retrieval.emoji import EmojiHit, EmojiSpace
 from utils import BadInput, atomic_write
@@ -217,7 +217,7 @@ def write_emoji_sheet(path: Path, images: Sequence[Path | str], hits: Sequence[S
     sheet = PILImage.new("RGB", (columns * width + gap, -(-len(images) // columns) * height + gap), PAPER)
     for number, (path_of_image, matches) in enumerate(zip(images, hits, strict=True)):
         x, y = gap + number % columns * width, gap + number // columns * height
-        image = open_thumbnail(Path(path_of_image), SHEET_IMAGE_PIXELS[0])
+        image = thumbnail(Path(path_of_image), SHEET_IMAGE_PIXELS[0])
         if image is not None:
             image = ImageOps.contain(image, SHEET_IMAGE_PIXELS, PILImage.Resampling.LANCZOS)
             sheet.paste(image, (x + (SHEET_IMAGE_PIXELS[0] - image.width) // 2, y))

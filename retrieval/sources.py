@@ -10,26 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from features.datasets.dataset import clean_caption
+from features.images.decode import IMAGE_SUFFIXES
 from features.prepared import CAPTIONS, DATASET, Prepared, join_features
 from training.run import Run
 from utils import BadInput
 
-SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".gif",
-    ".bmp",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".avif",
-    ".jp2",
-)
 ROWS_PER_BLOCK = 256  # rows of cached features read at a time
 CHUNK_BYTES = 2**20  # bytes of a file read at a time
 
@@ -141,7 +126,9 @@ def gather(named: Sequence[Path], run: Run) -> Source:
     failed: list[tuple[str, str]] = []
     entries = list(_numbered(named, failed))
     if not entries:
-        raise BadInput(f"{', '.join(map(str, named))}: no image found ({', '.join(SUFFIXES)}); name another folder")
+        raise BadInput(
+            f"{', '.join(map(str, named))}: no image found ({', '.join(IMAGE_SUFFIXES)}); name another folder"
+        )
     return Source(entries, failed=failed)
 
 
@@ -234,7 +221,7 @@ def files_below(root: str, failed: list[tuple[str, str]]) -> Iterator[str]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 yield os.path.join(folder, name)
 
 

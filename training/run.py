@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from features.device import default_device as device
 from features.images.maps import FeatureMaps
 from features.prepared import Prepared, join_features
 from features.text.sentences import TextProcessor, sentence_encoder
@@ -68,10 +69,6 @@ class RunInfo:
         """The prepared folder stands for the dataset: there may be two of one dataset."""
         parts = (self.recipe, Path(self.data).name, "+".join(self.features), str(self.seed), settings.digest())
         return "-".join(parts)
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def create_run(folder: Path, settings: Settings, info: RunInfo, vocabulary: Vocabulary) -> None:

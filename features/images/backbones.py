@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from features.device import default_device
 from features.images import weights as weight
 from features.images.layers import cut, fuse_conv_bn, output_layer, penultimate_layer
 from features.images.store import store_name
@@ -235,7 +236,7 @@ class Frozen(nn.Module):
 
     def __init__(self, body: nn.Module, map: bool, where: str) -> None:
         super().__init__()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = default_device()
         self.body = body.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
         if self.device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # ten bits: features would differ in the third digit from a CPU's

@@ -1,16 +1,31 @@
-"""From an image file to RGB pixels: what is read, how it is turned, and why it cannot be read."""
+"""From an image file to RGB pixels and small JPEGs: what is read, how it is turned, and why it cannot be read."""
 
 import functools
+import io
 import warnings
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 from PIL import ImageOps
 
-MAX_ASPECT_RATIO = (
-    50  # a longer side of more than so many shorter ones would fill the memory once the shorter is scaled up
+MAX_ASPECT_RATIO = 50  # more, and the longer side would fill the memory once the shorter is scaled up
+IMAGE_SUFFIXES: tuple[str, ...] = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".gif",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".avif",
+    ".jp2",
 )
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm",
                   ".pgm", ".avif", ".jp2")  # fmt: skip
@@ -22,21 +37,21 @@ class Unreadable(Exception):
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """The formats of photographs and drawings that this Pillow decodes itself; for EPS it would call Ghostscript."""
-    Pictures.init()
-    return tuple(sorted(set(Pictures.OPEN) - {"EPS", "WMF", "FITS", "GRIB", "HDF5", "BUFR", "MPEG"}))
+    """Return the formats that this Pillow decodes itself; for EPS it would call Ghostscript."""
+    PILImage.init()
+    return tuple(sorted(set(PILImage.OPEN) - {"EPS", "WMF", "FITS", "GRIB", "HDF5", "BUFR", "MPEG"}))
 
 
-def read_image(path: Path | str | IO[bytes]) -> Pictures.Image:
-    """The photograph as RGB, turned as its EXIF orientation says, transparency on white, 16 bits scaled to 8.
+def read_image(path: Path | str | IO[bytes]) -> PILImage.Image:
+    """Read an image as RGB, turned as its EXIF orientation says, transparency on white, 16 bits scaled to 8.
 
     Raises Unreadable if it is missing, no image, cut short, or too large; never warns.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Pictures.DecompressionBombWarning)
-            with Pictures.open(path, formats=formats()) as opened:
+            warnings.simplefilter("error", PILImage.DecompressionBombWarning)
+            with PILImage.open(path, formats=formats()) as opened:
                 if max(opened.size) > MAX_ASPECT_RATIO * min(opened.size):
                     raise Unreadable(f"{opened.width} by {opened.height} pixels is too thin")
                 opened.load()
@@ -45,43 +60,59 @@ def read_image(path: Path | str | IO[bytes]) -> Pictures.Image:
         raise
     except FileNotFoundError:
         raise Unreadable("no such file") from None
-    except (Pictures.DecompressionBombWarning, Pictures.DecompressionBombError):
-        raise Unreadable(f"more than {Pictures.MAX_IMAGE_PIXELS:,} pixels") from None
-    except Pictures.UnidentifiedImageError:
+    except (PILImage.DecompressionBombWarning, PILImage.DecompressionBombError):
+        raise Unreadable(f"more than {PILImage.MAX_IMAGE_PIXELS:,} pixels") from None
+    except PILImage.UnidentifiedImageError:
         raise Unreadable("not an image") from None
     except Exception as error:  # on a damaged file, Pillow's decoders raise whatever they stumble over
         raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _turned(image: Pictures.Image) -> Pictures.Image:
+def _turned(image: PILImage.Image) -> PILImage.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data around a sound photograph: shown as it lies
+    except Exception:  # damaged EXIF data around sound pixels: shown as they lie
         return image
 
 
-def _as_rgb(image: Pictures.Image) -> Pictures.Image:
+def _as_rgb(image: PILImage.Image) -> PILImage.Image:
     if image.mode == "F":
         raise Unreadable("floating-point pixels of unknown range")
     if image.mode.startswith("I"):  # 16-bit gray; Pillow would clip all above 255 to white. "I" may hold 8 bits, too
         gray = np.asarray(image).astype(np.int64)
         if image.mode.startswith("I;16") or gray.max(initial=0) > 255:
             gray = gray // 257
-        return Pictures.fromarray(gray.clip(0, 255).astype(np.uint8)).convert("RGB")
+        return PILImage.fromarray(gray.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Pictures.new("RGBA", image.size, "white")
-        return Pictures.alpha_composite(white, image).convert("RGB")
+        white = PILImage.new("RGBA", image.size, "white")
+        return PILImage.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
 
 
-def open_thumbnail(path: Path | None, side: int) -> Pictures.Image | None:
-    """A photograph in RGB, at most `side` pixels wide and high; None if it is missing or cannot be read."""
+def thumbnail(path: Path | None, side: int) -> PILImage.Image | None:
+    """Read an image as RGB, at most `side` pixels wide and high; None if it is missing or cannot be read.
+
+    >>> thumbnail(Path("no such file.jpg"), 64) is None
+    True
+    """
     if path is None:
         return None
     try:
-        photograph = read_image(path)
+        image = read_image(path)
     except Unreadable:
         return None
-    photograph.thumbnail((side, side))
-    return photograph
+    image.thumbnail((side, side))
+    return image
+
+
+def jpeg_bytes(image: PILImage.Image, side: int, quality: int = 80, optimize: bool = False) -> bytes:
+    """Encode an RGB image as a JPEG of at most `side` pixels a side; the image itself may shrink.
+
+    >>> jpeg_bytes(PILImage.new("RGB", (64, 32)), 16)[:2]
+    b'\\xff\\xd8'
+    """
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, optimize=optimize)
+    return buffer.getvalue()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from features.device import default_device
 from features.images import weights
 from features.text.hub import CONFIG, find, not_a_text_encoder, quiet, read, unusable
 from features.text.hub import text_store_name as text_store_name
@@ -195,7 +196,7 @@ def load_sentence_encoder(name: str) -> SentenceEncoder:
     if not isinstance(states, Tensor) or states.dim() != 3 or states.shape[1] != 2:
         raise not_a_text_encoder(place, "it gives no states of tokens")
     digest = weights.digest(module)
-    module.to("cuda" if torch.cuda.is_available() else "cpu")
+    module.to(default_device())
     return SentenceEncoder(place.name, digest, states.shape[2], _longest(tokenizer, module), module, tokenizer)
 
 

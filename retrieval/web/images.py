@@ -12,13 +12,14 @@ from pathlib import Path
 
 from PIL import Image as PILImage
 
-from features.images.decode import Unreadable, read_image
+from features.images.decode import Unreadable, jpeg_bytes, read_image, thumbnail
 from utils import BadInput
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
 MAX_PIXELS = 50_000_000  # of an image that is sent: a telephone's largest, 150 MB once it is decoded
 VIEW_PIXELS, PREVIEW_PIXELS = 1600, 320  # the longer side of an image that goes out, and of one that was sent
+QUALITY = 88  # of a JPEG that goes out
 
 
 def open_upload(data: bytes) -> PILImage.Image:
@@ -46,14 +47,6 @@ def open_upload(data: bytes) -> PILImage.Image:
         raise BadInput(f"the image cannot be read ({error}); choose another one") from None
 
 
-def as_jpeg(image: PILImage.Image, side: int) -> bytes:
-    """Encode an RGB image as a JPEG of at most `side` pixels. The image itself may shrink."""
-    image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
-
-
 def version_of(path: Path | None) -> str | None:
     """Return what changes when a file is written again; None if it has gone, or is a pipe or the like."""
     if path is None:
@@ -67,7 +60,5 @@ def version_of(path: Path | None) -> str | None:
 
 def large_jpeg(path: Path) -> bytes | None:
     """Encode an image of the index as a JPEG of at most VIEW_PIXELS; None if it cannot be read any more."""
-    try:
-        return as_jpeg(read_image(path), VIEW_PIXELS)
-    except Unreadable:
-        return None
+    image = thumbnail(path, VIEW_PIXELS)
+    return None if image is None else jpeg_bytes(image, VIEW_PIXELS, QUALITY)

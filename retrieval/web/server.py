@@ -35,9 +35,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from features.images.decode import jpeg_bytes
 from retrieval.searcher import MAX_QUERY_CHARS, Searcher, plain
 from retrieval.web.answers import MAX_K, Answers, address
-from retrieval.web.images import PREVIEW_PIXELS, as_jpeg, large_jpeg, open_upload, version_of
+from retrieval.web.images import PREVIEW_PIXELS, QUALITY, large_jpeg, open_upload, version_of
 from utils import BadInput
 
 PAGE = Path(__file__).with_name("page")
@@ -165,7 +166,7 @@ class Page:
         image = await run_in(self.decoders, open_upload, await body_of(request))
         await self.emoji_read()
         answer = await run_in(self.queue, self.answers.of_upload, image, k)
-        return answer, await run_in(self.decoders, as_jpeg, image, PREVIEW_PIXELS), k
+        return answer, await run_in(self.decoders, jpeg_bytes, image, PREVIEW_PIXELS, QUALITY), k
 
     async def emoji_read(self) -> None:
         """Wait for the emoji, soon after the start."""

@@ -24,7 +24,7 @@ from evaluation.plots import (
     sweep_curve,
     write_png,
 )
-from features.images.decode import open_thumbnail
+from features.images.decode import thumbnail
 from metrics.ranks import Ranks, recall_at
 from metrics.similarity import RANKING
 
@@ -195,7 +195,7 @@ def test_a_file_is_written_whole_and_settings_are_put_back(tmp_path):
 
 def test_thumbnails_keep_their_shape(tmp_path):
     Image.new("L", (300, 150)).save(tmp_path / "gray.jpg")
-    small = open_thumbnail(tmp_path / "gray.jpg", 160)
+    small = thumbnail(tmp_path / "gray.jpg", 160)
     assert small is not None
     assert (small.size, small.mode) == ((160, 80), "RGB")
-    assert open_thumbnail(None, 160) is None
+    assert thumbnail(None, 160) is None
