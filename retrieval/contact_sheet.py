@@ -1,6 +1,7 @@
 """Contact sheets: a query and its answers as one PNG, rank and score under each image, true ones framed."""
 
 import io
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -43,7 +44,7 @@ def make_sheet(
     """Return the sheet, as wide as MAX_COLUMNS images, or fewer where there are fewer; text wraps to its width.
 
     >>> make_sheet("a dog", [Tile("1 · 0.61", None)]).size
-    (848, 396)
+    (848, 371)
     """
     columns = max(3, min(MAX_COLUMNS, len(tiles)))
     width = 2 * MARGIN_PIXELS + columns * TILE_PIXELS + (columns - 1) * GAP_PIXELS
@@ -104,7 +105,8 @@ def wrap(text: str, measure: Callable[[str], float], width: float, most: int) ->
         if lines[-1]:
             lines.append("")
         while measure(word) > width and len(lines) <= most:
-            fitting = _fitting(word, measure, width)
+            lengths = range(1, len(word) + 1)  # by bisection, as a word may be very long
+            fitting = max(1, bisect_right(lengths, width, key=lambda length: measure(word[:length])))
             lines[-1], word = word[:fitting], word[fitting:]
             lines.append("")
         lines[-1] = word
@@ -116,15 +118,6 @@ def wrap(text: str, measure: Callable[[str], float], width: float, most: int) ->
             last = last[:-1]
         return [*lines[: most - 1], f"{last}…"]
     return [line for line in lines if line]
-
-
-def _fitting(word: str, measure: Callable[[str], float], width: float) -> int:
-    """How many characters of a word fit, one at least; by bisection, as a word may be very long."""
-    low, high = 1, len(word)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if measure(word[:middle]) <= width else (low, middle - 1)
-    return low
 
 
 @cache

@@ -28,7 +28,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 @dataclass(frozen=True)
 class Emoji:
-    """text: the character, or the sequence of characters that is drawn as one; names: its name, then its aliases."""
+    """text: the character, or the sequence of characters that is rendered as one; names: its name, then its aliases."""
 
     text: str
     names: tuple[str, ...]

@@ -28,20 +28,12 @@ MIN_CELL_PIXELS, MAX_CELL_PIXELS, MAP_PIXELS = 36, 96, 1600  # of the map, as wi
 MARGIN_PIXELS = 40
 INK, QUIET, PAPER = "#1a1a1a", "#5c5c5c", "white"
 SHEET_IMAGE_PIXELS, SHEET_EMOJI_PIXELS, EMOJI_PER_LINE = (330, 240), 66, 5  # an image, and lines of emoji under it
-FONT_FOLDERS = (
-    "/usr/share/fonts/truetype/noto",  # Debian
-    "/usr/share/fonts/noto",  # Arch
-    "/usr/share/fonts/google-noto-emoji",
-    "/usr/share/fonts/google-noto-color-emoji-fonts",
-    "/usr/local/share/fonts",
-    "~/.local/share/fonts",
-    "~/.fonts",
-)
+FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts")
 
 
 @dataclass(frozen=True)
 class EmojiMap:
-    """space: the emoji shown; cells: (N, 2) int, column and row of each in a grid of `columns` by `rows`."""
+    """A map. space: its emoji; cells: (N, 2) int, column and row of each in a grid of `columns` by `rows`."""
 
     space: EmojiSpace
     cells: np.ndarray
@@ -54,8 +46,7 @@ class EmojiMap:
 def find_emoji_font() -> Path:
     """Return where NotoColorEmoji.ttf lies. Raises BadInput if it is not installed."""
     for folder in FONT_FOLDERS:
-        path = Path(folder).expanduser() / "NotoColorEmoji.ttf"
-        if path.is_file():
+        for path in Path(folder).expanduser().rglob("NotoColorEmoji.ttf"):
             return path
     if shutil.which("fc-match"):
         command = ["fc-match", "--format", "%{file}", "Noto Color Emoji"]
@@ -79,9 +70,7 @@ class EmojiFont:
         try:
             self.font = ImageFont.truetype(str(path), GLYPH_PIXELS, layout_engine=layout)
         except OSError as error:
-            raise BadInput(
-                f"{path}: not a font that Pillow renders ({error}); install fonts-noto-color-emoji"
-            ) from None
+            raise BadInput(f"{path}: Pillow cannot render it ({error}); install fonts-noto-color-emoji") from None
         self.tiles: dict[str, PILImage.Image | None] = {}
         self.width = self.font.getlength("\N{GRINNING FACE}")
         if self.tile("\N{GRINNING FACE}") is None:

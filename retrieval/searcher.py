@@ -258,12 +258,11 @@ def plain(value: object) -> str:
     >>> plain("a\\nb\\udcff")
     'a\\\\nb\\\\xff'
     """
-    characters = []
-    for character in str(value):
-        if 0xDC80 <= ord(character) <= 0xDCFF:  # how Python holds a byte of a file name that is not UTF-8
-            characters.append(f"\\x{ord(character) - 0xDC00:02x}")
-        elif character.isprintable():
-            characters.append(character)
-        else:
-            characters.append(character.encode("unicode_escape").decode("ascii"))
-    return "".join(characters)
+
+    def escaped(character: str) -> str:
+        if character.isprintable():
+            return character
+        byte = ord(character) - 0xDC00  # how Python holds a byte of a file name that is not UTF-8
+        return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else character.encode("unicode_escape").decode("ascii")
+
+    return "".join(map(escaped, str(value)))

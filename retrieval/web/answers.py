@@ -60,7 +60,8 @@ class Answers:
             notes.append(self._true_note(list(answer.positions.values())))
         images = [self.image_row(hit, k) for hit in answer.hits]
         counts = [f"{sum(not hit.below for hit in answer.hits):,} of {_many(len(self.index), 'image')}"]
-        return {"query": sentence, "status": _status(counts, start), "notes": notes} | _rows(images)
+        head = {"query": sentence, "status": _status(counts, start), "notes": notes}
+        return head | {"images": images, "captions": [], "emoji": []}
 
     def of_upload(self, image: PILImage.Image, k: int) -> Row:
         """Find captions, similar images and emoji of an image that was sent."""
@@ -97,7 +98,7 @@ class Answers:
         else:
             notes.append(self.no_emoji)
         head = {"query": image_id, "status": _status(counts, start), "notes": notes}
-        return head | _rows(images, captions, emoji)
+        return head | {"images": images, "captions": captions, "emoji": emoji}
 
     def _true_note(self, positions: list[int]) -> str:
         """
@@ -151,10 +152,6 @@ def address(k: int, **asked: str) -> str:
     '/?similar=a+b%2Fc%25.jpg&k=20'
     """
     return f"/?{urlencode({**asked, 'k': k}, encoding='utf-8', errors='surrogatepass')}"
-
-
-def _rows(images: list[Row], captions: Sequence[Row] = (), emoji: Sequence[Row] = ()) -> Row:
-    return {"images": images, "captions": list(captions), "emoji": list(emoji)}
 
 
 def _status(counts: list[str], start: float) -> str:

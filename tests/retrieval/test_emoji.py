@@ -357,7 +357,7 @@ def test_another_font_that_fontconfig_offers_is_not_taken(monkeypatch, tmp_path)
     right.touch()
     monkeypatch.setattr(emoji_map.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=str(right)))
     assert find_emoji_font() == right
-    with pytest.raises(BadInput, match="not a font that Pillow renders"):
+    with pytest.raises(BadInput, match="Pillow cannot render it"):
         EmojiFont()
 
 
