@@ -101,22 +101,22 @@ def needs_font():
 
 
 def test_fully_qualified_in_one_skin_tone_and_no_components():
-    found = {emoji.text: emoji for emoji in all_emoji()}
-    assert len(found) == len(all_emoji()) > 1800
-    assert not any(0x1F3FB <= ord(character) <= 0x1F3FF for text in found for character in text)
-    assert "\u2764\ufe0f" in found
-    assert "\u2764" not in found, "without its selector it is not fully qualified"
-    assert "\N{EMOJI COMPONENT RED HAIR}" not in found
+    all_names = {emoji.text: emoji for emoji in all_emoji()}
+    assert len(all_names) == len(all_emoji()) > 1800
+    assert not any(0x1F3FB <= ord(character) <= 0x1F3FF for text in all_names for character in text)
+    assert "\u2764\ufe0f" in all_names
+    assert "\u2764" not in all_names, "without its selector it is not fully qualified"
+    assert "\N{EMOJI COMPONENT RED HAIR}" not in all_names
 
 
 def test_names_and_aliases_are_words():
-    found = {emoji.text: emoji.names for emoji in all_emoji()}
-    assert found["\u2764\ufe0f"] == ("red heart", "heart")
-    assert found["\N{DOG FACE}"] == ("dog face", "dog")
-    assert found["\N{DOG}"] == ("dog",), "dog2 is a dog"
-    assert found["\U0001f1e9\U0001f1ea"] == ("Germany", "flag for Germany"), "de is a code"
-    assert found["\N{THUMBS DOWN SIGN}"] == ("thumbs down", "thumbsdown"), "-1 is no name"
-    for names in found.values():
+    all_names = {emoji.text: emoji.names for emoji in all_emoji()}
+    assert all_names["\u2764\ufe0f"] == ("red heart", "heart")
+    assert all_names["\N{DOG FACE}"] == ("dog face", "dog")
+    assert all_names["\N{DOG}"] == ("dog",), "dog2 is a dog"
+    assert all_names["\U0001f1e9\U0001f1ea"] == ("Germany", "flag for Germany"), "de is a code"
+    assert all_names["\N{THUMBS DOWN SIGN}"] == ("thumbs down", "thumbsdown"), "-1 is no name"
+    for names in all_names.values():
         assert len({name.casefold() for name in names}) == len(names)
         assert not any(set(name) & set(":_’") for name in names)
         assert all(name == " ".join(name.split()) != "" for name in names)
@@ -334,7 +334,7 @@ def test_map_as_a_page_through_the_script_needs_no_font(call, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("args", [["--map", "map.png"], ["one.png", "--sheet", "sheet.png"]])
-def test_without_the_font_a_picture_is_refused_before_any_work(call, images, monkeypatch, args):
+def test_without_the_font_an_image_is_refused_before_any_work(call, images, monkeypatch, args):
     monkeypatch.chdir(images[0].parent)
     monkeypatch.setattr(emoji_map, "FONT_FOLDERS", ())
     monkeypatch.setattr(emoji_map.shutil, "which", lambda _: None)
@@ -377,7 +377,7 @@ def test_tiles_are_in_color_and_what_has_no_glyph_is_none():
 
 @needs_font()
 @pytest.mark.parametrize("raqm", [True, False])
-def test_sequences_are_one_picture_or_left_out(monkeypatch, raqm):
+def test_sequences_are_one_image_or_left_out(monkeypatch, raqm):
     if raqm and not emoji_map.features.check("raqm"):
         pytest.skip("this Pillow has no Raqm")
     monkeypatch.setattr(emoji_map.features, "check", lambda _: raqm)
