@@ -266,7 +266,7 @@ def write_answer_sheet(
 
 
 def as_table(_: Searcher, result: Result) -> str:
-    """Rank, score and caption or image, aligned; a true image is marked, one behind the k best stands below a gap."""
+    """Return captions and images as aligned tables; a true image is marked, one behind the k best is below a gap."""
     captions = [
         [f"{rank:,}", f"{score:.4f}", _cut(caption)] for rank, (caption, score) in enumerate(result.captions, 1)
     ]
@@ -288,13 +288,12 @@ def _cut(text: str) -> str:
 
 
 def as_jsonl(searcher: Searcher, result: Result) -> str:
-    """One JSON object a line; a file name that is no Unicode is escaped."""
+    """Return one JSON object a line; a file name that is no Unicode is escaped."""
     rows = [{"rank": rank, "score": score, "caption": text} for rank, (text, score) in enumerate(result.captions, 1)]
     for hit in result.hits:
         if not hit.below:  # it is in the notes
             path = searcher.path(hit.image)
-            named = {"image": hit.image, "path": None if path is None else str(path)}
-            rows.append({"rank": hit.rank, "score": hit.score, **named})
+            rows.append({"rank": hit.rank, "score": hit.score, "image": hit.image, "path": path and str(path)})
     lines = ((json.dumps(row, ensure_ascii=False), json.dumps(row)) for row in rows)
     return "\n".join(line if line.isprintable() else escaped for line, escaped in lines)
 

@@ -103,8 +103,7 @@ class Searcher:
         images = self._scored_ids(*self.nearest_images(query, k))
         true = self.true_images(sentence)
         hits = [Hit(rank, score, image, image in true) for rank, (image, score) in enumerate(images, 1)]
-        ranks = zip(true, self._ranks(query, true), strict=True)
-        positions = dict(sorted(ranks, key=lambda pair: pair[1]))
+        positions = dict(sorted(zip(true, self._ranks(query, true), strict=True), key=lambda pair: pair[1]))
         if true and not any(hit.true for hit in hits):
             image, rank = next(iter(positions.items()))
             hits.append(Hit(rank, self._score(query, image), image, true=True, below=True))

@@ -101,9 +101,7 @@ class Answers:
         return head | {"images": images, "captions": captions, "emoji": emoji}
 
     def _true_note(self, positions: list[int]) -> str:
-        """
-        "A caption of the dataset; its image stands at position 37 of 8,000."
-        """
+        """Return a sentence such as "A caption of the dataset; its image stands at position 37 of 8,000."."""
         numbers = ", ".join(f"{position:,}" for position in positions[:MAX_TRUE_SHOWN])
         more = f" and {len(positions) - MAX_TRUE_SHOWN:,} more" if len(positions) > MAX_TRUE_SHOWN else ""
         stand = "images stand at positions" if len(positions) > 1 else "image stands at position"

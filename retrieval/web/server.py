@@ -83,12 +83,12 @@ def application(searcher: Searcher, host: str = "127.0.0.1", max_upload: float =
 
 
 class Page:
-    """The handlers of all addresses; what needs the network waits in one queue, so that each request is soon done."""
+    """The handlers of all addresses; what needs the run waits in one queue, so that each request is soon done."""
 
     def __init__(self, searcher: Searcher, max_upload: float):
         self.searcher, self.answers = searcher, Answers(searcher)
-        # One query uses all cores: a second beside it would only take them away. And while a frozen network is opened,
-        # no other may be at work at all: tracing its layers bends the call of every module there is.
+        # One query uses all cores: a second beside it would only take them away. And while a backbone is opened,
+        # nothing else may run at all: tracing its layers changes the call of every torch module.
         self.queue = ThreadPoolExecutor(1, thread_name_prefix="search")
         self.decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
         self.files = {name: (PAGE / name).read_bytes() for name in FILES}
@@ -143,16 +143,13 @@ class Page:
         return self.html(k, answer=answer, image_url=url)
 
     async def search(self, request: Request) -> Response:
-        k, sentence = k_of(request), text_of(request, "q") or ""
-        return as_json(await run_in(self.queue, self.answers.of_sentence, sentence, k))
+        return as_json(await run_in(self.queue, self.answers.of_sentence, text_of(request, "q") or "", k_of(request)))
 
     async def similar(self, request: Request) -> Response:
-        k, image = k_of(request), id_of(request, "id") or ""
-        return as_json(await self.answer_similar(image, k))
+        return as_json(await self.answer_similar(id_of(request, "id") or "", k_of(request)))
 
     async def upload(self, request: Request) -> Response:
-        answer, _, _ = await self.answer_upload(request)
-        return as_json(answer)
+        return as_json((await self.answer_upload(request))[0])
 
     async def answer_similar(self, image: str, k: int) -> dict[str, Any]:
         if self.searcher.index.row_of(image) is None:
@@ -260,7 +257,7 @@ class Guard:
             raise HTTPException(413, f"the file is too large; choose one of {self.max_bytes / 1e6:g} MB at most")
 
         if self.hosts is not None and host_of(headers.get("host", "")) not in self.hosts:
-            refused = as_json({"error": "this page answers to its own address only, as app.py has said it"}, 400)
+            refused = as_json({"error": "this page answers to its own address only, as app.py has printed it"}, 400)
             return await refused(scope, receive, send_guarded)
         await self.app(scope, receive_guarded, send_guarded)
 
@@ -277,7 +274,8 @@ def is_loopback(host: str) -> bool:
 
 
 def host_of(header: str) -> str:
-    """
+    """Return the name in a Host header.
+
     >>> host_of("LOCALHOST:7860"), host_of("[::1]:7860")
     ('localhost', '[::1]')
     """
