@@ -1,203 +1,301 @@
-"""The commands `index` and `find` of search.py: what they read, what they print."""
+"""The four commands of search.py, as functions: results are printed, whatever else is to be said is logged.
 
-import argparse
+`run` is everywhere a run folder, a name under `runs`, or a pattern that one run matches.
+"""
+
 import json
-import sys
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from features.images.decode import Unreadable, read_image
+import numpy as np
+from PIL import Image as PILImage
+
+from features.images.decode import IMAGE_SUFFIXES, Unreadable, read_image
+from features.text.vocabulary import tokenize
+from metrics.table import Table, as_text
+from retrieval import emoji_map
 from retrieval.build import BuildReport, build_index
 from retrieval.contact_sheet import Tile, write_sheet
+from retrieval.emoji import EMOJI_FORMATS, embed_emoji, rank_emoji
 from retrieval.index import Meta
+from retrieval.nearest import check_k
 from retrieval.searcher import MAX_TRUE_SHOWN, Hit, ScoredIds, Searcher, check_query, plain
 from retrieval.sources import read_captions
-from training.run import Run
-from utils import BadInput, make_folder
+from training.run import Run, find_runs
+from utils import BadInput, atomic_write, log, make_folder
 
-MAX_UNREADABLE_SHOWN = 20  # of the unreadable images that are named one by one
-MAX_COLUMNS = 100  # columns of an answer in the table
-Row = dict[str, Any]
+MAX_UNREADABLE_SHOWN = 20  # unreadable images that are named one by one
+MAX_ANSWER_CHARS = 100  # of a caption or an id in the table
+RUNS = Path("runs")
 
 
-def index_images(args: argparse.Namespace, run: Run) -> None:
-    """search.py index: say what changed, what cannot be read, and what the graph for approximate search is worth."""
-    if args.batch_size < 1 or args.workers < 0:
-        flag = f"--batch-size {args.batch_size}" if args.batch_size < 1 else f"--workers {args.workers}"
-        raise BadInput(f"{flag}: too small; leave it out for the default")
-    built = build_index(
-        run,
-        args.images,
-        args.out,
-        captions=args.captions,
-        fresh=args.fresh,
-        approximate=args.approximate,
-        batch=args.batch_size,
-        workers=args.workers,
-    )
-    for line in report_lines(built):
+def embed(run: str, inputs: Sequence[str], out: Path, *, runs: Path = RUNS) -> None:
+    """Write images or sentences to a .npy file: one float32 row each, as the run's similarity wants them.
+
+    >>> embed("runs/strong-0", ["a dog", "a red car"], Path("rows.npy"))  # doctest: +SKIP
+    2 sentences → (2, 1024) float32 in rows.npy, for cosine similarity
+    """
+    kind = kind_of(inputs)
+    check_output("out", out, ".npy")
+    opened = open_run(run, runs)
+    if kind == "sentence":
+        for sentence in inputs:
+            check_sentence(opened, sentence)
+        rows = opened.embed_sentences(inputs)
+    else:
+        rows = opened.embed_images(inputs)
+    with atomic_write(out, "wb") as file:
+        np.save(file, rows.astype(np.float32, copy=False), allow_pickle=False)
+    what = f"{len(rows):,} {kind}{'s' if len(rows) > 1 else ''}"
+    print(f"{what} → {rows.shape} float32 in {out}, for {opened.settings.similarity} similarity")
+
+
+def emoji(
+    run: str,
+    images: Sequence[str],
+    *,
+    runs: Path = RUNS,
+    k: int = 10,
+    prompt: str = "{}",
+    format: str = "table",
+    sheet: Path | None = None,
+    map: Path | None = None,
+    projection: str = "tsne",
+    max_emoji: int | None = None,
+) -> None:
+    """Print the k emoji nearest to each image, or write them under the images, or where they lie in the run's space.
+
+    prompt, projection, max_emoji: see `embed_emoji` and `make_map`; format: a key of EMOJI_FORMATS.
+    """
+    if not images and (sheet or not map):
+        raise BadInput("emoji: no image; name one at least after RUN, or only the emoji themselves with `map` FILE")
+    check_k(k)
+    if sheet:
+        check_output("sheet", sheet, ".png")
+    if map:
+        check_output("map", map, ".png", ".html")
+    if sheet or (map and map.suffix.lower() == ".png"):
+        emoji_map.find_emoji_font()  # an error if it is missing, before the work
+    opened = open_run(run, runs)
+    space = embed_emoji(opened, prompt)
+    log(str(space))
+    hits = rank_emoji(space, opened.embed_images(images), opened.settings.similarity, k) if images else []
+    if sheet:
+        emoji_map.write_emoji_sheet(sheet, images, hits)
+    if map:
+        emoji_map.write_map(map, space, opened.folder.name, projection, max_emoji)
+    if hits:
+        print(EMOJI_FORMATS[format](images, hits))
+
+
+def index(
+    run: str,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    runs: Path = RUNS,
+    captions: Path | None = None,
+    fresh: bool = False,
+    approximate: bool | None = None,
+    batch_size: int = 16,
+    workers: int = 0,
+) -> None:
+    """Build the index in folder `out`, or bring it up to date, and print what changed; see `build_index`."""
+    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if value < least:
+            raise BadInput(f"`{name}` {value}: too small; leave it out for the default")
+    opened = open_run(run, runs)
+    rest = {"batch": batch_size, "workers": workers}
+    report = build_index(opened, images, out, captions=captions, fresh=fresh, approximate=approximate, **rest)
+    for line in report_lines(report):
         log(line)
-    print(f"{args.out}: {built.images:,} images ({built.counts()}), {built.captions:,} captions")
+    print(f"{out}: {report.images:,} images ({report.counts()}), {report.captions:,} captions")
 
 
-def report_lines(built: BuildReport) -> list[str]:
-    """What is to be said of a build beside its counts."""
-    lines = [*built.notes]
-    lines += [
-        f"cannot be read: {plain(image)}: {plain(reason)}" for image, reason in built.unreadable[:MAX_UNREADABLE_SHOWN]
-    ]
-    if len(built.unreadable) > MAX_UNREADABLE_SHOWN:
-        lines.append(f"cannot be read: {len(built.unreadable) - MAX_UNREADABLE_SHOWN:,} more")
-    if built.unreadable:
-        lines.append(f"{len(built.unreadable):,} images that cannot be read left out; the next build tries them again")
-    if built.graph:
-        graph = built.graph
+def find(
+    index: Path,
+    sentence: str | None = None,
+    *,
+    image: Path | None = None,
+    k: int = 20,
+    captions: Path | None = None,
+    format: str = "table",
+    sheet: Path | None = None,
+    exact: bool = False,
+    run: Path | None = None,
+) -> None:
+    """Print the k images nearest to a sentence, or the k captions and the k images nearest to an image.
+
+    captions: a file of others than those of the index; sheet: a PNG of query and images; exact, run: see
+    `Searcher.open`; format: a key of FORMATS.
+    """
+    check_question(sentence, image, captions)
+    check_k(k)
+    if sheet:
+        check_output("sheet", sheet, ".png")
+    Meta.read(index)  # an error if it is no index, before a run is opened
+    lines = read_captions(captions) if captions else None
+    query_image = None if image is None else open_image(image)
+    searcher = Searcher.open(index, run, exact=exact)
+    result = find_captions(searcher, image, k, lines) if image else find_images(searcher, sentence or "", k)
+    print(FORMATS[format](searcher, result))
+    if format == "jsonl":  # a line that is no answer has no place there
+        for note in result.notes:
+            log(note)
+    if sheet:
+        write_answer_sheet(sheet, searcher, sentence or plain(image), result, query_image)
+        log(f"wrote {sheet}")
+
+
+def open_run(run: str, runs: Path = RUNS) -> Run:
+    """Open the run that a folder, a name under `runs`, or a pattern names. Raises BadInput unless it is one."""
+    folders = list(find_runs([run], runs))
+    if len(folders) > 1:
+        raise BadInput(f"{run}: names {len(folders)} runs; name one of them, such as {folders[0]}")
+    return Run.open(folders[0])
+
+
+def open_image(path: Path) -> PILImage.Image:
+    """Read an image. Raises BadInput if that cannot be done."""
+    try:
+        return read_image(path)
+    except Unreadable as error:
+        raise BadInput(f"{path}: cannot be read ({error}); name another image with `image`") from None
+
+
+def kind_of(inputs: Sequence[str]) -> str:
+    """Return "image" or "sentence". Raises BadInput for both at once, and for a file that is missing."""
+    for text in inputs:
+        if os.path.isdir(text):
+            raise BadInput(f"{text}: is a folder; name its images, such as {Path(text) / '*.jpg'}")
+        path_like = os.sep in text and not any(character.isspace() for character in text)
+        if not os.path.isfile(text) and (path_like or text.lower().endswith(IMAGE_SUFFIXES)):
+            raise BadInput(f"{text}: no such image; mend its path, or write a sentence with blanks between its words")
+    kinds = {"image" if os.path.isfile(text) else "sentence": text for text in inputs}
+    if len(kinds) > 1:
+        raise BadInput(f"{kinds['image']}: is an image, but {kinds['sentence']!r} a sentence; write an `out` for each")
+    return next(iter(kinds))
+
+
+def check_output(name: str, path: Path, *suffixes: str) -> None:
+    """Make the folder of a file. Raises BadInput unless the file can be written and is of one of these kinds."""
+    if path.suffix.lower() not in suffixes or path.is_dir():
+        raise BadInput(f"`{name}` {path}: name a file that ends in {' or '.join(suffixes)}")
+    make_folder(path.parent, f"`{name}`")
+
+
+def check_sentence(run: Run, sentence: str) -> None:
+    """Raise BadInput for a sentence that the run can make nothing of."""
+    if not sentence.strip():
+        raise BadInput(f"{sentence!r}: an empty sentence has no embedding; leave it out")
+    if not run.knows(sentence):
+        words = ", ".join(tokenize(sentence)) or "it holds none"
+        raise BadInput(f"{sentence!r}: the run knows none of its words ({words}); use words of its training captions")
+
+
+def check_question(sentence: str | None, image: Path | None, captions: Path | None) -> None:
+    """Raise BadInput unless exactly one of sentence and image is asked with, and it goes with the captions."""
+    if (sentence is None) == (image is None):
+        given = "both a sentence and `image`" if image else "neither a sentence nor `image`"
+        raise BadInput(f"find: {given} given; ask with one of the two")
+    if captions and image is None:
+        raise BadInput("`captions`: are searched from an image; name one with `image`, or leave it out")
+    if sentence is not None:
+        check_query(sentence)
+
+
+def report_lines(report: BuildReport) -> list[str]:
+    """Return what is to be said of a build beside its counts."""
+    count, graph = len(report.unreadable), report.graph
+    shown = report.unreadable[:MAX_UNREADABLE_SHOWN]
+    lines = [*report.notes, *(f"cannot be read: {plain(image)}: {plain(reason)}" for image, reason in shown)]
+    if count > len(shown):
+        lines.append(f"cannot be read: {count - len(shown):,} more")
+    if count:
+        lines.append(f"{count:,} images that cannot be read left out; the next build tries them again")
+    if graph:
         lines.append(
             f"approximate search: recall@10 {graph['recall@10']:.3f} against exact on {graph['queries']:,} queries, "
-            f"efSearch {graph['efSearch']}, built in {graph['seconds']:,.1f} s; find --exact searches all"
+            f"efSearch {graph['efSearch']}, built in {graph['seconds']:,.1f} s; an exact search leaves it out"
         )
     return lines
 
 
-def find(args: argparse.Namespace) -> None:
-    """search.py find: a sentence finds images; an image finds captions and similar images."""
-    if (args.sentence is None) == (args.image is None):
-        both = "both a sentence and --image" if args.image else "neither a sentence nor --image"
-        raise BadInput(f"find: {both} given; ask with one of the two")
-    if args.k < 1:
-        raise BadInput(f"-k {args.k}: at least one answer must be asked for; choose 1 or more")
-    if args.captions and args.image is None:
-        raise BadInput("--captions: are searched from an image; name one with --image, or leave it out")
-    if args.sheet:
-        check_sheet(args.sheet)
-    if args.sentence is not None:
-        check_query(args.sentence)
-    Meta.read(args.index)  # before a run is opened: a typo is told at once
-    captions = read_captions(args.captions) if args.captions else None
-    picture = None if args.image is None else open_picture(args.image)
-    searcher = Searcher.open(args.index, args.run, exact=args.exact)
-    if picture is None:
-        rows, notes = answers_to_sentence(searcher, args.sentence, args.k)
-        title = args.sentence
-    else:
-        rows, notes = answers_to_image(searcher, args.image, args.k, captions)
-        title = plain(args.image)
-    print(FORMATS[args.format](rows, notes))
-    if args.format == "jsonl":  # a line that is no answer has no place there
-        for note in notes:
-            log(note)
-    if args.sheet:
-        sheet(searcher, args.sheet, title, rows, notes, picture)
-        log(f"--sheet: wrote {args.sheet}")
+@dataclass(frozen=True)
+class Result:
+    """What `find` shows: images, captions with their scores, best first, and notes on them."""
+
+    hits: list[Hit]
+    captions: ScoredIds = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def check_sheet(path: Path) -> None:
-    """Raises BadInput unless a PNG can be written to `path`; its folder is made."""
-    if path.suffix.lower() != ".png" or path.is_dir():
-        raise BadInput(f"--sheet {path}: is written as PNG; name a file that ends in .png")
-    make_folder(path.parent, "--sheet")
-
-
-def open_picture(path: Path) -> Any:
-    """Raises BadInput if the image cannot be read."""
-    try:
-        return read_image(path)
-    except Unreadable as error:
-        raise BadInput(f"{path}: cannot be read ({error}); name another image with --image") from None
-
-
-def answers_to_sentence(searcher: Searcher, sentence: str, k: int) -> tuple[list[Row], list[str]]:
-    """The k best images, and behind them the best true one if it is not there; what is to be said of them."""
+def find_images(searcher: Searcher, sentence: str, k: int) -> Result:
+    """Return the k best images, and behind them the best true one if it is not there."""
     answer = searcher.ask(sentence, k)
-    unknown = searcher.unknown_words(sentence)
-    if unknown:
+    if unknown := searcher.unknown_words(sentence):
         log(f"unknown words, left out: {', '.join(map(plain, unknown))}")
-    notes = []
-    if answer.positions:
-        said = list(answer.positions.items())[:MAX_TRUE_SHOWN]
-        places = ", ".join(f"{plain(image)} at rank {rank:,}" for image, rank in said)
-        more = len(answer.positions) - len(said)
-        many = "true images" if len(answer.positions) > 1 else "true image"
-        and_more = f" and {more:,} more" if more else ""
-        notes = [f"a caption of the dataset; {many}: {places}{and_more} of {len(searcher.index):,}"]
-    return [image_row(searcher, hit) for hit in answer.hits], notes
+    ranks = [f"{plain(image)} at rank {rank:,}" for image, rank in answer.positions.items()]
+    if not ranks:
+        return Result(answer.hits)
+    more = f" and {len(ranks) - MAX_TRUE_SHOWN:,} more" if len(ranks) > MAX_TRUE_SHOWN else ""
+    shown = f"{', '.join(ranks[:MAX_TRUE_SHOWN])}{more} of {len(searcher.index):,}"
+    note = f"a caption of the dataset; true image{'s' if len(ranks) > 1 else ''}: {shown}"
+    return Result(answer.hits, notes=[note])
 
 
-def answers_to_image(
-    searcher: Searcher, image: Path, k: int, captions: list[str] | None
-) -> tuple[list[Row], list[str]]:
-    """The k best captions, then the k most similar images."""
-    rows: list[Row] = []
-    notes = []
+def find_captions(searcher: Searcher, image: Path, k: int, captions: list[str] | None = None) -> Result:
+    """Return the k best captions, of the index or of others, and the k most similar images."""
     query = searcher.embed_image(image)
-    if captions is not None:
-        rows += caption_rows(searcher.captions_of(query, k, captions))
-    elif len(searcher.index.captions):
-        rows += caption_rows(searcher.captions_of(query, k))
-    else:
-        notes = ["the index has no captions; name some with --captions"]
-    found = searcher.similar_of(query, k)
-    rows += [image_row(searcher, Hit(rank, score, other)) for rank, (other, score) in enumerate(found, 1)]
-    return rows, notes
+    hits = [Hit(rank, score, other) for rank, (other, score) in enumerate(searcher.similar_of(query, k), 1)]
+    if captions is None and not len(searcher.index.captions):
+        return Result(hits, notes=["the index has no captions; name a file of some"])
+    return Result(hits, searcher.captions_of(query, k, captions))
 
 
-def image_row(searcher: Searcher, hit: Hit) -> Row:
-    path = searcher.path(hit.image)
-    row = {"rank": hit.rank, "score": hit.score, "image": hit.image, "path": None if path is None else str(path)}
-    return {**row, "true": hit.true, "below": hit.below}
+def write_answer_sheet(
+    path: Path, searcher: Searcher, title: str, result: Result, query_image: PILImage.Image | None
+) -> None:
+    """Write the contact sheet of an answer: captions as text, images as tiles."""
+    captions = enumerate(result.captions, 1)
+    lines = [f"{rank} · {score:.3f} · {plain(caption)}" for rank, (caption, score) in captions]
+    tiles = [Tile(f"{hit.rank:,} · {hit.score:.3f}", searcher.thumbnail(hit.image), hit.true) for hit in result.hits]
+    write_sheet(path, plain(" ".join(title.split())), tiles, [*lines, *result.notes], query_image)
 
 
-def caption_rows(found: ScoredIds) -> list[Row]:
-    return [{"rank": rank, "score": score, "caption": caption} for rank, (caption, score) in enumerate(found, 1)]
-
-
-def table(rows: list[Row], notes: list[str]) -> str:
-    """Rank, score and image or caption, aligned; a true image is marked, one behind the k best stands below a gap."""
-    lines: list[str] = []
-    for column, name in (("caption", "caption"), ("image", "image")):
-        some = [row for row in rows if column in row]
-        if not some:
-            continue
-        if lines:
-            lines.append("")
-        width = max(len("rank"), *(len(f"{row['rank']:,}") for row in some))
-        lines.append(f"{'rank':>{width}}    score  {name}")
-        for row in some:
-            if row.get("below"):
-                lines.append(f"{'…':>{width}}")
-            text = plain(row[column])
-            text = text if len(text) <= MAX_COLUMNS else f"{text[: MAX_COLUMNS - 1]}…"
-            lines.append(
-                f"{row['rank']:>{width},}  {row['score']:>7.4f}  {text}{'  ← true' if row.get('true') else ''}"
-            )
-    return "\n".join([*lines, *([""] if notes else []), *notes])
-
-
-def json_lines(rows: list[Row], notes: list[str]) -> str:
-    """One object a line; a file name that is no Unicode is escaped."""
-    lines = []
-    for row in rows:
-        if row.get("below"):
-            continue  # said apart
-        kept = {name: value for name, value in row.items() if name not in ("true", "below")}
-        line = json.dumps(kept, ensure_ascii=False)
-        lines.append(line if line.isprintable() else json.dumps(kept))
-    return "\n".join(lines)
-
-
-FORMATS = {"table": table, "jsonl": json_lines}
-
-
-def sheet(searcher: Searcher, path: Path, title: str, rows: list[Row], notes: list[str], picture: Any) -> None:
-    """The contact sheet of an answer: captions as text, images as tiles."""
-    texts = [f"{row['rank']} · {row['score']:.3f} · {plain(row['caption'])}" for row in rows if "caption" in row]
-    tiles = [
-        Tile(f"{row['rank']:,} · {row['score']:.3f}", searcher.thumbnail(row["image"]), row["true"])
-        for row in rows
-        if "image" in row
+def as_table(_: Searcher, result: Result) -> str:
+    """Return captions and images as aligned tables; a true image is marked, one behind the k best is below a gap."""
+    captions = [
+        [f"{rank:,}", f"{score:.4f}", _cut(caption)] for rank, (caption, score) in enumerate(result.captions, 1)
     ]
-    write_sheet(path, plain(" ".join(title.split())), tiles, [*texts, *notes], picture)
+    images: list[list[str]] = []
+    for hit in result.hits:
+        images += [["…", "", ""]] * hit.below
+        images.append([f"{hit.rank:,}", f"{hit.score:.4f}", f"{_cut(hit.image)}{'  ← true' * hit.true}"])
+    tables = [
+        as_text(Table("", ["rank", "score", head], rows, left=frozenset({2}), rules={}))
+        for head, rows in (("caption", captions), ("image", images))
+        if rows
+    ]
+    return "\n\n".join([*tables, *(["\n".join(result.notes)] if result.notes else [])])
 
 
-def log(line: str) -> None:
-    print(f"search.py: {line}", file=sys.stderr, flush=True)
+def _cut(text: str) -> str:
+    text = plain(text)
+    return text if len(text) <= MAX_ANSWER_CHARS else f"{text[: MAX_ANSWER_CHARS - 1]}…"
+
+
+def as_jsonl(searcher: Searcher, result: Result) -> str:
+    """Return one JSON object a line; a file name that is no Unicode is escaped."""
+    rows = [{"rank": rank, "score": score, "caption": text} for rank, (text, score) in enumerate(result.captions, 1)]
+    for hit in result.hits:
+        if not hit.below:  # it is in the notes
+            path = searcher.path(hit.image)
+            rows.append({"rank": hit.rank, "score": hit.score, "image": hit.image, "path": path and str(path)})
+    lines = ((json.dumps(row, ensure_ascii=False), json.dumps(row)) for row in rows)
+    return "\n".join(line if line.isprintable() else escaped for line, escaped in lines)
+
+
+FORMATS = {"table": as_table, "jsonl": as_jsonl}

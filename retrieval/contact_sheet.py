@@ -1,26 +1,28 @@
 """Contact sheets: a query and its answers as one PNG, rank and score under each image, true ones framed."""
 
 import io
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
 from utils import atomic_write
 
-TILE = 256  # pixels, the longer side of an image
-GAP, MARGIN, FRAME = 16, 24, 6
-COLUMNS = 5
-TEXT, SMALL = 22, 17  # pixels
-LINES = 12  # of a query; what is longer ends in "…"
-INK, QUIET, GRAY, PAPER, TRUE = "#1a1a1a", "#5c5c5c", "#e9e9e9", "#ffffff", (179, 71, 0)
+TILE_PIXELS = 256  # the longer side of an image
+GAP_PIXELS, MARGIN_PIXELS, FRAME_PIXELS = 16, 24, 6
+MAX_COLUMNS = 5
+TEXT_PIXELS, SMALL_PIXELS = 22, 17
+MAX_LINES = 12  # of a query; what is longer ends in "…"
+INK, QUIET, GRAY, PAPER, TRUE_COLOR = "#1a1a1a", "#5c5c5c", "#e9e9e9", "#ffffff", (179, 71, 0)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One answer: what to write under it, its picture as JPEG bytes (None: there is none), and whether it is true."""
+    """One answer: what to write under it, its image as JPEG bytes (None: there is none), and whether it is true."""
 
     label: str
     jpeg: bytes | None
@@ -28,67 +30,73 @@ class Tile:
 
 
 def write_sheet(
-    path: Path,
-    title: str,
-    tiles: Sequence[Tile],
-    notes: Sequence[str] = (),
-    picture: Pictures.Image | None = None,
+    path: Path, title: str, tiles: Sequence[Tile], notes: Sequence[str] = (), image: PILImage.Image | None = None
 ) -> None:
-    """A PNG: the query on top (a sentence, and a picture if that was asked with), lines of text, and the answers."""
-    sheet = draw_sheet(title, tiles, notes, picture)
+    """Write a PNG: the query on top (a sentence, and an image if that was asked with), lines of text, the answers."""
+    sheet = make_sheet(title, tiles, notes, image)
     with atomic_write(path, "wb") as file:
         sheet.save(file, "PNG")
 
 
-def draw_sheet(
-    title: str, tiles: Sequence[Tile], notes: Sequence[str] = (), picture: Pictures.Image | None = None
-) -> Pictures.Image:
-    """Text wraps to the width of the sheet, which is that of COLUMNS images, or of fewer where there are fewer."""
-    columns = max(3, min(COLUMNS, len(tiles)))
-    width = 2 * MARGIN + columns * TILE + (columns - 1) * GAP
-    large, small = _font(TEXT), _font(SMALL)
-    head = _thumbnail(picture)
-    left = MARGIN + (head.width + GAP if head else 0)
-    lines = wrap(title, large.getlength, width - left - MARGIN, LINES)
-    more = [line for note in notes for line in wrap(note, small.getlength, width - left - MARGIN, LINES)]
-    text_height = len(lines) * _line(TEXT) + len(more) * _line(SMALL)
-    top = MARGIN + max(text_height, head.height if head else 0) + GAP
-    cell = TILE + GAP + _line(SMALL)
+def make_sheet(
+    title: str, tiles: Sequence[Tile], notes: Sequence[str] = (), image: PILImage.Image | None = None
+) -> PILImage.Image:
+    """Return the sheet, as wide as MAX_COLUMNS images, or fewer where there are fewer; text wraps to its width.
+
+    >>> make_sheet("a dog", [Tile("1 · 0.61", None)]).size
+    (848, 371)
+    """
+    columns = max(3, min(MAX_COLUMNS, len(tiles)))
+    width = 2 * MARGIN_PIXELS + columns * TILE_PIXELS + (columns - 1) * GAP_PIXELS
+    head = None if image is None else _small(image)
+    left = MARGIN_PIXELS + (head.width + GAP_PIXELS if head else 0)
+    lines = [
+        (line, size, ink)
+        for texts, size, ink in (([title], TEXT_PIXELS, INK), (notes, SMALL_PIXELS, QUIET))
+        for text in texts
+        for line in wrap(text, font_of(size).getlength, width - left - MARGIN_PIXELS, MAX_LINES)
+    ]
+    text_height = sum(_line_height(size) for _, size, _ in lines)
+    top = MARGIN_PIXELS + max(text_height, head.height if head else 0) + GAP_PIXELS
+    cell = TILE_PIXELS + GAP_PIXELS + _line_height(SMALL_PIXELS)
     rows = -(-len(tiles) // columns)
-    sheet = Pictures.new("RGB", (width, top + rows * cell + MARGIN - GAP), PAPER)
+    sheet = PILImage.new("RGB", (width, top + rows * cell + MARGIN_PIXELS - GAP_PIXELS), PAPER)
     draw = ImageDraw.Draw(sheet)
     if head:
-        sheet.paste(head, (MARGIN, MARGIN))
-    y = MARGIN
-    for some, font, size, ink in ((lines, large, TEXT, INK), (more, small, SMALL, QUIET)):
-        for line in some:
-            draw.text((left, y), line, ink, font)
-            y += _line(size)
+        sheet.paste(head, (MARGIN_PIXELS, MARGIN_PIXELS))
+    y = MARGIN_PIXELS
+    for line, size, ink in lines:
+        draw.text((left, y), line, ink, font_of(size))
+        y += _line_height(size)
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
-        _draw_tile(sheet, draw, tile, MARGIN + column * (TILE + GAP), top + row * cell, small)
+        _paste_tile(sheet, tile, MARGIN_PIXELS + column * (TILE_PIXELS + GAP_PIXELS), top + row * cell)
     return sheet
 
 
-def _draw_tile(
-    sheet: Pictures.Image, draw: ImageDraw.ImageDraw, tile: Tile, x: int, y: int, font: ImageFont.FreeTypeFont
-) -> None:
+def _paste_tile(sheet: PILImage.Image, tile: Tile, x: int, y: int) -> None:
     """The image stands on the lower edge of its square, in the middle; the frame goes around it, outside."""
-    image = _opened(tile.jpeg)
-    if image is None:
-        image = Pictures.new("RGB", (TILE, TILE * 3 // 4), GRAY)
-    at = (x + (TILE - image.width) // 2, y + TILE - image.height)
+    if tile.jpeg is None:
+        image = PILImage.new("RGB", (TILE_PIXELS, TILE_PIXELS * 3 // 4), GRAY)
+    else:
+        image = _small(PILImage.open(io.BytesIO(tile.jpeg)))
+    left, top = x + (TILE_PIXELS - image.width) // 2, y + TILE_PIXELS - image.height
+    draw, font = ImageDraw.Draw(sheet), font_of(SMALL_PIXELS)
     if tile.true:
-        box = (at[0] - FRAME, at[1] - FRAME, at[0] + image.width + FRAME - 1, at[1] + image.height + FRAME - 1)
-        draw.rectangle(box, fill=TRUE)
-    sheet.paste(image, at)
-    (label,) = wrap(tile.label, font.getlength, TILE, 1) or [""]
-    place = (x + TILE / 2, y + TILE + FRAME + 2)
-    draw.text(place, label, TRUE if tile.true else QUIET, font, anchor="ma")
+        right, lower = left + image.width + FRAME_PIXELS - 1, top + image.height + FRAME_PIXELS - 1
+        draw.rectangle((left - FRAME_PIXELS, top - FRAME_PIXELS, right, lower), fill=TRUE_COLOR)
+    sheet.paste(image, (left, top))
+    (label,) = wrap(tile.label, font.getlength, TILE_PIXELS, 1) or [""]
+    below = (x + TILE_PIXELS / 2, y + TILE_PIXELS + FRAME_PIXELS + 2)
+    draw.text(below, label, TRUE_COLOR if tile.true else QUIET, font, anchor="ma")
 
 
 def wrap(text: str, measure: Callable[[str], float], width: float, most: int) -> list[str]:
-    """Lines of text of at most `width`, as `measure` has it; words wider than a line are cut. At most `most` lines."""
+    """Return `most` lines at most, none wider than `width` by `measure`; words wider than a line are cut.
+
+    >>> wrap("a dog runs", len, width=5, most=9)
+    ['a dog', 'runs']
+    """
     lines = [""]
     for word in text.split():
         if lines[-1] and measure(f"{lines[-1]} {word}") <= width:
@@ -97,7 +105,8 @@ def wrap(text: str, measure: Callable[[str], float], width: float, most: int) ->
         if lines[-1]:
             lines.append("")
         while measure(word) > width and len(lines) <= most:
-            fitting = _fitting(word, measure, width)
+            lengths = range(1, len(word) + 1)  # by bisection, as a word may be very long
+            fitting = max(1, bisect_right(lengths, width, key=lambda length: measure(word[:length])))
             lines[-1], word = word[:fitting], word[fitting:]
             lines.append("")
         lines[-1] = word
@@ -111,33 +120,19 @@ def wrap(text: str, measure: Callable[[str], float], width: float, most: int) ->
     return [line for line in lines if line]
 
 
-def _fitting(word: str, measure: Callable[[str], float], width: float) -> int:
-    """How many letters of a word fit, one at least; by bisection, as a word may be very long."""
-    low, high = 1, len(word)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if measure(word[:middle]) <= width else (low, middle - 1)
-    return low
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as it comes with matplotlib: there on every system, with more alphabets than Pillow's own font."""
+@cache
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """Open DejaVu Sans as it comes with matplotlib: on every system, with more alphabets than Pillow's own font."""
     import matplotlib
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
 
 
-def _line(size: int) -> int:
+def _line_height(size: int) -> int:
     return size * 4 // 3
 
 
-def _opened(jpeg: bytes | None) -> Pictures.Image | None:
-    return None if jpeg is None else _thumbnail(Pictures.open(io.BytesIO(jpeg)))
-
-
-def _thumbnail(picture: Pictures.Image | None) -> Pictures.Image | None:
-    if picture is None:
-        return None
-    small = picture.convert("RGB")
-    small.thumbnail((TILE, TILE))
+def _small(image: PILImage.Image) -> PILImage.Image:
+    small = image.convert("RGB")
+    small.thumbnail((TILE_PIXELS, TILE_PIXELS))
     return small

@@ -1,4 +1,4 @@
-"""Emoji as captions: which of them a run puts under a photograph, though it was never shown one.
+"""Emoji as captions: which of them a run puts under an image, though it was never shown one.
 
 An emoji is embedded by its English names, as the `emoji` package has them, through the run's text branch, and ranked
 by the run's own similarity. The package is imported inside, so that only those who ask for emoji need it.
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from metrics.similarity import RANKING
+from metrics.table import Table, as_text
+from retrieval.nearest import check_k
 from utils import BadInput
 
 SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
@@ -26,7 +28,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 @dataclass(frozen=True)
 class Emoji:
-    """text: the character, or the sequence of characters that is drawn as one; names: its name, then its aliases."""
+    """text: the character, or the sequence of characters that is rendered as one; names: its name, then its aliases."""
 
     text: str
     names: tuple[str, ...]
@@ -34,6 +36,10 @@ class Emoji:
     @property
     def name(self) -> str:
         return self.names[0]
+
+    def row(self) -> dict[str, str]:
+        """Return what JSON says of it."""
+        return {"emoji": self.text, "name": self.name}
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class EmojiSpace:
 
 @dataclass(frozen=True)
 class EmojiHit:
-    """An emoji under a photograph: its rank from 1, its score, and what it is."""
+    """An emoji under an image: its rank from 1, its score, and what it is."""
 
     rank: int
     score: float
@@ -58,7 +64,7 @@ class EmojiHit:
 
 
 def all_emoji() -> list[Emoji]:
-    """Every emoji that is fully qualified, in one skin tone. Raises BadInput where the `emoji` package is missing."""
+    """Return every fully qualified emoji, in one skin tone. Raises BadInput where their package is missing."""
     try:
         import emoji
     except ImportError:
@@ -74,7 +80,7 @@ def all_emoji() -> list[Emoji]:
 
 
 def names_of(name: str, aliases: Sequence[str]) -> tuple[str, ...]:
-    """A name and its aliases as words, each once. An alias of one or two letters is a code (":de:", ":v:"), no word.
+    """Return a name and its aliases as words, each once; an alias of one or two letters is a code (":de:"), no word.
 
     >>> names_of(":T-Rex:", [":t-rex:", ":t_rex:"])
     ('T-Rex', 't rex')
@@ -113,7 +119,7 @@ def embed_emoji(run: Words, prompt: str = "{}") -> EmojiSpace:
     is left.
     """
     if "{}" not in prompt:
-        raise BadInput(f"--prompt {prompt!r}: has no {{}}; put {{}} in the place of the emoji's name")
+        raise BadInput(f"`prompt` {prompt!r}: has no {{}}; put {{}} in the place of the emoji's name")
     kept, known = [], []
     everything = all_emoji()
     for emoji in everything:
@@ -130,55 +136,46 @@ def embed_emoji(run: Words, prompt: str = "{}") -> EmojiSpace:
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """(N, dim) → the same, L2-normalized, float32. A row of zeros stays."""
+    """Return rows (N, dim) L2-normalized, float32. A row of zeros stays."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
 def rank_emoji(space: EmojiSpace, images: np.ndarray, similarity: str, k: int = 10) -> list[list[EmojiHit]]:
-    """The top `k` emoji of each image, best first; equal scores in the emoji's own order.
+    """Return the k best emoji of each image, best first; equal scores in the order of the emoji.
 
     images: (N, dim) float32; similarity: the run's, "cosine" or "order", the emoji being the captions.
+
+    >>> space = EmojiSpace([Emoji("🐕", ("dog",)), Emoji("🚗", ("car",))], np.eye(2, dtype=np.float32), left_out=0)
+    >>> rank_emoji(space, np.array([[0.6, 0.8]], np.float32), "cosine", k=1)[0][0].emoji.name
+    'car'
     """
-    check_top(k)
+    check_k(k)
     scores = RANKING[similarity](torch.from_numpy(images), torch.from_numpy(space.embeddings)).numpy()
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return [
-        [EmojiHit(rank, float(own[place]), space.emoji[place]) for rank, place in enumerate(top.tolist(), 1)]
-        for own, top in zip(scores, order, strict=True)
+        [EmojiHit(rank, float(row[index]), space.emoji[index]) for rank, index in enumerate(best.tolist(), 1)]
+        for row, best in zip(scores, order, strict=True)
     ]
 
 
-def check_top(k: int) -> None:
-    """Raises BadInput unless an image gets one emoji at least."""
-    if k < 1:
-        raise BadInput(f"-k {k}: an image gets 1 emoji or more; name a larger number")
-
-
 def as_table(paths: Sequence[Path | str], hits: Sequence[Sequence[EmojiHit]]) -> str:
-    """The hits of each image under its name. Emoji are two columns wide in a terminal."""
-    parts = []
-    for path, own in zip(paths, hits, strict=True):
-        width = max(5, *(len(f"{hit.score:.3f}") for hit in own))
-        lines = [f"{hit.rank:>4}  {hit.score:>{width}.3f}  {hit.emoji.text}     {hit.emoji.name}" for hit in own]
-        parts.append("\n".join([str(path), f"rank  {'score':>{width}}  emoji  name", *lines]))
-    return "\n\n".join(parts)
+    """Return a table for each image, under its name."""
+    tables = []
+    for path, matches in zip(paths, hits, strict=True):
+        rows = [[str(hit.rank), f"{hit.score:.3f}", hit.emoji.text, hit.emoji.name] for hit in matches]
+        tables.append(Table(str(path), ["rank", "score", "emoji", "name"], rows, left=frozenset({2, 3}), rules={}))
+    return "\n\n".join(map(as_text, tables))
 
 
 def as_jsonl(paths: Sequence[Path | str], hits: Sequence[Sequence[EmojiHit]]) -> str:
-    """One JSON object a line: image, rank, score, emoji, name."""
+    """Return one JSON object a line: image, rank, score, emoji, name."""
     rows = [
-        {
-            "image": str(path),
-            "rank": hit.rank,
-            "score": round(hit.score, 6),
-            "emoji": hit.emoji.text,
-            "name": hit.emoji.name,
-        }
-        for path, own in zip(paths, hits, strict=True)
-        for hit in own
+        {"image": str(path), "rank": hit.rank, "score": round(hit.score, 6), **hit.emoji.row()}
+        for path, matches in zip(paths, hits, strict=True)
+        for hit in matches
     ]
     return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
 
 
-FORMATS = {"table": as_table, "jsonl": as_jsonl}
+EMOJI_FORMATS = {"table": as_table, "jsonl": as_jsonl}

@@ -1,13 +1,13 @@
 """The rows of a matrix nearest to a query: exactly, block by block over a memory map, or nearly, by a graph of FAISS.
 
-The matrix may be larger than the memory. Scores are those of similarity.py; equal scores stand in the order of rows.
+The matrix may be larger than the memory. Scores are those of metrics.similarity; equal scores stand in row order.
 
 A block is scored quickly in float32, and what could be among the best is scored again in float64 and rounded: a product
 of matrices may give equal rows scores that differ in the last bit, and a tie would be decided by where a row stands.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,169 +17,146 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metrics.similarity import order_scores_by_block, pair_scores
 from utils import BadInput, atomic_write
 
-BLOCK_BYTES = 2**24  # bytes of rows scored at a time
+BLOCK_BYTES = 2**24  # of rows scored at a time
 QUERIES_PER_BLOCK = 64  # scored at a time: queries x rows of a block are held, never queries x all rows
-CACHE_BYTES = 2**21  # bytes of rows that order scores are formed of at a time: they stay in the processor's cache
-PAIRS_PER_BLOCK = 2**12  # of query and row, scored again at a time
-M, CONSTRUCTION = 32, 100  # of the graph: neighbors of a vector, and how many are looked at to find them
-RECALL, EF, MAX_EF = 0.95, 16, 4096  # efSearch begins at EF and doubles until recall@10 is RECALL
+NEIGHBORS, EF_CONSTRUCTION = 32, 100  # of the graph: neighbors of a vector; how many are looked at to find them
+MIN_RECALL, MIN_EF, MAX_EF = 0.95, 16, 4096  # efSearch begins at MIN_EF and doubles until recall@10 is MIN_RECALL
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A similarity, seen from the query.
+    """A similarity, seen from the query. Order is not symmetric: the query is the caption, or else the image."""
 
-    quick: queries (Q, D), rows (B, D) float32 → (Q, B) float32. exact: (C, D), (C, D) float64 → (C,), pair by pair.
-    """
+    similarity: str
+    caption_asks: bool = True
 
-    quick: Callable[[Tensor, Tensor], Tensor]
-    exact: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    def quick(self, queries: Tensor, rows: Tensor) -> Tensor:
+        """Score queries (Q, D) with rows (B, D), float32 → (Q, B); not-a-number counts as the worst score."""
+        if self.similarity == "cosine":
+            scores = queries @ rows.T
+        elif self.caption_asks:
+            scores = order_scores_by_block(rows, queries, by_image=False).T
+        else:
+            scores = order_scores_by_block(queries, rows)
+        return scores.nan_to_num_(nan=-torch.inf)
 
-
-def _cosine(queries: Tensor, rows: Tensor) -> Tensor:
-    return queries @ rows.T
-
-
-def _order(captions_minus_images: Callable[..., Tensor], queries: Tensor, rows: Tensor) -> Tensor:
-    """One query and as many rows as the cache holds at a time: nothing of queries x rows x dimensions is formed."""
-    scores = rows.new_empty(len(queries), len(rows))
-    height = max(1, CACHE_BYTES // (4 * rows.shape[1]))
-    buffer = rows.new_empty(min(height, len(rows)), rows.shape[1])
-    for start in range(0, len(rows), height):
-        part = rows[start : start + height]
-        violation = buffer[: len(part)]
-        for number, query in enumerate(queries):
-            captions_minus_images(query, part, out=violation).clamp_(min=0)
-            torch.linalg.vector_norm(violation, dim=1, out=scores[number, start : start + height])
-    return scores.square_().neg_()
+    def exact(self, queries: np.ndarray, rows: np.ndarray, of_query: np.ndarray, of_row: np.ndarray) -> np.ndarray:
+        """Score pairs of a query and a row, (C,) float32: equal rows score equal, wherever they stand."""
+        if self.caption_asks:
+            scores = pair_scores(self.similarity, rows, queries, of_row, of_query)
+        else:
+            scores = pair_scores(self.similarity, queries, rows, of_query, of_row)
+        return np.nan_to_num(scores, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
 
 
-def _caption_query(query: Tensor, rows: Tensor, out: Tensor) -> Tensor:
-    return torch.sub(query, rows, out=out)
-
-
-def _image_query(query: Tensor, rows: Tensor, out: Tensor) -> Tensor:
-    return torch.sub(rows, query, out=out)
-
-
-COSINE = Measure(_cosine, lambda queries, rows: (queries * rows).sum(1))
-# Order scores are not symmetric: what is asked for decides which side is the caption.
-CAPTION_TO_IMAGE = Measure(
-    lambda queries, rows: _order(_caption_query, queries, rows),
-    lambda queries, rows: -np.square(np.maximum(queries - rows, 0)).sum(1),
-)
-IMAGE_TO_CAPTION = Measure(
-    lambda queries, rows: _order(_image_query, queries, rows),
-    lambda queries, rows: -np.square(np.maximum(rows - queries, 0)).sum(1),
-)
+COSINE, CAPTION_TO_IMAGE, IMAGE_TO_CAPTION = Measure("cosine"), Measure("order"), Measure("order", False)
 TEXT_QUERY = {"cosine": COSINE, "order": CAPTION_TO_IMAGE}  # similarity of a run → a sentence against images
 IMAGE_QUERY = {"cosine": COSINE, "order": IMAGE_TO_CAPTION}  # an image against captions
+
+
+def check_k(k: int) -> None:
+    """Raise BadInput unless at least one answer is asked for."""
+    if k < 1:
+        raise BadInput(f"`k` {k}: at least one answer must be asked for; choose 1 or more")
 
 
 def exact_nearest(
     queries: np.ndarray, rows: np.ndarray, k: int, measure: Measure, block: int = BLOCK_BYTES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best rows for each query, best first, equal scores by row: places (Q, k) int64 and scores (Q, k) float32.
+    """Return the k best rows for each query, best first, equal scores by row: (Q, k) int64, and scores (Q, k) float32.
 
     queries: (Q, D), rows: (N, D), both float32 and of unit length; rows may be a memory map. block: bytes of rows read
     at a time. There are N columns where k is larger.
+
+    >>> best, _ = exact_nearest(np.eye(2, 3), np.array([[0.6, 0.8, 0], [1, 0, 0]], np.float32), 1, COSINE)
+    >>> best.tolist()
+    [[1], [0]]
     """
     k = min(k, len(rows))
-    places, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
+    best, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
     for start in range(0, len(queries), QUERIES_PER_BLOCK):
-        some = slice(start, start + QUERIES_PER_BLOCK)
-        places[some], scores[some] = _nearest(_float32(queries[some]), rows, k, measure, block)
-    return places, scores
+        batch = slice(start, start + QUERIES_PER_BLOCK)
+        best[batch], scores[batch] = _nearest(_float32(queries[batch]), rows, k, measure, block)
+    return best, scores
 
 
 def _nearest(
     queries: np.ndarray, rows: np.ndarray, k: int, measure: Measure, block: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    places = np.full((len(queries), k), -1, np.int64)
+    best = np.full((len(queries), k), -1, np.int64)
     scores = np.full((len(queries), k), -np.inf, np.float32)
     if k == 0:
-        return places, scores
+        return best, scores
     slack = slack_of(rows.shape[1])
     for start, part, quick in _scored(queries, rows, measure, block):
         least = quick.topk(min(k, len(part)), dim=1).values[:, -1].numpy() if len(part) >= k else -np.inf
         bound = torch.from_numpy(np.maximum(least, scores[:, -1]).astype(np.float32) - slack)
-        hit_queries, hit_rows = (found.numpy() for found in (quick >= bound[:, None]).nonzero(as_tuple=True))
-        exact = _exact_pairs(queries, part, hit_queries, hit_rows, measure)
-        cuts = np.searchsorted(hit_queries, np.arange(len(queries) + 1))
+        of_query, of_row = (numbers.numpy() for numbers in (quick >= bound[:, None]).nonzero(as_tuple=True))
+        exact = measure.exact(queries, part, of_query, of_row)
+        cuts = np.searchsorted(of_query, np.arange(len(queries) + 1))
         for query, (a, b) in enumerate(pairwise(cuts)):
             if a < b:
                 all_scores = np.concatenate([scores[query], exact[a:b]])
-                all_places = np.concatenate([places[query], hit_rows[a:b] + start])
-                # what is not there yet has place -1 and must stand behind a row whose score is minus infinity
-                best = np.lexsort((all_places, all_places < 0, -all_scores))[:k]
-                scores[query], places[query] = all_scores[best], all_places[best]
-    return places, scores
+                all_rows = np.concatenate([best[query], of_row[a:b] + start])
+                # what is not known yet is row -1 and must stand behind a row whose score is minus infinity
+                order = np.lexsort((all_rows, all_rows < 0, -all_scores))[:k]
+                scores[query], best[query] = all_scores[order], all_rows[order]
+    return best, scores
 
 
 def positions(
     query: np.ndarray, rows: np.ndarray, wanted: Sequence[int], measure: Measure, block: int = BLOCK_BYTES
 ) -> list[int]:
-    """Where the rows `wanted` stand in the list that exact_nearest gives for a query (D,), from 1, in one reading."""
-    queries, some = _float32(query[None]), np.asarray(wanted, np.int64)
+    """Return where the rows `wanted` stand in the list that exact_nearest gives for a query (D,), from 1.
+
+    >>> positions(np.array([0, 1]), np.array([[1, 0], [0, 1]], np.float32), [0, 1], COSINE)
+    [2, 1]
+    """
+    queries, targets = _float32(query[None]), np.asarray(wanted, np.int64)
     slack = slack_of(rows.shape[1])
-    scores = _exact_pairs(queries, rows, np.zeros_like(some), some, measure)
-    better = [0] * len(some)
+    scores = measure.exact(queries, rows, np.zeros_like(targets), targets)
+    better = [0] * len(targets)
     for start, part, quick in _scored(queries, rows, measure, block):
-        for place, (row, own) in enumerate(zip(some.tolist(), scores.tolist(), strict=True)):
-            surely = quick[0] > own + slack
-            near = ((quick[0] >= own - slack) & ~surely).nonzero().squeeze(1).numpy()
-            exact = _exact_pairs(queries, part, np.zeros_like(near), near, measure)
-            ahead = (exact > own) | ((exact == own) & (near + start < row))
-            better[place] += int(surely.sum()) + int(ahead.sum())
+        for index, (row, score) in enumerate(zip(targets.tolist(), scores.tolist(), strict=True)):
+            surely = quick[0] > score + slack
+            near = ((quick[0] >= score - slack) & ~surely).nonzero().squeeze(1).numpy()
+            exact = measure.exact(queries, part, np.zeros_like(near), near)
+            ahead = (exact > score) | ((exact == score) & (near + start < row))
+            better[index] += int(surely.sum()) + int(ahead.sum())
     return [count + 1 for count in better]
 
 
 def slack_of(dim: int) -> float:
-    """By how much a quick score of unit vectors may lie beside the exact one, twice: a sum of `dim` roundings."""
+    """Return by how much a quick score of unit vectors may differ from the exact one, twice: `dim` roundings."""
     return (dim + 8) * 2.0**-23
 
 
 def _scored(
     queries: np.ndarray, rows: np.ndarray, measure: Measure, block: int
 ) -> Iterator[tuple[int, np.ndarray, Tensor]]:
-    """Start, rows and quick scores (Q, B) of every block; not-a-number counts as the worst score."""
+    """Start, rows and quick scores (Q, B) of every block."""
     height = max(1, block // (4 * max(1, rows.shape[1])))
-    asked = torch.from_numpy(queries)
     for start in range(0, len(rows), height):
         part = rows[start : start + height]
-        yield start, part, measure.quick(asked, _tensor(part)).nan_to_num_(nan=-torch.inf)
-
-
-def _exact_pairs(
-    queries: np.ndarray, rows: np.ndarray, of_query: np.ndarray, of_row: np.ndarray, measure: Measure
-) -> np.ndarray:
-    """The scores of pairs, (C,) float32: equal rows score equal, wherever they stand."""
-    scores = np.empty(len(of_row), np.float32)
-    for start in range(0, len(of_row), PAIRS_PER_BLOCK):
-        some = slice(start, start + PAIRS_PER_BLOCK)
-        pairs = queries[of_query[some]].astype(np.float64), rows[of_row[some]].astype(np.float64)
-        scores[some] = measure.exact(*pairs)
-    return np.nan_to_num(scores, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+        # torch warns of arrays that cannot be written, though nobody writes
+        writable = part if part.flags.writeable and part.flags.c_contiguous else np.array(part)
+        yield start, part, measure.quick(torch.from_numpy(queries), torch.from_numpy(writable))
 
 
 def _float32(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array, np.float32)
 
 
-def _tensor(rows: np.ndarray) -> Tensor:
-    """Without a copy where torch does not mind: it warns of arrays that cannot be written, though nobody writes."""
-    return torch.from_numpy(rows if rows.flags.writeable and rows.flags.c_contiguous else np.array(rows))
-
-
 def import_faiss() -> Any:
-    """FAISS, which only approximate search needs."""
+    """Import FAISS, which only approximate search needs. Raises BadInput where it is missing."""
     try:
         import faiss
     except ImportError:
         raise BadInput(
-            "--approximate: FAISS is not installed; run pip install faiss-cpu, or search exactly with --exact"
+            "`approximate`: FAISS is not installed; run pip install faiss-cpu, or search exactly with `exact`"
         ) from None
     return faiss
 
@@ -197,62 +174,64 @@ class Graph:
     def build(cls, rows: np.ndarray, path: Path, block: int = BLOCK_BYTES) -> "Graph":
         """Build the graph and write it, whole. It holds a copy of the rows; the build keeps all of it in memory."""
         faiss = import_faiss()
-        graph = faiss.IndexHNSWFlat(rows.shape[1], M, faiss.METRIC_INNER_PRODUCT)
-        graph.hnsw.efConstruction = CONSTRUCTION
+        graph = faiss.IndexHNSWFlat(rows.shape[1], NEIGHBORS, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = EF_CONSTRUCTION
         height = max(1, block // (4 * rows.shape[1]))
         for start in range(0, len(rows), height):
             graph.add(_float32(rows[start : start + height]))
         with atomic_write(path, "wb") as file:
             faiss.write_index(graph, faiss.PyCallbackIOWriter(file.write))
-        return cls(graph, rows, EF)
+        return cls(graph, rows, MIN_EF)
 
     @classmethod
     def open(cls, path: Path, rows: np.ndarray, ef: int) -> "Graph":
-        """By memory map. Raises BadInput if the file is damaged."""
+        """Open a graph by memory map. Raises BadInput if the file is damaged."""
         faiss = import_faiss()
         try:
             graph = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError:
-            raise BadInput(f"{path}: missing or damaged; build the index again with --fresh") from None
+            raise BadInput(f"{path}: missing or damaged; build the index again with `fresh`") from None
         if (graph.ntotal, graph.d) != rows.shape:
-            raise BadInput(f"{path}: not the graph of this index; build the index again with --fresh")
+            raise BadInput(f"{path}: not the graph of this index; build the index again with `fresh`")
         return cls(graph, rows, ef)
 
     def nearest(self, queries: np.ndarray, k: int, ef: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Like exact_nearest with COSINE, but for rows that the graph does not find: there, place -1 and -inf."""
+        """Do as exact_nearest with COSINE; where the graph finds nothing, the row is -1 and its score -inf."""
         faiss = import_faiss()
         k = min(k, len(self.rows))
         queries = _float32(queries)
         if k == 0 or len(queries) == 0:
             return np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
         options = faiss.SearchParametersHNSW(efSearch=max(self.ef if ef is None else ef, k))
-        _, places = self.graph.search(queries, k, params=options)
-        of_query, of_column = np.nonzero(places >= 0)
-        scores = np.full(places.shape, -np.inf, np.float32)
-        of_row = places[of_query, of_column]
-        scores[of_query, of_column] = _exact_pairs(queries, self.rows, of_query, of_row, COSINE)
-        best = np.lexsort((places, -scores), axis=1)
-        return np.take_along_axis(places, best, 1), np.take_along_axis(scores, best, 1)
+        _, rows = self.graph.search(queries, k, params=options)
+        of_query, of_column = np.nonzero(rows >= 0)
+        scores = np.full(rows.shape, -np.inf, np.float32)
+        scores[of_query, of_column] = COSINE.exact(queries, self.rows, of_query, rows[of_query, of_column])
+        order = np.lexsort((rows, -scores), axis=1)
+        return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
 
-    def tune(self, queries: np.ndarray, target: float = RECALL, k: int = 10) -> float:
-        """Double `ef` until recall@k on held-out queries (Q, D) reaches `target`, or cannot; returns the recall."""
+    def tune(self, queries: np.ndarray, target: float = MIN_RECALL, k: int = 10) -> float:
+        """Double `ef` until recall@k on held-out queries (Q, D) reaches `target`, or cannot; return the recall."""
         _, exact = exact_nearest(queries, self.rows, k, COSINE)
-        self.ef = EF
+        self.ef = MIN_EF
         while (recall := recall_of(self.nearest(queries, k)[1], exact)) < target and self.ef < MAX_EF:
             self.ef *= 2
         return recall
 
 
-def recall_of(found: np.ndarray, exact: np.ndarray) -> float:
-    """The share of found scores (Q, k) that belong to the best k, by exact scores (Q, k) of the same queries.
+def recall_of(scores: np.ndarray, exact: np.ndarray) -> float:
+    """Return the share of scores (Q, k) that belong to the best k, by exact scores (Q, k) of the same queries.
 
     Where several rows score the same as the last of the best, each of them is as good.
+
+    >>> recall_of(np.array([[0.9, 0.4]]), np.array([[0.9, 0.5]]))
+    0.5
     """
-    return float((found >= exact[:, -1:]).mean()) if exact.size else 1.0
+    return float((scores >= exact[:, -1:]).mean()) if exact.size else 1.0
 
 
 def write_graph(rows: np.ndarray, queries: np.ndarray, path: Path) -> dict[str, Any]:
-    """Build a graph of rows (N, D), measure it on held-out queries (Q, D), and say what was measured."""
+    """Build a graph of rows (N, D), measure it on held-out queries (Q, D), and return what was measured."""
     began = time.perf_counter()
     graph = Graph.build(rows, path)
     seconds = time.perf_counter() - began

@@ -10,7 +10,7 @@ import threading
 import zlib
 
 import pytest
-from PIL import Image
+from PIL import Image as PILImage
 
 import prep
 import train
@@ -37,7 +37,7 @@ def make_index(folder):
     for number, name in enumerate(ODD):
         path = folder / "odd" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.open(folder / f"pictures/{number}.png").resize((300, 200)).save(path)
+        PILImage.open(folder / f"pictures/{number}.png").resize((300, 200)).save(path)
     build_index(run, [folder / "data/folder"], folder / "index")
     build_index(run, [folder / "odd"], folder / "odd.index")
     return run
@@ -88,14 +88,14 @@ def png(width, height, *chunks, data=b"\0\0"):
 
 def jpeg(size=(64, 48), **options):
     buffer = io.BytesIO()
-    Image.effect_noise(size, 60).convert("RGB").save(buffer, "JPEG", **options)
+    PILImage.effect_noise(size, 60).convert("RGB").save(buffer, "JPEG", **options)
     return buffer.getvalue()
 
 
 def bomb(side=8000):
     """64 million pixels in ten kilobytes."""
     buffer = io.BytesIO()
-    Image.new("1", (side, side)).save(buffer, "PNG", optimize=True)
+    PILImage.new("1", (side, side)).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

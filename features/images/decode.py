@@ -27,6 +27,8 @@ IMAGE_SUFFIXES: tuple[str, ...] = (
     ".avif",
     ".jp2",
 )
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm",
+                  ".pgm", ".avif", ".jp2")  # fmt: skip
 
 
 class Unreadable(Exception):

@@ -178,7 +178,7 @@ def load_sentence_encoder(name: str) -> SentenceEncoder:
         transformers = importlib.import_module("transformers")
     except ImportError:
         raise BadInput(
-            f"`text_encoder` {name}: needs the package transformers; pip install -r requirements-all.txt"
+            f"`text_encoder` {name}: needs the package transformers; pip install -r requirements.txt"
         ) from None
     network = weights.cache_only_without_network() if source.kind == "hub" else contextlib.nullcontext()
     with quiet(transformers), network, torch.random.fork_rng(devices=[]):

@@ -1,16 +1,72 @@
 """The page over a search index: server, answers, images in and out, and the page's plain files."""
 
-from utils import BadInput
+import contextlib
+import importlib
+import socket
+from pathlib import Path
+
+from utils import BadInput, log
 
 
-def check_packages() -> None:
-    """Raises BadInput where a package is missing that the page alone needs."""
+def serve(
+    index: Path | str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    run: Path | str | None = None,
+    exact: bool = False,
+    max_upload: float = 20,
+) -> None:
+    """Serve the page until Ctrl-C.
+
+    index: its folder; port: 0 for any free one; run: where the index's run lies, if it has moved; exact: also where
+    the index has a graph; max_upload: of an image that is sent, MB. Raises BadInput where a package is missing, the
+    address cannot be used, or the index cannot be opened.
+
+    >>> serve("photos.index", port=0)  # doctest: +SKIP
+    """
+    if not max_upload > 0:
+        raise BadInput(f"`max_upload` {max_upload:g}: no image is so small; choose 1 or more")
     try:
-        import jinja2
-        import python_multipart
-        import starlette
-        import uvicorn
-
-        _ = jinja2, python_multipart, starlette, uvicorn
+        for package in ("jinja2", "python_multipart", "starlette", "uvicorn"):
+            importlib.import_module(package)
     except ImportError as error:
         raise BadInput(f"{error.name}: the page needs this package; pip install -r requirements-all.txt") from None
+    with contextlib.suppress(KeyboardInterrupt), listen(host, port) as listening:
+        import uvicorn
+
+        from retrieval.searcher import Searcher
+        from retrieval.web.server import application
+
+        searcher = Searcher.open(index, run, exact=exact)
+        with contextlib.suppress(BadInput):  # this run knows no such word
+            searcher.search("a", k=1)  # the first query is the slowest
+        config = uvicorn.Config(
+            application(searcher, host, max_upload),
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=3,
+            h11_max_incomplete_event_size=2**18,  # bytes; each character of a query may take twelve in an address
+        )
+        host, port = listening.getsockname()[:2]
+        name = f"[{host}]" if ":" in host else host
+        log(f"{len(searcher.index):,} images on http://{name}:{port}/ (Ctrl-C ends it)")
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the address, before anything is read. Raises BadInput if another program has it."""
+    if not 0 <= port <= 65535:
+        raise BadInput(f"`port` {port}: ports are numbered 0 to 65535; choose one of them")
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError, OverflowError):
+        raise BadInput(f"`host` {host}: is no address of this machine; choose another, such as 127.0.0.1") from None
+    try:
+        return socket.create_server(address[:2], family=family, backlog=1000)
+    except PermissionError:
+        raise BadInput(f"`port` {port}: may not be used by you; choose one above 1023") from None
+    except OSError as error:
+        raise BadInput(
+            f"`port` {port}: cannot be used on {host} ({error.strerror}); choose another, or 0 for any free one"
+        ) from None

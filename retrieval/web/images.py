@@ -1,6 +1,6 @@
 """Images that strangers send, checked before they are decoded; and images on their way out, encoded anew.
 
-What is sent is decoded by Pillow's own decoders of photographs only: never by one that calls another program, as it
+What is sent is decoded by Pillow's own decoders of raster images only: never by one that calls another program, as it
 does for EPS. What goes out is a JPEG of ours, whatever the file is called or holds.
 """
 
@@ -10,20 +10,20 @@ import stat
 import warnings
 from pathlib import Path
 
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 
-from features.images.decode import Unreadable, read_image
+from features.images.decode import Unreadable, jpeg_bytes, read_image, thumbnail
 from utils import BadInput
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
-MAX_PIXELS = 50_000_000  # of an image that is sent: a telephone's largest photograph, 150 MB once it is decoded
-VIEW_PIXELS = 1600  # pixels of an image that goes out
-PREVIEW_PIXELS = 320  # pixels
+MAX_PIXELS = 50_000_000  # of an image that is sent: a telephone's largest, 150 MB once it is decoded
+VIEW_PIXELS, PREVIEW_PIXELS = 1600, 320  # the longer side of an image that goes out, and of one that was sent
+QUALITY = 88  # of a JPEG that goes out
 
 
-def open_upload(data: bytes) -> Pictures.Image:
-    """The image in a file that was sent, as RGB.
+def open_upload(data: bytes) -> PILImage.Image:
+    """Decode the image in a file that was sent, as RGB.
 
     Raises BadInput if it is none, is damaged, or its header announces more than MAX_PIXELS: that is known before
     anything is decoded.
@@ -33,9 +33,9 @@ def open_upload(data: bytes) -> Pictures.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a large one: it is refused below
-            with Pictures.open(io.BytesIO(data), formats=FORMATS) as opened:
+            with PILImage.open(io.BytesIO(data), formats=FORMATS) as opened:
                 width, height = opened.size
-    except Pictures.DecompressionBombError:
+    except PILImage.DecompressionBombError:
         raise BadInput(f"the image has more than {MAX_PIXELS:,} pixels; choose a smaller one") from None
     except Exception:  # on a damaged header, Pillow raises whatever it stumbles over
         raise BadInput(f"the file is no image that can be read here; choose a {NAMES}") from None
@@ -47,28 +47,18 @@ def open_upload(data: bytes) -> Pictures.Image:
         raise BadInput(f"the image cannot be read ({error}); choose another one") from None
 
 
-def as_jpeg(picture: Pictures.Image, side: int) -> bytes:
-    """An RGB image as a JPEG of at most `side` pixels. The image itself may shrink."""
-    picture.thumbnail((side, side))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
-
-
 def version_of(path: Path | None) -> str | None:
-    """What changes when a file is written again; None if it has gone, or is no file (a pipe would be waited for)."""
+    """Return what changes when a file is written again; None if it has gone, or is a pipe or the like."""
     if path is None:
         return None
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError):  # ValueError: a zero byte in its name
         return None
-    return f"{found.st_size:x}-{found.st_mtime_ns:x}" if stat.S_ISREG(found.st_mode) else None
+    return f"{status.st_size:x}-{status.st_mtime_ns:x}" if stat.S_ISREG(status.st_mode) else None
 
 
 def large_jpeg(path: Path) -> bytes | None:
-    """An image of the index as a JPEG of at most VIEW_PIXELS pixels; None if it cannot be read any more."""
-    try:
-        return as_jpeg(read_image(path), VIEW_PIXELS)
-    except Unreadable:
-        return None
+    """Encode an image of the index as a JPEG of at most VIEW_PIXELS; None if it cannot be read any more."""
+    image = thumbnail(path, VIEW_PIXELS)
+    return None if image is None else jpeg_bytes(image, VIEW_PIXELS, QUALITY)

@@ -1,4 +1,4 @@
-"""The web page over a search index: its addresses, what goes in and out of it, and what is refused.
+"""The server of the web page over a search index: its addresses, requests and responses, and what is refused.
 
 GET  /                     the page; ?q=SENTENCE or ?similar=ID with its answer in it, &k=N images
 POST /                     the page with what an image finds (multipart, field `image`)
@@ -18,15 +18,15 @@ import contextlib
 import ipaddress
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 import jinja2
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
@@ -35,17 +35,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from features.images.decode import jpeg_bytes
 from retrieval.searcher import MAX_QUERY_CHARS, Searcher, plain
 from retrieval.web.answers import MAX_K, Answers, address
-from retrieval.web.images import PREVIEW_PIXELS, as_jpeg, large_jpeg, open_upload, version_of
+from retrieval.web.images import PREVIEW_PIXELS, QUALITY, large_jpeg, open_upload, version_of
 from utils import BadInput
 
 PAGE = Path(__file__).with_name("page")
 FILES = {"style.css": "text/css", "script.js": "text/javascript", "icon.svg": "image/svg+xml"}
 LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
-DEFAULT_K, CHOICES = 20, (10, 20, 50, 100, MAX_K)  # images of one answer
-UPLOAD_MB = 20  # MB
-WAIT_SECONDS = 10  # seconds, for the emoji to be read
+DEFAULT_K, K_CHOICES = 20, (10, 20, 50, 100, MAX_K)  # images of one answer
+MAX_UPLOAD_MB = 20
+MAX_WAIT_SECONDS = 10  # for the emoji to be read
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -53,16 +54,17 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-GENERAL = {
+GENERAL_ERRORS = {
     404: "there is nothing at this address; the page is at /",
     405: "this address does not take such a request; the page is at /",
     500: "something went wrong here; what it was is said where app.py runs",
 }
+NO_FACTS = {"answer": None, "sentence": "", "asked_image": "", "image_url": "", "error": ""}  # of the template
 
 
-def application(searcher: Searcher, host: str = "127.0.0.1", megabytes: float = UPLOAD_MB) -> ASGIApp:
-    """The page as an ASGI application. host: the address it is served at; megabytes: of the largest request."""
-    page = Page(searcher, megabytes)
+def application(searcher: Searcher, host: str = "127.0.0.1", max_upload: float = MAX_UPLOAD_MB) -> ASGIApp:
+    """Return the page as an ASGI application. host: the address it is served at; max_upload: of a request, MB."""
+    page = Page(searcher, max_upload)
     routes = [
         Route("/", page.show),
         Route("/", page.show_upload, methods=["POST"]),
@@ -77,106 +79,95 @@ def application(searcher: Searcher, host: str = "127.0.0.1", megabytes: float = 
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=page.lifespan)
     # from another host's page, a browser could be led here under a name of that host
     hosts = {*LOOPBACK, host.lower()} if is_loopback(host) else None
-    return Guard(app, hosts, int(megabytes * 1_000_000))
+    return Guard(app, hosts, int(max_upload * 1_000_000))
 
 
 class Page:
-    """Requests come in by the hundred; those for the network wait in one queue, and so each is soon done."""
+    """The handlers of all addresses; what needs the run waits in one queue, so that each request is soon done."""
 
-    def __init__(self, searcher: Searcher, megabytes: float):
-        self.searcher, self.answers, self.megabytes = searcher, Answers(searcher), megabytes
-        # One query uses all cores: a second beside it would only take them away. And while a frozen network is opened,
-        # no other may be at work at all: tracing its layers bends the call of every module there is.
+    def __init__(self, searcher: Searcher, max_upload: float):
+        self.searcher, self.answers = searcher, Answers(searcher)
+        # One query uses all cores: a second beside it would only take them away. And while a backbone is opened,
+        # nothing else may run at all: tracing its layers changes the call of every torch module.
         self.queue = ThreadPoolExecutor(1, thread_name_prefix="search")
         self.decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
         self.files = {name: (PAGE / name).read_bytes() for name in FILES}
+        loader, strict = jinja2.FileSystemLoader(PAGE), jinja2.StrictUndefined
         environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(PAGE),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
+            loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True
         )
         environment.filters |= {"plain": plain, "score": lambda score: f"{score:.3f}".replace("-", "−")}
         environment.globals |= {
             "images": len(searcher.index),
             "examples": [(text, address(DEFAULT_K, q=text)) for text in self.answers.examples()],
-            "longest": MAX_QUERY_CHARS,
-            "megabytes": f"{megabytes:g}",
+            "max_query_chars": MAX_QUERY_CHARS,
+            "max_upload": f"{max_upload:g}",
         }
         self.template = environment.get_template("index.html")
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Meanwhile the emoji and the frozen network are read, between the first queries."""
-        threading.Thread(target=self.get_ready).start()
+        """Load the emoji and the backbones in a thread, between the first queries."""
+        threading.Thread(target=self.warm_up).start()
         yield
         for pool in (self.queue, self.decoders):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def get_ready(self) -> None:
+    def warm_up(self) -> None:
+        """Load what the first image needs."""
+
         def in_turn(work: Callable[..., Any], *args: Any) -> Any:
             return self.queue.submit(work, *args).result()
 
         with contextlib.suppress(RuntimeError, CancelledError):  # the queue is closed: the server has ended
             self.answers.read_emoji(in_turn)
-            with contextlib.suppress(BadInput):  # whoever sends an image will be told
-                in_turn(self.searcher.embed_image, Pictures.new("RGB", (64, 64)))
-
-    async def in_turn(self, work: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self.queue, work, *args)
-
-    async def decode(self, work: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self.decoders, work, *args)
+            with contextlib.suppress(BadInput):  # whoever sends an image will read why
+                in_turn(self.searcher.embed_image, PILImage.new("RGB", (64, 64)))
 
     async def show(self, request: Request) -> Response:
-        """The page: empty, or with the answer to what its address asks."""
-        asked = parameters(request)
-        k = number_of(asked)
-        if "similar" in asked:
-            image = id_of(asked["similar"])
+        """Show the page: empty, or with the answer to what its address asks."""
+        k, sentence, image = k_of(request), text_of(request, "q"), id_of(request, "similar")
+        if image is not None:
             answer = await self.answer_similar(image, k)
             row = self.searcher.row_of(image)
-            return self.html(k, answer, asked_image=image, picture=f"/thumbnail/{row}")
-        if "q" in asked:
-            sentence = text_of(asked["q"])
-            return self.html(k, await self.in_turn(self.answers.of_sentence, sentence, k), sentence=sentence)
+            return self.html(k, answer=answer, asked_image=image, image_url=f"/thumbnail/{row}")
+        if sentence is not None:
+            answer = await run_in(self.queue, self.answers.of_sentence, sentence, k)
+            return self.html(k, answer=answer, sentence=sentence)
         return self.html(k)
 
     async def show_upload(self, request: Request) -> Response:
+        """Show the page with what an image finds."""
         answer, jpeg, k = await self.answer_upload(request)
-        return self.html(k, answer, picture=f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode('ascii')}")
+        url = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode('ascii')}"
+        return self.html(k, answer=answer, image_url=url)
 
     async def search(self, request: Request) -> Response:
-        asked = parameters(request)
-        k = number_of(asked)
-        return as_json(await self.in_turn(self.answers.of_sentence, text_of(asked.get("q", b"")), k))
+        return as_json(await run_in(self.queue, self.answers.of_sentence, text_of(request, "q") or "", k_of(request)))
 
     async def similar(self, request: Request) -> Response:
-        asked = parameters(request)
-        return as_json(await self.answer_similar(id_of(asked.get("id", b"")), number_of(asked)))
+        return as_json(await self.answer_similar(id_of(request, "id") or "", k_of(request)))
 
     async def upload(self, request: Request) -> Response:
-        answer, _, _ = await self.answer_upload(request)
-        return as_json(answer)
+        return as_json((await self.answer_upload(request))[0])
 
     async def answer_similar(self, image: str, k: int) -> dict[str, Any]:
         if self.searcher.index.row_of(image) is None:
             raise HTTPException(404, f"the index has no image {plain(image)[:200]}; it may have been taken out since")
         await self.emoji_read()
-        return await self.in_turn(self.answers.of_image, image, k)
+        return await run_in(self.queue, self.answers.of_image, image, k)
 
     async def answer_upload(self, request: Request) -> tuple[dict[str, Any], bytes, int]:
-        """The answer, the image that was sent as a small JPEG, and the number of images asked for."""
-        k = number_of(parameters(request))
-        picture = await self.decode(open_upload, await body_of(request))
+        """Return the answer, the image that was sent as a small JPEG, and the number of images asked for."""
+        k = k_of(request)
+        image = await run_in(self.decoders, open_upload, await body_of(request))
         await self.emoji_read()
-        answer = await self.in_turn(self.answers.of_picture, picture, k)
-        return answer, await self.decode(as_jpeg, picture, PREVIEW_PIXELS), k
+        answer = await run_in(self.queue, self.answers.of_upload, image, k)
+        return answer, await run_in(self.decoders, jpeg_bytes, image, PREVIEW_PIXELS, QUALITY), k
 
     async def emoji_read(self) -> None:
-        """Soon after the start, an image waits for them."""
-        for _ in range(10 * WAIT_SECONDS):
+        """Wait for the emoji, soon after the start."""
+        for _ in range(10 * MAX_WAIT_SECONDS):
             if self.answers.emoji_done.is_set():
                 return
             await asyncio.sleep(0.1)
@@ -185,11 +176,11 @@ class Page:
         row = self.row_of(request)
         jpeg = self.searcher.index.thumbnail(row)
         if jpeg is None:
-            raise HTTPException(404, "there is no photograph of this image")
-        return self.picture(request, self.digest(row), jpeg)
+            raise HTTPException(404, "this image has no thumbnail")
+        return jpeg_response(request, self.digest(row), jpeg)
 
     async def image(self, request: Request) -> Response:
-        """From its file, encoded anew; from the index if the file has gone or is no image any more."""
+        """Send an image from its file, encoded anew; its thumbnail if the file has gone or is no image any more."""
         row = self.row_of(request)
         path = self.searcher.index.path(row)
         version = version_of(path)
@@ -197,9 +188,9 @@ class Page:
             return await self.thumbnail(request)
         etag = f"{self.digest(row)}-{version}"
         if is_known(request, etag):
-            return self.picture(request, etag, b"")
-        jpeg = await self.decode(large_jpeg, path)
-        return await self.thumbnail(request) if jpeg is None else self.picture(request, etag, jpeg)
+            return jpeg_response(request, etag, b"")
+        jpeg = await run_in(self.decoders, large_jpeg, path)
+        return await self.thumbnail(request) if jpeg is None else jpeg_response(request, etag, jpeg)
 
     def row_of(self, request: Request) -> int:
         row = request.path_params["row"]
@@ -210,69 +201,45 @@ class Page:
     def digest(self, row: int) -> str:
         return self.searcher.index.rows[row]["digest"].tobytes().hex()[:32]
 
-    @staticmethod
-    def picture(request: Request, etag: str, jpeg: bytes) -> Response:
-        """Kept by the browser, but asked after every time: another build of the index numbers its images anew."""
-        headers = {"ETag": f'"{etag}"', "Cache-Control": "private, no-cache"}
-        if is_known(request, etag):
-            return Response(status_code=304, headers=headers)
-        return Response(jpeg, media_type="image/jpeg", headers=headers)
-
     async def file(self, request: Request) -> Response:
         name = request.url.path.removeprefix("/")
         return Response(self.files[name], media_type=FILES[name], headers={"Cache-Control": "no-cache"})
 
     async def refuse(self, request: Request, error: Exception) -> Response:
-        """One sentence: in the page where the page was asked for, or as JSON."""
-        status, sentence = 500, GENERAL[500]
+        """Answer with one sentence: in the page where the page was asked for, or as JSON."""
+        status, sentence = 500, GENERAL_ERRORS[500]
         if isinstance(error, BadInput):
             status, sentence = 400, str(error)
         elif isinstance(error, HTTPException):
             status, sentence = error.status_code, error.detail
             if sentence == HTTPStatus(status).phrase:  # nobody has said more
-                sentence = GENERAL.get(status, sentence)
+                sentence = GENERAL_ERRORS.get(status, sentence)
         if request.url.path != "/":
             return as_json({"error": sentence}, status)
-        asked = parameters(request)
-        sentence_asked = text_of(asked.get("q", b""))[:MAX_QUERY_CHARS]
-        return self.html(known_number(asked), error=sentence, sentence=sentence_asked, status_code=status)
+        k = DEFAULT_K
+        with contextlib.suppress(BadInput):
+            k = k_of(request)
+        return self.html(k, status, error=sentence, sentence=(text_of(request, "q") or "")[:MAX_QUERY_CHARS])
 
-    def html(
-        self,
-        k: int,
-        answer: Mapping[str, Any] | None = None,
-        *,
-        sentence: str = "",
-        asked_image: str = "",
-        picture: str = "",
-        error: str = "",
-        status_code: int = 200,
-    ) -> Response:
-        text = self.template.render(
-            k=k,
-            choices=sorted({*CHOICES, k}),
-            answer=answer,
-            sentence=sentence,
-            asked_image=asked_image,
-            picture=picture,
-            error=error,
-        )
+    def html(self, k: int, status_code: int = 200, **facts: Any) -> Response:
+        """Render the page. facts: those of NO_FACTS that differ."""
+        text = self.template.render(NO_FACTS | facts, k=k, choices=sorted({*K_CHOICES, k}))
         headers = {"Cache-Control": "no-store"}
         return Response(text.encode("utf-8", "replace"), status_code, headers, "text/html; charset=utf-8")
 
 
 class Guard:
-    """Stands before everything: sees that no request is for another host or too large, and adds the same headers."""
+    """An application around another: refuses requests for other hosts and too large ones, and adds HEADERS."""
 
-    def __init__(self, app: ASGIApp, hosts: set[str] | None, most_bytes: int):
-        self.app, self.hosts, self.most_bytes = app, hosts, most_bytes
+    def __init__(self, app: ASGIApp, hosts: set[str] | None, max_bytes: int):
+        self.app, self.hosts, self.max_bytes = app, hosts, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
-        announced, came = int(length) if length.isdecimal() else 0, 0
+        announced, received = int(length) if length.isdecimal() else 0, 0
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -281,19 +248,22 @@ class Guard:
             await send(message)
 
         async def receive_guarded() -> Message:
-            nonlocal came
-            if announced <= self.most_bytes:
+            nonlocal received
+            if announced <= self.max_bytes:
                 message = await receive()
-                came += len(message.get("body", b""))
-                if came <= self.most_bytes:
+                received += len(message.get("body", b""))
+                if received <= self.max_bytes:
                     return message
-            most = f"{self.most_bytes / 1_000_000:g} MB"
-            raise HTTPException(413, f"the file is too large; choose one of {most} at most")
+            raise HTTPException(413, f"the file is too large; choose one of {self.max_bytes / 1e6:g} MB at most")
 
         if self.hosts is not None and host_of(headers.get("host", "")) not in self.hosts:
-            refused = as_json({"error": "this page answers to its own address only, as app.py has said it"}, 400)
+            refused = as_json({"error": "this page answers to its own address only, as app.py has printed it"}, 400)
             return await refused(scope, receive, send_guarded)
         await self.app(scope, receive_guarded, send_guarded)
+
+
+async def run_in(pool: Executor, work: Callable[..., Any], *args: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(pool, work, *args)
 
 
 def is_loopback(host: str) -> bool:
@@ -304,7 +274,8 @@ def is_loopback(host: str) -> bool:
 
 
 def host_of(header: str) -> str:
-    """
+    """Return the name in a Host header.
+
     >>> host_of("LOCALHOST:7860"), host_of("[::1]:7860")
     ('localhost', '[::1]')
     """
@@ -312,27 +283,26 @@ def host_of(header: str) -> str:
     return host + bracket if bracket else host.partition(":")[0]
 
 
-def parameters(request: Request) -> dict[str, bytes]:
-    """What stands behind the ? of an address, as bytes: an id need not be Unicode."""
-    asked = parse_qs(request.scope["query_string"].decode("latin-1"), keep_blank_values=True, encoding="latin-1")
-    return {name: values[-1].encode("latin-1") for name, values in asked.items()}
+def text_of(request: Request, name: str, errors: str = "replace") -> str | None:
+    """Return a parameter of an address; None without it."""
+    query = request.scope["query_string"].decode("latin-1")
+    values = parse_qs(query, keep_blank_values=True, encoding="latin-1").get(name)
+    return values[-1].encode("latin-1").decode("utf-8", errors) if values else None
 
 
-def text_of(value: bytes) -> str:
-    return value.decode("utf-8", "replace")
-
-
-def id_of(value: bytes) -> str:
-    """As `retrieval.answers.address` writes it."""
+def id_of(request: Request, name: str) -> str | None:
+    """Return an id as `retrieval.web.answers.address` writes it: it need not be Unicode."""
     try:
-        return value.decode("utf-8", "surrogatepass")
+        return text_of(request, name, "surrogatepass")
     except UnicodeDecodeError:
-        return text_of(value)  # no id of the index
+        return text_of(request, name)  # no id of the index
 
 
-def number_of(asked: Mapping[str, bytes]) -> int:
-    """How many images are asked for. Raises BadInput unless it is 1 to MAX_K."""
-    text = text_of(asked.get("k", str(DEFAULT_K).encode()))
+def k_of(request: Request) -> int:
+    """Return how many images are asked for. Raises BadInput unless it is 1 to MAX_K."""
+    text = text_of(request, "k")
+    if text is None:
+        return DEFAULT_K
     try:
         k = int(text)
     except ValueError:
@@ -342,15 +312,8 @@ def number_of(asked: Mapping[str, bytes]) -> int:
     return k
 
 
-def known_number(asked: Mapping[str, bytes]) -> int:
-    try:
-        return number_of(asked)
-    except BadInput:
-        return DEFAULT_K
-
-
 async def body_of(request: Request) -> bytes:
-    """The image that a request brings: its body, or the field `image` of a form."""
+    """Read the image that a request brings: its body, or the field `image` of a form."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return await request.body()
     async with request.form(max_files=1, max_fields=10) as form:
@@ -361,10 +324,18 @@ async def body_of(request: Request) -> bytes:
 
 
 def is_known(request: Request, etag: str) -> bool:
-    """Whether the browser has this version of an image already."""
+    """Return whether the browser has this version of an image already."""
     return f'"{etag}"' in request.headers.get("if-none-match", "")
 
 
+def jpeg_response(request: Request, etag: str, jpeg: bytes) -> Response:
+    """Send a JPEG that the browser keeps, but asks after every time: another build of the index numbers anew."""
+    headers = {"ETag": f'"{etag}"', "Cache-Control": "private, no-cache"}
+    if is_known(request, etag):
+        return Response(status_code=304, headers=headers)
+    return Response(jpeg, media_type="image/jpeg", headers=headers)
+
+
 def as_json(value: Any, status_code: int = 200) -> Response:
-    """In ASCII: a file name may hold what no encoding has."""
+    """Send JSON in ASCII: a file name may hold what no encoding has."""
     return Response(json.dumps(value), status_code, media_type="application/json")

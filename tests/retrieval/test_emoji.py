@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageChops
+from PIL import Image as PILImage
+from PIL import ImageChops
 
 import search
 from features.text.vocabulary import tokenize
-from retrieval import emoji_map
+from retrieval import commands, emoji_map
 from retrieval.emoji import Emoji, EmojiSpace, all_emoji, embed_emoji, rank_emoji
 from retrieval.emoji_map import EmojiFont, find_emoji_font, free_cells, make_map, map_page, project
 from utils import BadInput, run_script
@@ -48,7 +49,7 @@ class FakeRun:
     def embed_images(self, paths):
         for path in paths:
             try:
-                Image.open(path).verify()
+                PILImage.open(path).verify()
             except OSError:
                 raise BadInput(f"{path}: cannot be read; mend it, or leave it out") from None
         return self._rows(self.images[: len(paths)])
@@ -64,10 +65,10 @@ def run(request):
 
 
 @pytest.fixture
-def photographs(tmp_path):
+def images(tmp_path):
     paths = [tmp_path / f"{name}.png" for name in ("one", "two", "three")]
     for number, path in enumerate(paths):
-        Image.new("RGB", (60 + 90 * number, 90), (250, 80 * number, 30)).save(path)
+        PILImage.new("RGB", (60 + 90 * number, 90), (250, 80 * number, 30)).save(path)
     return paths
 
 
@@ -75,9 +76,9 @@ def photographs(tmp_path):
 def call(monkeypatch, capsys):
     """Run search.py as the command line would, on a fake run; returns the status, stdout and stderr."""
 
-    def run_script(*args, run=None):
+    def call_search(*args, run=None):
         monkeypatch.setattr(sys, "argv", ["search.py", *map(str, args)])
-        monkeypatch.setattr(search, "open_run", lambda _: run or fake_run())
+        monkeypatch.setattr(commands, "open_run", lambda *_: run or fake_run())
         status = 0
         try:
             run_script(search.main)
@@ -85,7 +86,7 @@ def call(monkeypatch, capsys):
             status = int(end.code or 0)
         return status, *capsys.readouterr()
 
-    return run_script
+    return call_search
 
 
 def needs_font():
@@ -100,22 +101,22 @@ def needs_font():
 
 
 def test_fully_qualified_in_one_skin_tone_and_no_components():
-    found = {emoji.text: emoji for emoji in all_emoji()}
-    assert len(found) == len(all_emoji()) > 1800
-    assert not any(0x1F3FB <= ord(letter) <= 0x1F3FF for text in found for letter in text)
-    assert "\u2764\ufe0f" in found
-    assert "\u2764" not in found, "without its selector it is not fully qualified"
-    assert "\N{EMOJI COMPONENT RED HAIR}" not in found
+    all_names = {emoji.text: emoji for emoji in all_emoji()}
+    assert len(all_names) == len(all_emoji()) > 1800
+    assert not any(0x1F3FB <= ord(character) <= 0x1F3FF for text in all_names for character in text)
+    assert "\u2764\ufe0f" in all_names
+    assert "\u2764" not in all_names, "without its selector it is not fully qualified"
+    assert "\N{EMOJI COMPONENT RED HAIR}" not in all_names
 
 
 def test_names_and_aliases_are_words():
-    found = {emoji.text: emoji.names for emoji in all_emoji()}
-    assert found["\u2764\ufe0f"] == ("red heart", "heart")
-    assert found["\N{DOG FACE}"] == ("dog face", "dog")
-    assert found["\N{DOG}"] == ("dog",), "dog2 is a dog"
-    assert found["\U0001f1e9\U0001f1ea"] == ("Germany", "flag for Germany"), "de is a code"
-    assert found["\N{THUMBS DOWN SIGN}"] == ("thumbs down", "thumbsdown"), "-1 is no name"
-    for names in found.values():
+    all_names = {emoji.text: emoji.names for emoji in all_emoji()}
+    assert all_names["\u2764\ufe0f"] == ("red heart", "heart")
+    assert all_names["\N{DOG FACE}"] == ("dog face", "dog")
+    assert all_names["\N{DOG}"] == ("dog",), "dog2 is a dog"
+    assert all_names["\U0001f1e9\U0001f1ea"] == ("Germany", "flag for Germany"), "de is a code"
+    assert all_names["\N{THUMBS DOWN SIGN}"] == ("thumbs down", "thumbsdown"), "-1 is no name"
+    for names in all_names.values():
         assert len({name.casefold() for name in names}) == len(names)
         assert not any(set(name) & set(":_’") for name in names)
         assert all(name == " ".join(name.split()) != "" for name in names)
@@ -132,15 +133,15 @@ def test_the_package_is_named_where_it_is_missing(monkeypatch):
 
 def test_an_embedding_is_the_mean_of_known_names(run):
     space = embed_emoji(run)
-    places = {emoji.text: place for place, emoji in enumerate(space.emoji)}
+    rows = {emoji.text: row for row, emoji in enumerate(space.emoji)}
     assert space.embeddings.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(space.embeddings, axis=1), 1, atol=1e-5)
     assert run.settings.similarity == "cosine" or space.embeddings.min() >= 0
 
     both = run.embed_sentences(["dog face", "dog"]).mean(axis=0)
-    np.testing.assert_allclose(space.embeddings[places["\N{DOG FACE}"]], both / np.linalg.norm(both), atol=1e-6)
+    np.testing.assert_allclose(space.embeddings[rows["\N{DOG FACE}"]], both / np.linalg.norm(both), atol=1e-6)
     dog = run.embed_sentences(["dog"])[0]
-    np.testing.assert_allclose(space.embeddings[places["\N{DOG}"]], dog, atol=1e-6)
+    np.testing.assert_allclose(space.embeddings[rows["\N{DOG}"]], dog, atol=1e-6)
 
 
 def test_an_alias_alone_makes_an_emoji_known():
@@ -170,10 +171,10 @@ def test_the_prompts_own_words_make_nothing_known():
     run = fake_run()
     plain, prompted = embed_emoji(run), embed_emoji(run, "a photo of {}")
     assert plain.emoji == prompted.emoji
-    place = [emoji.name for emoji in plain.emoji].index("dog")
+    row = [emoji.name for emoji in plain.emoji].index("dog")
     expected = run.embed_sentences(["a photo of dog"])[0]
-    np.testing.assert_allclose(prompted.embeddings[place], expected, atol=1e-6)
-    with pytest.raises(BadInput, match="--prompt"):
+    np.testing.assert_allclose(prompted.embeddings[row], expected, atol=1e-6)
+    with pytest.raises(BadInput, match="`prompt`"):
         embed_emoji(run, "a photo of {name}")
 
 
@@ -202,25 +203,25 @@ def test_ranking_against_a_plain_loop(run):
 
 
 def test_equal_scores_stand_in_the_emojis_own_order():
-    space = EmojiSpace([Emoji(letter, (letter,)) for letter in "abc"], np.ones((3, 4), np.float32) / 2, 0)
+    space = EmojiSpace([Emoji(text, (text,)) for text in "abc"], np.ones((3, 4), np.float32) / 2, 0)
     (hits,) = rank_emoji(space, np.ones((1, 4), np.float32) / 2, "cosine", 10)
     assert [hit.emoji.text for hit in hits] == ["a", "b", "c"], "and there are only three"
 
 
-def test_emoji_prints_a_table_and_jsonl(call, photographs):
-    status, out, err = call("emoji", "RUN", "-k", 3, *photographs[:2])
+def test_emoji_prints_a_table_and_jsonl(call, images):
+    status, out, err = call("emoji", "RUN", "-k", 3, *images[:2])
     assert status == 0
     assert re.fullmatch(r"1,\d{3} emoji, 1,\d{3} without a known word left out\n", err)
     blocks = out.strip().split("\n\n")
-    assert [block.splitlines()[0] for block in blocks] == [str(path) for path in photographs[:2]]
+    assert [block.splitlines()[0] for block in blocks] == [str(path) for path in images[:2]]
     assert all(len(block.splitlines()) == 5 for block in blocks)
 
-    status, jsonl, _ = call("emoji", "RUN", *photographs[:2], "-k", 3, "--format", "jsonl")
+    status, jsonl, _ = call("emoji", "RUN", *images[:2], "-k", 3, "--format", "jsonl")
     rows = [json.loads(line) for line in jsonl.splitlines()]
     assert [row["rank"] for row in rows] == [1, 2, 3] * 2
     assert set(rows[0]) == {"image", "rank", "score", "emoji", "name"}
     assert f"{rows[0]['score']:.3f}  {rows[0]['emoji']}     {rows[0]['name']}" in out
-    assert call("emoji", "RUN", *photographs[:2], "-k", 3, "--format", "jsonl")[1] == jsonl, "the same again"
+    assert call("emoji", "RUN", *images[:2], "-k", 3, "--format", "jsonl")[1] == jsonl, "the same again"
 
 
 @pytest.mark.parametrize(
@@ -236,8 +237,8 @@ def test_emoji_prints_a_table_and_jsonl(call, photographs):
         (["one.png", "--sheet", "sheet.jpg"], "--sheet sheet.jpg"),
     ],
 )
-def test_bad_input_of_emoji(call, photographs, monkeypatch, args, message):
-    monkeypatch.chdir(photographs[0].parent)
+def test_bad_input_of_emoji(call, images, monkeypatch, args, message):
+    monkeypatch.chdir(images[0].parent)
     before = sorted(Path().iterdir())
     status, out, err = call("emoji", "RUN", *args)
     assert (status, out) == (2, "")
@@ -271,7 +272,7 @@ def test_a_projection_is_the_same_every_time(projection, count):
 
 
 def test_a_collapsed_run_has_a_map_too():
-    space = EmojiSpace([Emoji(letter, (letter,)) for letter in "abcdef"], np.ones((6, 4), np.float32) / 2, 0)
+    space = EmojiSpace([Emoji(text, (text,)) for text in "abcdef"], np.ones((6, 4), np.float32) / 2, 0)
     for projection in ("pca", "tsne"):
         cells = make_map(space, "run", projection).cells
         assert len({tuple(cell) for cell in cells.tolist()}) == 6
@@ -290,11 +291,11 @@ def test_neighbors_stay_neighbors():
 
 def test_most_takes_from_the_whole_list_and_says_so():
     space = embed_emoji(fake_run())
-    drawn = make_map(space, "run", "pca", most=10)
+    drawn = make_map(space, "run", "pca", max_emoji=10)
     names = [emoji.name for emoji in drawn.space.emoji]
     assert len(names) == len(set(names)) == 10
     assert (names[0], names[-1]) == (space.emoji[0].name, space.emoji[-1].name)
-    assert f"{len(space.emoji) - 10:,} beyond --max-emoji 10" in drawn.caption
+    assert f"{len(space.emoji) - 10:,} beyond the 10 asked for" in drawn.caption
     assert "10 emoji" in drawn.caption
     assert "PCA" in drawn.caption
     few = EmojiSpace(space.emoji[:2], space.embeddings[:2], 0)
@@ -304,12 +305,12 @@ def test_most_takes_from_the_whole_list_and_says_so():
 
 def test_the_page_escapes_names_and_asks_no_host():
     evil = '<script>alert("1")</script> & <b>'
-    space = EmojiSpace([Emoji(letter, (evil,)) for letter in "abc"], np.eye(3, dtype=np.float32), 0)
+    space = EmojiSpace([Emoji(text, (evil,)) for text in "abc"], np.eye(3, dtype=np.float32), 0)
     page = map_page(make_map(space, evil, "pca"))
     assert page.startswith("<!DOCTYPE html>")
     assert "<script" not in page
     assert "<b>" not in page
-    assert page.count("&lt;script&gt;alert(&quot;1&quot;)") == 7, "three titles, three labels, one caption"
+    assert page.count("&lt;script&gt;alert(&#34;1&#34;)") == 7, "three titles, three labels, one caption"
     assert not re.search(r"https?:|url\(|@import|src=|href=| on\w+=", page)
     assert "default-src 'none'" in page
     assert "Segoe UI Emoji" in page
@@ -333,9 +334,9 @@ def test_map_as_a_page_through_the_script_needs_no_font(call, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("args", [["--map", "map.png"], ["one.png", "--sheet", "sheet.png"]])
-def test_without_the_font_a_picture_is_refused_before_any_work(call, photographs, monkeypatch, args):
-    monkeypatch.chdir(photographs[0].parent)
-    monkeypatch.setattr(emoji_map, "FONT_PLACES", ())
+def test_without_the_font_an_image_is_refused_before_any_work(call, images, monkeypatch, args):
+    monkeypatch.chdir(images[0].parent)
+    monkeypatch.setattr(emoji_map, "FONT_FOLDERS", ())
     monkeypatch.setattr(emoji_map.shutil, "which", lambda _: None)
     monkeypatch.setattr(FakeRun, "knows", None)  # would end in a traceback
     status, _, err = call("emoji", "RUN", *args)
@@ -347,7 +348,7 @@ def test_without_the_font_a_picture_is_refused_before_any_work(call, photographs
 def test_another_font_that_fontconfig_offers_is_not_taken(monkeypatch, tmp_path):
     other = tmp_path / "DejaVuSans.ttf"
     other.touch()
-    monkeypatch.setattr(emoji_map, "FONT_PLACES", ())
+    monkeypatch.setattr(emoji_map, "FONT_FOLDERS", ())
     monkeypatch.setattr(emoji_map.shutil, "which", lambda _: "fc-match")
     monkeypatch.setattr(emoji_map.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=str(other)))
     with pytest.raises(BadInput, match="fonts-noto-color-emoji"):
@@ -356,7 +357,7 @@ def test_another_font_that_fontconfig_offers_is_not_taken(monkeypatch, tmp_path)
     right.touch()
     monkeypatch.setattr(emoji_map.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=str(right)))
     assert find_emoji_font() == right
-    with pytest.raises(BadInput, match="not a font that Pillow draws"):
+    with pytest.raises(BadInput, match="Pillow cannot render it"):
         EmojiFont()
 
 
@@ -376,7 +377,7 @@ def test_tiles_are_in_color_and_what_has_no_glyph_is_none():
 
 @needs_font()
 @pytest.mark.parametrize("raqm", [True, False])
-def test_sequences_are_one_picture_or_left_out(monkeypatch, raqm):
+def test_sequences_are_one_image_or_left_out(monkeypatch, raqm):
     if raqm and not emoji_map.features.check("raqm"):
         pytest.skip("this Pillow has no Raqm")
     monkeypatch.setattr(emoji_map.features, "check", lambda _: raqm)
@@ -394,12 +395,12 @@ def test_map_as_png_shows_every_emoji(call, tmp_path):
     font = EmojiFont()
     drawn = make_map(embed_emoji(fake_run()), "run", "pca", 40, font)
     assert len(drawn.space.emoji) == 40
-    with Image.open(path) as opened:
-        picture = opened.convert("RGB")
-    full = emoji_map.map_picture(drawn, font)
+    with PILImage.open(path) as opened:
+        image = opened.convert("RGB")
+    full = emoji_map.map_image(drawn, font)
     nothing = EmojiSpace([], np.empty((0, 16)), 0)
-    empty = emoji_map.map_picture(replace(drawn, space=nothing, cells=drawn.cells[:0]), font)
-    assert abs(picture.width - full.width) < 2
+    empty = emoji_map.map_image(replace(drawn, space=nothing, cells=drawn.cells[:0]), font)
+    assert abs(image.width - full.width) < 2
     changed = np.asarray(ImageChops.difference(full, empty)).any(axis=2)
     cell = int(np.clip(emoji_map.MAP_PIXELS // drawn.columns, emoji_map.MIN_CELL_PIXELS, emoji_map.MAX_CELL_PIXELS))
     ys, xs = np.nonzero(changed)
@@ -410,12 +411,12 @@ def test_map_as_png_shows_every_emoji(call, tmp_path):
 
 
 @needs_font()
-def test_sheet_holds_every_photograph_and_its_emoji(call, photographs, tmp_path):
+def test_sheet_holds_every_image_and_its_emoji(call, images, tmp_path):
     path = tmp_path / "sheet.png"
-    status, out, _ = call("emoji", "RUN", *photographs, "-k", 7, "--sheet", path)
+    status, out, _ = call("emoji", "RUN", *images, "-k", 7, "--sheet", path)
     assert status == 0
     assert len(out.split("\n\n")) == 3
-    with Image.open(path) as opened:
+    with PILImage.open(path) as opened:
         sheet = np.asarray(opened.convert("RGB")).reshape(-1, 3)
     for number in range(3):
         assert (sheet == (250, 80 * number, 30)).all(axis=1).sum() > 1000
@@ -425,7 +426,7 @@ def test_sheet_holds_every_photograph_and_its_emoji(call, photographs, tmp_path)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "order"])
-def test_embed_writes_float32_rows(call, photographs, tmp_path, similarity):
+def test_embed_writes_float32_rows(call, images, tmp_path, similarity):
     run = fake_run(similarity)
     out = tmp_path / "new" / "rows.npy"
     status, said, _ = call("embed", "RUN", "a dog", "the red car", "--out", out, run=run)
@@ -434,17 +435,17 @@ def test_embed_writes_float32_rows(call, photographs, tmp_path, similarity):
     rows = np.load(out, allow_pickle=False)
     assert rows.dtype == np.float32
     np.testing.assert_array_equal(rows, run.embed_sentences(["a dog", "the red car"]))
-    status, said, _ = call("embed", "RUN", "--out", out, photographs[0], run=run)
+    status, said, _ = call("embed", "RUN", "--out", out, images[0], run=run)
     assert said.startswith("1 image → (1, 16) float32 in ")
-    np.testing.assert_array_equal(np.load(out), run.embed_images(photographs[:1]))
+    np.testing.assert_array_equal(np.load(out), run.embed_images(images[:1]))
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["gone.jpg"], "gone.jpg: no such image"),
-        (["a dog", "my photographs/gone dog.WEBP"], "gone dog.WEBP: no such image"),
-        (["photographs/gone"], "photographs/gone: no such image"),
+        (["a dog", "my images/gone dog.WEBP"], "gone dog.WEBP: no such image"),
+        (["images/gone"], "images/gone: no such image"),
         (["one.png", "a dog"], "one.png: is an image, but 'a dog' a sentence"),
         (["."], ".: is a folder"),
         (["broken.jpg"], "broken.jpg: cannot be read"),
@@ -454,8 +455,8 @@ def test_embed_writes_float32_rows(call, photographs, tmp_path, similarity):
         (["!!!"], "holds none"),
     ],
 )
-def test_bad_input_of_embed(call, photographs, monkeypatch, args, message):
-    monkeypatch.chdir(photographs[0].parent)
+def test_bad_input_of_embed(call, images, monkeypatch, args, message):
+    monkeypatch.chdir(images[0].parent)
     Path("broken.jpg").write_bytes(b"no image")
     Path("rows.npy").write_bytes(b"as it was")
     status, out, err = call("embed", "RUN", *args, "--out", "rows.npy")

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image as PILImage
 
 import prep
 import search as search_script
@@ -18,15 +18,16 @@ from retrieval.nearest import CAPTION_TO_IMAGE, COSINE, IMAGE_TO_CAPTION, Graph,
 from retrieval.searcher import MAX_QUERY_CHARS, Searcher, plain
 from tests.helpers import QUICK, FakeRun, copy_of, draw_pictures, paint, prep_args
 from tests.helpers import call as script_call
+from training.run import Run
 from utils import BadInput, run_script
 
 
 def embeddings(rng, rows, dim=16, distinct=None, order=False):
     """Unit rows, of which `distinct` differ: the others repeat them, so that there are ties."""
-    some = rng.normal(size=(distinct or rows, dim)).astype(np.float32)
-    some /= np.linalg.norm(some, axis=1, keepdims=True)
-    some = np.abs(some) if order else some
-    return some[rng.integers(0, len(some), rows)] if distinct else some
+    unit = rng.normal(size=(distinct or rows, dim)).astype(np.float32)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    unit = np.abs(unit) if order else unit
+    return unit[rng.integers(0, len(unit), rows)] if distinct else unit
 
 
 def plain_score(measure, query, row):
@@ -53,11 +54,11 @@ def test_nearest_rows_are_those_of_plain_loops(measure, block, distinct):
     rng = np.random.default_rng(0)
     order = measure is not COSINE
     rows, queries = embeddings(rng, 60, distinct=distinct, order=order), embeddings(rng, 70, order=order)
-    places, scores = exact_nearest(queries, rows, 12, measure, block)
-    assert (places.dtype, scores.dtype) == (np.int64, np.float32)
-    for query, found, values in zip(queries[::9], places[::9], scores[::9], strict=True):
+    best, scores = exact_nearest(queries, rows, 12, measure, block)
+    assert (best.dtype, scores.dtype) == (np.int64, np.float32)
+    for query, result, values in zip(queries[::9], best[::9], scores[::9], strict=True):
         wanted, all_scores = plain_nearest(measure, query, rows, 12)
-        assert found.tolist() == wanted
+        assert result.tolist() == wanted
         assert values.tolist() == pytest.approx([all_scores[row] for row in wanted], abs=1e-6)
         whole, _ = plain_nearest(measure, query, rows, 60)
         assert positions(query, rows, (0, 7, 59), measure, block) == [whole.index(row) + 1 for row in (0, 7, 59)]
@@ -65,9 +66,9 @@ def test_nearest_rows_are_those_of_plain_loops(measure, block, distinct):
 
 def test_more_answers_than_rows_and_none():
     rows = embeddings(np.random.default_rng(0), 3)
-    places, scores = exact_nearest(rows[:1], rows, 10, COSINE)
-    assert places.shape == scores.shape == (1, 3)
-    assert places[0, 0] == 0
+    best, scores = exact_nearest(rows[:1], rows, 10, COSINE)
+    assert best.shape == scores.shape == (1, 3)
+    assert best[0, 0] == 0
     assert exact_nearest(rows[:0], rows, 2, COSINE)[0].shape == (0, 2)
     assert exact_nearest(rows, rows[:0], 2, COSINE)[0].shape == (3, 0)
 
@@ -75,9 +76,9 @@ def test_more_answers_than_rows_and_none():
 def test_not_a_number_stands_last():
     rows = embeddings(np.random.default_rng(0), 6)
     rows[1] = np.nan
-    places, _ = exact_nearest(rows[:1], rows, 6, COSINE)
-    assert sorted(places[0].tolist()) == list(range(6))
-    assert places[0, -1] == 1
+    best, _ = exact_nearest(rows[:1], rows, 6, COSINE)
+    assert sorted(best[0].tolist()) == list(range(6))
+    assert best[0, -1] == 1
 
 
 def test_rows_on_disk_are_read_block_by_block(tmp_path):
@@ -106,10 +107,10 @@ def test_a_graph_and_its_recall(tmp_path):
     recall = graph.tune(queries)
     exact, _ = exact_nearest(queries, rows, 10, COSINE)
     opened = Graph.open(tmp_path / "graph.faiss", rows, graph.ef)
-    found, scores = opened.nearest(queries, 10)
-    hits = [len(set(a) & set(b)) for a, b in zip(found.tolist(), exact.tolist(), strict=True)]
+    result, scores = opened.nearest(queries, 10)
+    hits = [len(set(a) & set(b)) for a, b in zip(result.tolist(), exact.tolist(), strict=True)]
     assert recall == pytest.approx(sum(hits) / 500), "no rows score equal here: by score is by row"
-    assert recall >= nearest.RECALL
+    assert recall >= nearest.MIN_RECALL
     assert (np.diff(scores, axis=1) <= 0).all()
     low = opened.nearest(queries, 10, ef=1)[1]
     assert recall_of(low, exact_nearest(queries, rows, 10, COSINE)[1]) < recall, "an honest measure can be low"
@@ -120,7 +121,7 @@ def test_a_graph_and_its_recall(tmp_path):
         Graph.open(tmp_path / "graph.faiss", rows, 16)
 
 
-def test_without_faiss_the_remedy_is_told(monkeypatch):
+def test_without_faiss_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(BadInput, match="pip install faiss-cpu"):
         nearest.import_faiss()
@@ -128,13 +129,13 @@ def test_without_faiss_the_remedy_is_told(monkeypatch):
 
 @pytest.fixture(params=["cosine", "order"])
 def searcher(request, tmp_path):
-    """Twelve pictures, two of them the same, and their captions."""
+    """Twelve images, two of them the same, and their captions."""
     run = FakeRun(tmp_path, request.param)
     for number in range(11):
-        paint(tmp_path / "pictures" / f"{number:02d}.png", number)
-    paint(tmp_path / "pictures" / "99.png", 3)
+        paint(tmp_path / "images" / f"{number:02d}.png", number)
+    paint(tmp_path / "images" / "99.png", 3)
     (tmp_path / "captions.txt").write_text("a red house\nA dog\n\n  a   cat \na cat\n")
-    build_index(run, [tmp_path / "pictures"], tmp_path / "index", captions=tmp_path / "captions.txt")
+    build_index(run, [tmp_path / "images"], tmp_path / "index", captions=tmp_path / "captions.txt")
     return Searcher.open(tmp_path / "index", run)
 
 
@@ -142,32 +143,32 @@ def test_a_sentence_finds_images(searcher):
     measure = nearest.TEXT_QUERY[searcher.similarity]
     (query,) = searcher.run.embed_sentences(["a red house"])
     wanted, scores = plain_nearest(measure, query, searcher.index.embeddings, 12)
-    found = searcher.search("  a red\nhouse ", k=12)
-    assert [image for image, _ in found] == [searcher.index.ids[row] for row in wanted]
-    assert [score for _, score in found] == pytest.approx([scores[row] for row in wanted], abs=1e-6)
-    images = [image for image, _ in found]
-    assert images.index("99.png") == images.index("03.png") + 1, "the same picture twice: a tie, by id"
-    for rank, (image, score) in enumerate(found, 1):
+    result = searcher.search("  a red\nhouse ", k=12)
+    assert [image for image, _ in result] == [searcher.index.ids[row] for row in wanted]
+    assert [score for _, score in result] == pytest.approx([scores[row] for row in wanted], abs=1e-6)
+    images = [image for image, _ in result]
+    assert images.index("99.png") == images.index("03.png") + 1, "the same image twice: a tie, by id"
+    for rank, (image, score) in enumerate(result, 1):
         assert searcher.rank_of("a red house", image) == rank
         assert searcher.score_of("a red house", image) == score
-    assert searcher.search("a red house", k=3) == found[:3]
+    assert searcher.search("a red house", k=3) == result[:3]
 
 
 def test_an_image_finds_captions_and_similar_images(searcher, tmp_path):
     assert searcher.index.captions[:] == ["A dog", "a cat", "a red house"]
     measure = nearest.IMAGE_QUERY[searcher.similarity]
-    (query,) = searcher.run.embed_images([tmp_path / "pictures/05.png"])
+    (query,) = searcher.run.embed_images([tmp_path / "images/05.png"])
     wanted, _ = plain_nearest(measure, query, searcher.index.caption_embeddings, 3)
-    found = searcher.search_image(tmp_path / "pictures/05.png", k=5)
-    assert [caption for caption, _ in found] == [searcher.index.captions[row] for row in wanted]
-    similar = searcher.similar(tmp_path / "pictures/03.png", k=3)
+    result = searcher.search_image(tmp_path / "images/05.png", k=5)
+    assert [caption for caption, _ in result] == [searcher.index.captions[row] for row in wanted]
+    similar = searcher.similar(tmp_path / "images/03.png", k=3)
     assert similar[0] == ("03.png", pytest.approx(1))
     assert similar[1] == ("99.png", similar[0][1])
-    with Image.open(tmp_path / "pictures/03.png") as picture:
-        assert searcher.similar(picture, k=3) == similar
-        assert searcher.similar(picture.convert("RGBA"), k=3) == similar
+    with PILImage.open(tmp_path / "images/03.png") as image:
+        assert searcher.similar(image, k=3) == similar
+        assert searcher.similar(image.convert("RGBA"), k=3) == similar
     assert searcher.similar_to("03.png", k=2) == similar[1:]
-    (query,) = searcher.run.embed_images([tmp_path / "pictures/03.png"])
+    (query,) = searcher.run.embed_images([tmp_path / "images/03.png"])
     third, _ = plain_nearest(COSINE, query, searcher.index.embeddings, 3)
     assert similar[2][0] == searcher.index.ids[third[2]], "cosine, whatever the similarity of the run"
     assert searcher.captions_of(query[None], 1, ["a cat"])[0][0] == "a cat"
@@ -175,7 +176,7 @@ def test_an_image_finds_captions_and_similar_images(searcher, tmp_path):
 
 def test_thumbnails_and_paths(searcher, tmp_path):
     assert searcher.thumbnail("03.png").startswith(b"\xff\xd8\xff")
-    assert searcher.path("03.png") == tmp_path / "pictures/03.png"
+    assert searcher.path("03.png") == tmp_path / "images/03.png"
 
 
 def test_what_cannot_be_asked(searcher, tmp_path):
@@ -184,8 +185,8 @@ def test_what_cannot_be_asked(searcher, tmp_path):
         (lambda: searcher.search("  \n"), "the query is empty"),
         (lambda: searcher.search("xyzzy plugh"), r"unknown words only \(xyzzy, plugh\)"),
         (lambda: searcher.search("?!"), "holds no word"),
-        (lambda: searcher.search("a " * MAX_QUERY_CHARS), "letters; say it in 5,000 at most"),
-        (lambda: searcher.search("a dog", k=0), "-k 0"),
+        (lambda: searcher.search("a " * MAX_QUERY_CHARS), "characters; say it in 5,000 at most"),
+        (lambda: searcher.search("a dog", k=0), "`k` 0"),
         (lambda: searcher.search_image(tmp_path / "broken.jpg"), r"broken.jpg: cannot be read"),
         (lambda: searcher.thumbnail("none"), "has no image none"),
     ]
@@ -199,18 +200,18 @@ def test_an_index_of_another_run(searcher, tmp_path):
     other = FakeRun(tmp_path, searcher.similarity, name="other")
     with pytest.raises(BadInput, match="is the index of another run than"):
         Searcher.open(tmp_path / "index", other)
-    with pytest.raises(BadInput, match="say where it is with --run"):
+    with pytest.raises(BadInput, match="say where it is with `run`"):
         Searcher.open(tmp_path / "index")
     with pytest.raises(BadInput, match="not an index"):
-        Searcher.open(tmp_path / "pictures")
+        Searcher.open(tmp_path / "images")
 
 
 def test_approximate_where_asked_for(tmp_path):
     pytest.importorskip("faiss")
     run = FakeRun(tmp_path, "cosine")
     for number in range(30):
-        paint(tmp_path / "pictures" / f"{number:02d}.png", number)
-    built = build_index(run, [tmp_path / "pictures"], tmp_path / "index", approximate=True)
+        paint(tmp_path / "images" / f"{number:02d}.png", number)
+    built = build_index(run, [tmp_path / "images"], tmp_path / "index", approximate=True)
     assert built.graph is not None
     assert built.graph["recall@10"] == 1
     assert built.graph["queries"] == 15, "without captions, images with noise; half of them chose efSearch"
@@ -218,13 +219,13 @@ def test_approximate_where_asked_for(tmp_path):
     assert searcher.index.graph is not None
     assert exact.index.graph is None
     assert searcher.search("a dog", 5) == exact.search("a dog", 5)
-    paint(tmp_path / "pictures" / "new.png", 77)
-    assert build_index(run, [tmp_path / "pictures"], tmp_path / "index", approximate=True).graph is not None
+    paint(tmp_path / "images" / "new.png", 77)
+    assert build_index(run, [tmp_path / "images"], tmp_path / "index", approximate=True).graph is not None
     assert len(Searcher.open(tmp_path / "index", run).search("a dog", 40)) == 31
-    assert build_index(run, [tmp_path / "pictures"], tmp_path / "index").graph is None
+    assert build_index(run, [tmp_path / "images"], tmp_path / "index").graph is None
     assert not list((tmp_path / "index").glob("*.faiss"))
     with pytest.raises(BadInput, match="order similarity is not an inner product"):
-        build_index(FakeRun(tmp_path, "order"), [tmp_path / "pictures"], tmp_path / "other", approximate=True)
+        build_index(FakeRun(tmp_path, "order"), [tmp_path / "images"], tmp_path / "other", approximate=True)
 
 
 def test_names_on_a_terminal():
@@ -233,9 +234,10 @@ def test_names_on_a_terminal():
 
 def call(monkeypatch, run, *args):
     """search.py as a command would run it, with a run of our own; returns the exit status."""
-    monkeypatch.setattr("retrieval.searcher._open_run", lambda index, folder: run)
-    monkeypatch.setattr(search_script, "open_run", lambda args: run)
-    monkeypatch.setattr(sys, "argv", ["search.py", *map(str, args)])
+    monkeypatch.setattr(Run, "open", lambda folder: run)
+    monkeypatch.setattr(search_commands, "open_run", lambda *_: run)
+    where = ["--run", run.folder] if args[0] == "find" else []  # the run of these tests has no folder
+    monkeypatch.setattr(sys, "argv", ["search.py", *map(str, [*args, *where])])
     try:
         run_script(search_script.main)
     except SystemExit as end:
@@ -251,19 +253,19 @@ def test_find_prints_tables_json_lines_and_sheets(searcher, tmp_path, monkeypatc
     assert head.split() == ["rank", "score", "image"]
     assert [line.split()[2] for line in lines] == [image for image, _ in searcher.search("a dog xyzzy", 3)]
     assert "unknown words, left out: xyzzy" in said.err
-    with Image.open(tmp_path / "new/sheet.png") as sheet:
+    with PILImage.open(tmp_path / "new/sheet.png") as sheet:
         assert sheet.format == "PNG"
     assert call(monkeypatch, run, "find", index, "a dog", "-k", 2, "--format", "jsonl") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [set(row) for row in rows] == [{"rank", "score", "image", "path"}] * 2
     assert [row["rank"] for row in rows] == [1, 2]
-    picture = tmp_path / "pictures/05.png"
-    assert call(monkeypatch, run, "find", index, "--image", picture, "-k", 2, "--format", "jsonl") == 0
+    image = tmp_path / "images/05.png"
+    assert call(monkeypatch, run, "find", index, "--image", image, "-k", 2, "--format", "jsonl") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [set(row) - {"rank", "score"} for row in rows] == [{"caption"}] * 2 + [{"image", "path"}] * 2
     (tmp_path / "mine.txt").write_text("a cat\na dog\n")
     more = ["--captions", tmp_path / "mine.txt", "--sheet", tmp_path / "sheet.png"]
-    assert call(monkeypatch, run, "find", index, "--image", picture, "-k", 2, *more) == 0
+    assert call(monkeypatch, run, "find", index, "--image", image, "-k", 2, *more) == 0
     out = capsys.readouterr().out
     assert "a cat" in out
     assert "A dog" not in out
@@ -272,24 +274,24 @@ def test_find_prints_tables_json_lines_and_sheets(searcher, tmp_path, monkeypatc
 
 BAD = [
     (["{index}"], "neither a sentence nor --image"),
-    (["{index}", "a dog", "--image", "{picture}"], "both a sentence and --image"),
+    (["{index}", "a dog", "--image", "{image}"], "both a sentence and --image"),
     (["{index}", ""], "the query is empty"),
     (["{index}", "xyzzy"], "unknown words only (xyzzy)"),
     (["{index}", "a dog", "-k", "0"], "-k 0"),
     (["{index}", "--image", "{root}/none.png"], "none.png: cannot be read (no such file)"),
-    (["{index}", "a dog", "--captions", "{picture}"], "--captions: are searched from an image"),
-    (["{index}", "--image", "{picture}", "--captions", "{picture}"], "not UTF-8 text"),
-    (["{index}", "--image", "{picture}", "--captions", "{root}/none.txt"], "none.txt: no such file"),
+    (["{index}", "a dog", "--captions", "{image}"], "--captions: are searched from an image"),
+    (["{index}", "--image", "{image}", "--captions", "{image}"], "not UTF-8 text"),
+    (["{index}", "--image", "{image}", "--captions", "{root}/none.txt"], "none.txt: no such file"),
     (["{index}", "a dog", "--sheet", "{root}/sheet.jpg"], "name a file that ends in .png"),
     (["{root}/none", "a dog"], "not an index"),
-    (["{root}/pictures", "a dog"], "not an index"),
+    (["{root}/images", "a dog"], "not an index"),
 ]
 
 
 def test_bad_input_is_one_sentence_and_status_2(searcher, tmp_path, monkeypatch, capsys):
-    places = {"index": tmp_path / "index", "picture": tmp_path / "pictures/05.png", "root": tmp_path}
+    names = {"index": tmp_path / "index", "image": tmp_path / "images/05.png", "root": tmp_path}
     for args, sentence in BAD:
-        args = [arg.format(**places) for arg in args]
+        args = [arg.format(**names) for arg in args]
         assert call(monkeypatch, searcher.run, "find", *args) == 2, args
         said = capsys.readouterr()
         assert sentence in said.err
@@ -339,7 +341,7 @@ def test_a_caption_of_more_images_than_are_said(tmp_path, monkeypatch):
         (others[0], 1, False),
         (best, whole.index(best) + 1, True),
     ]
-    _, (note,) = search_commands.answers_to_sentence(searcher, query, 1)
+    (note,) = search_commands.find_images(searcher, query, 1).notes
     assert note.count(" at rank ") == search_commands.MAX_TRUE_SHOWN
     assert note.endswith(" and 12 more of 40")
 
@@ -353,9 +355,9 @@ def test_a_true_image_that_the_graph_does_not_find_stands_below(tmp_path, monkey
     rank, nearest_images = searcher.rank_of(query, "7.png"), searcher.nearest_images
 
     def forgetful(queries, k):
-        places, scores = nearest_images(queries, k + 1)
-        keep = places[0] != searcher.row_of("7.png")
-        return places[:, keep][:, :k], scores[:, keep][:, :k]
+        best, scores = nearest_images(queries, k + 1)
+        keep = best[0] != searcher.row_of("7.png")
+        return best[:, keep][:, :k], scores[:, keep][:, :k]
 
     monkeypatch.setattr(searcher, "nearest_images", forgetful)
     answer = searcher.ask(query, 9)
@@ -364,18 +366,18 @@ def test_a_true_image_that_the_graph_does_not_find_stands_below(tmp_path, monkey
     last = answer.hits[-1]
     assert (last.rank, last.score, last.below) == (rank, searcher.score_of(query, "7.png"), True)
     assert answer.positions == {"7.png": rank}
-    rows, notes = search_commands.answers_to_sentence(searcher, query, 9)
-    assert notes == [f"a caption of the dataset; true image: 7.png at rank {rank} of 10"]
-    assert len(search_commands.json_lines(rows, notes).splitlines()) == 9
-    assert search_commands.table(rows, notes).splitlines()[10].strip() == "…"
+    result = search_commands.find_images(searcher, query, 9)
+    assert result.notes == [f"a caption of the dataset; true image: 7.png at rank {rank} of 10"]
+    assert len(search_commands.as_jsonl(searcher, result).splitlines()) == 9
+    assert search_commands.as_table(searcher, result).splitlines()[10].strip() == "…"
 
 
 def test_an_index_opens_its_run_where_it_lies(searcher, tmp_path):
     assert Index.open(tmp_path / "index").meta.run == str(searcher.run.folder.resolve())
 
 
-def test_from_photographs_to_answers(tmp_path, monkeypatch, capsys):
-    """The whole way on a handful of pictures, with the weights that come with the install."""
+def test_from_images_to_answers(tmp_path, monkeypatch, capsys):
+    """The whole way on a handful of images, with the weights that come with the install."""
     draw_pictures(tmp_path)
     assert script_call(monkeypatch, prep, *prep_args(tmp_path)) == 0
     train_args = ["strong", "--data", tmp_path / "data/folder", "--runs", tmp_path / "runs", *QUICK]
@@ -387,15 +389,15 @@ def test_from_photographs_to_answers(tmp_path, monkeypatch, capsys):
         status = script_call(monkeypatch, search_script, *args)
         return status, capsys.readouterr()
 
-    # from the photographs, and from the features that prep.py has left: the same
-    for images, out in ((tmp_path / "pictures", "photographs"), (tmp_path / "data/folder", "prepared")):
+    # from the images, and from the features that prep.py has left: the same
+    for images, out in ((tmp_path / "pictures", "images"), (tmp_path / "data/folder", "prepared")):
         status, said = searched("index", run, images, "--out", tmp_path / out)
         assert (status, said.out.splitlines()[0]) == (
             0,
             f"{tmp_path / out}: 24 images (24 new, 0 changed, 0 moved, 0 removed, 0 kept), "
             f"{len(Index.open(tmp_path / out).captions)} captions",
         )
-    one, other = Index.open(tmp_path / "photographs"), Index.open(tmp_path / "prepared")
+    one, other = Index.open(tmp_path / "images"), Index.open(tmp_path / "prepared")
     assert list(one.ids) == list(other.ids)
     np.testing.assert_allclose(one.embeddings, other.embeddings, atol=1e-5)
     query = json.loads((tmp_path / "data/folder/captions.jsonl").read_text().splitlines()[0])["captions"][0]
@@ -404,16 +406,16 @@ def test_from_photographs_to_answers(tmp_path, monkeypatch, capsys):
     assert "0.png at rank" in said.out
     true = Searcher.open(tmp_path / "prepared").true_images(query)
     assert said.out.count("← true") == len(true) >= 1
-    status, said = searched("find", tmp_path / "photographs", "--image", tmp_path / "pictures/0.png", "-k", 3)
+    status, said = searched("find", tmp_path / "images", "--image", tmp_path / "pictures/0.png", "-k", 3)
     assert status == 0
     captions, images = said.out.split("\n\n")
     assert len(captions.splitlines()) == len(images.splitlines()) == 4
     assert images.splitlines()[1].split() == ["1", "1.0000", "0.png"]
-    status, said = searched("find", tmp_path / "photographs", "zyx", "-k", 3)
+    status, said = searched("find", tmp_path / "images", "zyx", "-k", 3)
     assert (status, said.out) == (2, "")
     assert "unknown words only (zyx)" in said.err
     copy = copy_of(run, tmp_path / "copy", seed=1, digests=["0"])
-    status, said = searched("find", tmp_path / "photographs", query, "--run", copy)
+    status, said = searched("find", tmp_path / "images", query, "--run", copy)
     assert status == 2
     assert "is the index of another run" in said.err
-    assert searched("index", copy, tmp_path / "pictures", "--out", tmp_path / "photographs")[0] == 2
+    assert searched("index", copy, tmp_path / "pictures", "--out", tmp_path / "images")[0] == 2

@@ -25,9 +25,9 @@ async function ask(address, body) {
 }
 
 function show(page) {
-  const found = page.getElementById("answer");
-  if (!found) return fail("the server has sent no answer; see what app.py says");
-  answer.replaceChildren(...found.childNodes);
+  const fresh = page.getElementById("answer");
+  if (!fresh) return fail("the server has sent no answer; see what app.py says");
+  answer.replaceChildren(...fresh.childNodes);
   say(page.getElementById("error").textContent, page.getElementById("status").textContent);
   document.title = page.title;
   field.value = page.getElementById("q").value;
@@ -55,17 +55,17 @@ function go(address) {
 }
 
 function askSentence() {
-  const most = Number(document.body.dataset.longest);
+  const most = Number(document.body.dataset.maxQueryChars);
   if (!field.value.trim()) return fail("the query is empty; describe the image you look for in a sentence");
   if (field.value.length > most) {
     const [has, may] = [field.value.length, most].map((number) => number.toLocaleString("en"));
-    return fail(`the query has ${has} letters; say it in ${may} at most`);
+    return fail(`the query has ${has} characters; say it in ${may} at most`);
   }
   return go(`/?${new URLSearchParams({ q: field.value, k: at("k").value })}`);
 }
 
 function askImage(file) {
-  const most = Number(document.body.dataset.megabytes);
+  const most = Number(document.body.dataset.maxUpload);
   if (!file) return fail("no file came along; drop one that holds an image");
   if (file.size > most * 1e6 - 1000) return fail(`the file is too large; choose one of ${most} MB at most`);
   history.pushState({ sent: sent.push(file) - 1, k: at("k").value }, "", "/");
@@ -97,7 +97,7 @@ at("file").addEventListener("change", (event) => {
 });
 addEventListener("paste", (event) => {
   const [file] = event.clipboardData.files;
-  if (!file) return; // text: the field's own business
+  if (!file) return; // text: the field takes it
   event.preventDefault();
   askImage(file);
 });
@@ -108,7 +108,7 @@ addEventListener("popstate", () => {
   else ask(location.pathname + location.search);
 });
 
-// Dropping: the whole page is the place for it.
+// Dropping: the whole page takes it.
 let depth = 0; // a step from one element into another is an enter, then a leave
 const hold = (change) => document.body.classList.toggle("over", (depth = Math.max(0, depth + change)) > 0);
 const bringsFiles = (event) => event.dataTransfer.types.includes("Files");
@@ -128,13 +128,13 @@ function listTiles() {
   tiles = [...answer.querySelectorAll(".tile")];
 }
 
-function open(place) {
-  shown = (place + tiles.length) % tiles.length; // behind the last comes the first
-  place = shown;
-  const tile = tiles[place], small = tile.querySelector("img"), large = new Image();
+function open(index) {
+  shown = (index + tiles.length) % tiles.length; // behind the last comes the first
+  index = shown;
+  const tile = tiles[index], small = tile.querySelector("img"), large = new Image();
   at("large").src = small ? small.src : "/icon.svg";
   at("large").alt = tile.title;
-  large.onload = () => shown === place && (at("large").src = large.src);
+  large.onload = () => shown === index && (at("large").src = large.src);
   large.src = tile.href;
   const [rank, score] = ["rank", "score"].map((name) => tile.parentElement.querySelector(`.${name}`).textContent);
   at("large-text").textContent = `${rank} · ${score} · ${tile.title}`;

@@ -179,7 +179,7 @@ def test_empty_and_very_long_queries_show_a_message(page):
     page.keyboard.press("Enter")
     assert error(page).lower().startswith("the query is empty")
     type_query(page, "a " * MAX_QUERY_CHARS)
-    assert "letters; say it in 5,000 at most" in error(page)
+    assert "characters; say it in 5,000 at most" in error(page)
     type_query(page, "a dog " * (MAX_QUERY_CHARS // 6))
     page.locator(".tile").first.wait_for()
     type_query(page, "xyzzy")

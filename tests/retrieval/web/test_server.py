@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 from urllib.parse import quote, urlsplit
 
 import pytest
-from PIL import Image
+from PIL import Image as PILImage
 
 import app
 from retrieval.build import build_index
@@ -98,8 +98,8 @@ def test_the_true_image_of_a_caption_is_marked_and_its_position_said(port, searc
     assert [row["image"] for row in answer["images"] if row["true"]] == sorted(
         true, key=lambda image: searcher.rank_of(caption, image)
     )
-    places = ", ".join(str(place) for place in sorted(searcher.rank_of(caption, image) for image in true))
-    assert f"images stand at positions {places} of 24." in answer["notes"][0]
+    positions = ", ".join(str(rank) for rank in sorted(searcher.rank_of(caption, image) for image in true))
+    assert f"images stand at positions {positions} of 24." in answer["notes"][0]
 
 
 def test_an_image_finds_captions_similar_images_and_emoji(port, searcher, page_folder):
@@ -132,10 +132,10 @@ def test_the_page_holds_the_answer_of_its_address(port):
         page = Page(content)
         assert status == 200
         assert "7 of 24 images" in page.texts["status"]
-        assert sum(place.startswith("/thumbnail/") for place in page.addresses) == 7 + ("similar" in path)
-        for place in page.addresses:
-            assert not urlsplit(place).netloc, "no other host"
-            assert ask(port, place)[0] == 200, place
+        assert sum(url.startswith("/thumbnail/") for url in page.addresses) == 7 + ("similar" in path)
+        for url in page.addresses:
+            assert not urlsplit(url).netloc, "no other host"
+            assert ask(port, url)[0] == 200, url
 
 
 def test_an_image_that_is_sent_to_the_page_without_its_script(port, page_folder):
@@ -240,7 +240,7 @@ def test_what_cannot_be_asked(port, path, status, sentence):
         page = Page(content)
         assert got == 400
         assert sentence in page.texts["error"]
-        assert not any(place.startswith("/thumbnail") for place in page.addresses)
+        assert not any(url.startswith("/thumbnail") for url in page.addresses)
 
 
 def test_other_methods(port):
@@ -263,7 +263,7 @@ def test_only_its_own_name_is_answered_on_loopback(port, searcher):
         "127.0.0.1.evil.example",
     ):
         status, said = refusal(port, "/", Host=host)
-        assert (status, said) == (400, "this page answers to its own address only, as app.py has said it")
+        assert (status, said) == (400, "this page answers to its own address only, as app.py has printed it")
     with served(searcher, "0.0.0.0") as everywhere:
         assert ask(everywhere, "/", Host="photographs.example")[0] == 200
 
@@ -274,25 +274,25 @@ def test_images_go_out_as_jpeg_from_the_index_only(port, searcher, page_folder):
     assert (status, headers["Content-Type"], small) == (200, "image/jpeg", searcher.thumbnail("7.png"))
     status, headers, large = ask(port, f"/image/{row}")
     assert (status, headers["Content-Type"]) == (200, "image/jpeg")
-    assert Image.open(io.BytesIO(large)).size == (64, 64)
+    assert PILImage.open(io.BytesIO(large)).size == (64, 64)
     for path in (f"/thumbnail/{row}", f"/image/{row}"):
         etag = ask(port, path)[1]["ETag"]
         status, headers, content = ask(port, path, If_None_Match=etag)
         assert (status, content) == (304, b"")
-    photograph = searcher.path("7.png")
-    kept = photograph.read_bytes()
+    file = searcher.path("7.png")
+    kept = file.read_bytes()
     try:
-        for change in (photograph.unlink, lambda: photograph.write_bytes(SVG), lambda: os.mkfifo(photograph)):
-            photograph.unlink(missing_ok=True)
-            if change != photograph.unlink:
+        for change in (file.unlink, lambda: file.write_bytes(SVG), lambda: os.mkfifo(file)):
+            file.unlink(missing_ok=True)
+            if change != file.unlink:
                 change()
             assert ask(port, f"/image/{row}")[2] == small, "the file has gone, or is no image: the small one is there"
-        photograph.unlink()
-        Image.new("RGB", (4000, 1000)).save(photograph, "PNG")
-        assert Image.open(io.BytesIO(ask(port, f"/image/{row}")[2])).size == (1600, 400)
+        file.unlink()
+        PILImage.new("RGB", (4000, 1000)).save(file, "PNG")
+        assert PILImage.open(io.BytesIO(ask(port, f"/image/{row}")[2])).size == (1600, 400)
     finally:
-        photograph.unlink(missing_ok=True)
-        photograph.write_bytes(kept)
+        file.unlink(missing_ok=True)
+        file.write_bytes(kept)
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -319,11 +319,11 @@ def test_a_query_cannot_write_into_the_page(port):
 def test_a_hundred_queries_at_once(port, searcher, page_folder):
     sentences = [f"a {color} {shape}" for color in ("red", "green", "blue", "yellow") for shape in ("circle", "square")]
     wanted = {sentence: searcher.search(sentence, 5) for sentence in sentences}
-    picture = (page_folder / "pictures/3.png").read_bytes()
+    image = (page_folder / "pictures/3.png").read_bytes()
 
     def one(number):
         if number % 10 == 9:
-            status, answer = ask_json(port, "/api/image?k=5", picture, Content_Type="image/png")
+            status, answer = ask_json(port, "/api/image?k=5", image, Content_Type="image/png")
             return status == 200 and answer["images"][0]["image"] == "3.png"
         sentence = sentences[number % len(sentences)]
         status, answer = ask_json(port, f"/api/search?q={quote(sentence)}&k=5")
@@ -335,9 +335,9 @@ def test_a_hundred_queries_at_once(port, searcher, page_folder):
 
 def test_queries_while_everything_is_still_read(page_folder):
     fresh = Searcher.open(page_folder / "index")
-    picture = (page_folder / "pictures/3.png").read_bytes()
+    image = (page_folder / "pictures/3.png").read_bytes()
     with served(fresh, ready=False) as port, ThreadPoolExecutor(8) as threads:
-        sent = threads.submit(ask_json, port, "/api/image?k=5", picture)
+        sent = threads.submit(ask_json, port, "/api/image?k=5", image)
         while not sent.done():
             assert all(status == 200 for status, *_ in threads.map(ask, [port] * 7, ["/?q=a+red+circle"] * 7))
         status, answer = sent.result()
@@ -394,8 +394,8 @@ def run_app(*args):
 def test_the_command_says_its_address_and_ends_quietly(page_folder):
     with run_app(page_folder / "index", "--port", "0") as process:
         line = process.stderr.readline()
-        assert line.startswith("app.py: 24 images on http://127.0.0.1:")
-        port = urlsplit(line.split()[4]).port
+        assert line.startswith("24 images on http://127.0.0.1:")
+        port = urlsplit(line.split()[3]).port
         assert ask(port, "/?q=a+red+circle")[0] == 200
         assert call_with_taken_port(page_folder, port) == 2
         process.send_signal(signal.SIGINT)
