@@ -23,6 +23,7 @@ from features.datasets.line_files import (
     table_delimiter,
 )
 from features.datasets.vsepp import is_vsepp, read_vsepp
+from features.images.decode import IMAGE_SUFFIXES
 from utils import BadInput, did_you_mean
 
 # What each dataset's folder may hold, the first that is there is read.
@@ -56,8 +57,6 @@ LISTS = (
     ("train.txt", "val.txt", "test.txt"),
     ("train.txt", "dev.txt", "test.txt"),
 )
-
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 
 Ratio = tuple[float, float, float]
 
@@ -262,7 +261,7 @@ def read_lists(folder: Path) -> dict[str, str]:
 def without_ending(key: str) -> str:
     """An id without the ending of an image file: `a.jpg` is `a`, but `a.jpg.1` stays what it is."""
     stem, dot, ending = key.rpartition(".")
-    return stem if dot and f".{ending.casefold()}" in IMAGE_ENDINGS else key
+    return stem if dot and f".{ending.casefold()}" in IMAGE_SUFFIXES else key
 
 
 def finder(known: Iterable[str]) -> Callable[[str], str | None]:

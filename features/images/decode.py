@@ -12,6 +12,8 @@ from PIL import ImageOps
 MAX_ASPECT_RATIO = (
     50  # a longer side of more than so many shorter ones would fill the memory once the shorter is scaled up
 )
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm",
+                  ".pgm", ".avif", ".jp2")  # fmt: skip
 
 
 class Unreadable(Exception):
