@@ -43,6 +43,11 @@ def hash_split(image_id: str, ratio: tuple[float, float, float] = (80, 10, 10)) 
     return "train" if place < train else "val" if place < train + val else "test"
 
 
+def is_vsepp(folder: Path) -> bool:
+    """Return whether this is a folder that VSE++ trains from, which holds features and captions."""
+    return (folder / "train_ims.npy").is_file() or (folder / "train_caps.txt").is_file()
+
+
 def clean_caption(caption: str) -> str:
     """White space folded to single blanks: a caption is one line everywhere in this project."""
     return " ".join(caption.split())

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from features.datasets.dataset import SPLITS, Dataset, Image, check, hash_split
+from features.datasets.dataset import SPLITS, Dataset, Image, check, hash_split, is_vsepp
 from features.datasets.json_files import RESTVAL, TRAIN_OR_VAL, read_json_captions
 from features.datasets.line_files import (
     Source,
@@ -22,7 +22,7 @@ from features.datasets.line_files import (
     read_tokens,
     table_delimiter,
 )
-from features.datasets.vsepp import is_vsepp, read_vsepp
+from features.datasets.vsepp import read_vsepp
 from features.images.decode import IMAGE_SUFFIXES
 from utils import BadInput, did_you_mean
 

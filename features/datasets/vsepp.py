@@ -28,10 +28,6 @@ class Part:
         return [f"{self.split}-{number:06d}" for number in range(len(self.first))]
 
 
-def is_vsepp(folder: Path) -> bool:
-    return (folder / "train_ims.npy").is_file() or (folder / "train_caps.txt").is_file()
-
-
 def read_vsepp(name: str, folder: Path) -> Dataset:
     """The dataset of a VSE++ folder, ids `train-000000` and so on, no paths. Raises BadInput if files do not match."""
     notes, images = [], []
