@@ -12,15 +12,7 @@ from features.datasets.dataset import SPLITS, Dataset, check_on_disk
 from features.datasets.precomputed import load_precomputed
 from features.datasets.readers import read
 from features.images.store import FeatureStore, store_name, write_store
-from features.options import (
-    CAPTIONS,
-    DEFAULT_BACKBONE,
-    DRAWN,
-    VOCABULARY,
-    PrepOptions,
-    check_sources,
-    source_of,
-)
+from features.options import CAPTIONS, DEFAULT_BACKBONE, DRAWN, VOCABULARY, PrepOptions, check_sources, source_of
 from features.prepared import Prepared, write_prepared
 from features.text.hub import text_store_name
 from features.text.store import SUFFIX, update_text_store

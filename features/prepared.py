@@ -47,11 +47,7 @@ class Split:
 
 
 def write_prepared(
-    folder: Path,
-    dataset: Dataset,
-    images: Path | None,
-    vocabulary: Vocabulary,
-    source: dict[str, Any] | None = None,
+    folder: Path, dataset: Dataset, images: Path | None, vocabulary: Vocabulary, source: dict[str, Any] | None = None
 ) -> None:
     """Write captions.jsonl, vocabulary.json and dataset.json (where the images lie, and what was left out).
 
@@ -172,18 +168,17 @@ class Prepared:
         return Split(name, ids, captions, image_of_caption, self.features_of(ids, features, normalize))
 
     def features_of(self, ids: Sequence[str], features: Sequence[str], normalize: bool) -> np.ndarray | FeatureMaps:
-        """Read the features of images, (N, D) float32, joined; maps (N, H, W, C) are read as they are used."""
-        stores = [self.store(feature) for feature in features]
-        if len(stores) == 1 and len(stores[0].shape) == 3:
-            return FeatureMaps(stores[0], stores[0].rows(ids), normalize)
-        if any(len(store.shape) == 3 for store in stores):
-            raise BadInput(f"`features` {' '.join(features)}: spatial maps are not joined with others; name one alone")
-        return self.joined(ids, features, normalize)
+        """Read the features of N images, joined to (N, D) float32 block by block: only the result is held whole.
 
-    def joined(self, ids: Sequence[str], features: Sequence[str], normalize: bool) -> np.ndarray:
-        """Read the joined features of images, (N, D) float32, block by block: only the result is held whole."""
+        Maps (N, H, W, C) are read as they are used. Raises BadInput if a store lacks an image, or maps shall be joined.
+        """
         stores = [self.store(feature) for feature in features]
         rows = [store.rows(ids) for store in stores]
+        if any(len(store.shape) == 3 for store in stores):
+            if len(stores) > 1:
+                named = " ".join(features)
+                raise BadInput(f"`features` {named}: spatial maps are not joined with others; name one alone")
+            return FeatureMaps(stores[0], rows[0], normalize)
         out = np.empty((len(ids), sum(store.shape[0] for store in stores)), np.float32)
         for start in range(0, len(ids), ROWS_PER_BLOCK):
             parts = [store.read(r[start : start + ROWS_PER_BLOCK]) for store, r in zip(stores, rows, strict=True)]
@@ -232,9 +227,5 @@ def newest_prepared(root: Path) -> Path:
     folders = [path.parent for path in root.glob(f"*/{CAPTIONS}")] if root.is_dir() else []
     if not folders:
         raise BadInput(f"{root}: holds no prepared folder; run prep.py first, or name one with `data`")
-    return max(folders, key=_last_change)
-
-
-def _last_change(folder: Path) -> float:
-    """When a store was completed or the captions were written, whichever is later."""
-    return max(path.stat().st_mtime for path in (folder / CAPTIONS, *folder.glob("*.h5")))
+    # The last change: when a store was completed or the captions were written, whichever is later.
+    return max(folders, key=lambda f: max(path.stat().st_mtime for path in (f / CAPTIONS, *f.glob("*.h5"))))

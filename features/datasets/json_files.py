@@ -5,13 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from features.datasets.line_files import (
-    AGAIN,
-    Source,
-    caption_text,
-    image_id,
-    read_text,
-)
+from features.datasets.line_files import AGAIN, Source, caption_text, image_id, read_text
 from utils import BadInput
 
 # Words for splits that are settled later, because options decide: see features/datasets/readers.py.

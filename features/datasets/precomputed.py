@@ -189,10 +189,6 @@ def _in_memory(array: np.ndarray, ids: list[str] | None = None) -> Table:
     return Table(lambda index: array[index], array.shape, array.dtype, ids)
 
 
-def _open_npy(file: Path) -> Table:
-    return _in_memory(open_npy(file))
-
-
 def _open_npz(file: Path) -> Table:
     with _reading(file, ".npz archive"), np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
@@ -201,7 +197,7 @@ def _open_npz(file: Path) -> Table:
 
 
 def _open_h5(file: Path) -> Table:
-    with _h5(file) as store:
+    with _reading(file, "HDF5 file"), h5py.File(file, "r") as store:
         arrays = _datasets(store)
         key, ids = _features_and_ids(file, arrays)
         return Table(_h5_rows(file, key), arrays[key].shape, arrays[key].dtype, ids)
@@ -219,7 +215,7 @@ def _features_and_ids(file: Path, arrays: Mapping[str, Any]) -> tuple[str, list[
 def _open_mat(file: Path) -> Table:
     """MATLAB: D×N in files up to v7; v7.3 is HDF5, which shows the same matrix as N×D."""
     if h5py.is_hdf5(file):
-        with _h5(file) as store:
+        with _reading(file, "HDF5 file"), h5py.File(file, "r") as store:
             arrays = {name: array for name, array in _datasets(store).items() if array.ndim == 2}
             key = _only(file, [name for name in arrays if arrays[name].dtype.kind in "fiu"], "feats")
             return Table(_h5_rows(file, key), arrays[key].shape, arrays[key].dtype)
@@ -252,13 +248,13 @@ def _open_vsepp(folder: Path) -> Table:
     return Table(rows, (len(ids), *parts[0].rows.shape[1:]), dtype, ids)
 
 
-OPENERS = {".npy": _open_npy, ".npz": _open_npz, ".h5": _open_h5, ".hdf5": _open_h5, ".mat": _open_mat}
-
-
-@contextlib.contextmanager
-def _h5(file: Path) -> Iterator[h5py.File]:
-    with _reading(file, "HDF5 file"), h5py.File(file, "r") as store:
-        yield store
+OPENERS = {
+    ".npy": lambda file: _in_memory(open_npy(file)),
+    ".npz": _open_npz,
+    ".h5": _open_h5,
+    ".hdf5": _open_h5,
+    ".mat": _open_mat,
+}
 
 
 @contextlib.contextmanager
@@ -291,7 +287,7 @@ def _h5_rows(file: Path, key: str) -> Rows:
         order = np.argsort(index, kind="stable")
         ascending = index[order]
         runs = np.split(ascending, np.flatnonzero(np.diff(ascending) != 1) + 1)
-        with _h5(file) as store:
+        with _reading(file, "HDF5 file"), h5py.File(file, "r") as store:
             read = np.concatenate([store[key][run[0] : run[-1] + 1] for run in runs])
         out = np.empty_like(read)
         out[order] = read

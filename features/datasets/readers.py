@@ -5,23 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from features.datasets import line_files
 from features.datasets.dataset import SPLITS, Dataset, Image, check, hash_split, is_vsepp
 from features.datasets.json_files import RESTVAL, TRAIN_OR_VAL, read_json_captions
-from features.datasets.line_files import (
-    Source,
-    columns_of,
-    image_id,
-    is_token,
-    numbered_lines,
-    numbered_separator,
-    read_json_lines,
-    read_kaggle,
-    read_numbered,
-    read_table,
-    read_text,
-    read_tokens,
-    table_delimiter,
-)
+from features.datasets.line_files import Source, image_id, numbered_lines, read_text
 from features.datasets.vsepp import read_vsepp
 from features.images.decode import IMAGE_SUFFIXES
 from utils import BadInput, did_you_mean
@@ -40,15 +27,6 @@ FILES = {
     "folder": (
         *(f"{stem}{suffix}" for stem in ("captions", "metadata") for suffix in (".csv", ".tsv", ".jsonl", ".txt")),
     ),
-}
-
-READERS: dict[str, Callable[[Path, str], Source]] = {
-    "json": read_json_captions,
-    "json lines": read_json_lines,
-    "tokens": read_tokens,
-    "numbered": read_numbered,
-    "kaggle": read_kaggle,
-    "table": read_table,
 }
 
 # Names of the three lists: those of Flickr8k, of Flickr30k Entities, and the latter with another word for val.
@@ -88,7 +66,8 @@ def read(
     captions = Path(captions)
     if name not in FILES:
         raise BadInput(f"dataset {name}: unknown; {did_you_mean(name, FILES)}")
-    _check_ratio(split_ratio)
+    if len(split_ratio) != 3 or not all(0 < part < float("inf") for part in split_ratio):
+        raise BadInput("`split_ratio`: needs three numbers above 0 for train, val and test, such as 80 10 10")
     if not captions.exists():
         raise BadInput(f"{captions}: no such file or folder; point `captions` to the captions of {name}")
     if images is not None and not Path(images).is_dir():
@@ -99,13 +78,14 @@ def read(
         return read_vsepp(name, captions)
     file, notes = find_file(name, captions)
     text = read_text(file)
-    source = READERS[kind_of(name, file, text)](file, text)
+    source = reader_of(name, file, text)(file, text)
     if not source.captions:
         raise BadInput(f"{file}: holds no image; check that `captions` names the right file")
     notes += source.notes
-    lists = Path(splits) if splits is not None else _lists_beside(file)
-    if lists is not None:
-        split_of, more = split_by_lists(source, lists)
+    if splits is None and ".token" in file.name and any((file.parent / list_).is_file() for list_ in LISTS[0]):
+        splits = file.parent  # as Flickr8k was published
+    if splits is not None:
+        split_of, more = split_by_lists(source, Path(splits))
     elif source.splits:
         split_of, more = split_as_published(source, restval, split_ratio)
     else:
@@ -129,22 +109,22 @@ def find_file(name: str, captions: Path) -> tuple[Path, list[str]]:
     return files[0], [f"captions read from {files[0].name}; {others} beside it not: `captions` chooses"] * bool(others)
 
 
-def kind_of(name: str, file: Path, text: str) -> str:
-    """Return which of READERS a file is for, by its content, then by its name. Raises BadInput if it is for none."""
+def reader_of(name: str, file: Path, text: str) -> Callable[[Path, str], Source]:
+    """Return the reader of a file, by its content, then by its name. Raises BadInput if there is none."""
     lines = numbered_lines(text)
     head = next(lines)[1].strip()
     if file.suffix in (".jsonl", ".ndjson"):
-        return "json lines"
+        return line_files.read_json_lines
     if head[0] in "{[" or file.suffix == ".json":
-        return "json lines" if next(lines, None) and _is_object(head) else "json"
-    if ".token" in file.name or is_token(head):
-        return "tokens"
-    if numbered_separator(head):
-        return "numbered"
-    if name != "folder" and columns_of(head, ",") == ["image", "caption"]:
-        return "kaggle"
-    if table_delimiter(head) or file.suffix in (".csv", ".tsv") or name == "folder":
-        return "table"
+        return line_files.read_json_lines if next(lines, None) and _is_object(head) else read_json_captions
+    if ".token" in file.name or line_files.is_token(head):
+        return line_files.read_tokens
+    if line_files.numbered_separator(head):
+        return line_files.read_numbered
+    if name != "folder" and line_files.columns_of(head, ",") == ["image", "caption"]:
+        return line_files.read_kaggle
+    if line_files.table_delimiter(head) or file.suffix in (".csv", ".tsv") or name == "folder":
+        return line_files.read_table
     raise BadInput(
         f"{file}: not a caption file of {name} (it begins {head[:60]!r}); known are {', '.join(FILES[name])}, "
         f"and for your own CSV or JSON lines the dataset 'folder'"
@@ -163,11 +143,6 @@ def _path_of(images: Path | None, subfolder: str | None, key: str) -> Path | Non
         return None
     nested = Path(images) / (subfolder or "") / key
     return nested if subfolder and nested.is_file() else Path(images) / key
-
-
-def _check_ratio(ratio: Ratio) -> None:
-    if len(ratio) != 3 or not all(0 < part < float("inf") for part in ratio):
-        raise BadInput("`split_ratio`: needs three numbers above 0 for train, val and test, such as 80 10 10")
 
 
 # Splits: each function returns the split of every image that stays, in dataset order, and notes.
@@ -213,14 +188,9 @@ def split_by_lists(source: Source, folder: Path) -> tuple[dict[str, str], list[s
     listed = read_lists(folder)
     find = finder(listed)
     matches: dict[str, list[str]] = {}
-    left_out = []
     for key in source.captions:
-        entry = find(key)
-        if entry is None:
-            left_out.append(key)
-        else:
-            matches.setdefault(entry, []).append(key)
-    file = source.path.name
+        matches.setdefault(find(key) or "", []).append(key)
+    left_out, file = matches.pop("", []), source.path.name
     if not matches:
         raise BadInput(
             f"{folder}: its lists name none of the {len(source.captions):,} images of {file}, the first "
@@ -283,10 +253,3 @@ def finder(known: Iterable[str]) -> Callable[[str], str | None]:
         return without_ending(key) if without_ending(key) in exact else bare.get(key)
 
     return find
-
-
-def _lists_beside(file: Path) -> Path | None:
-    """Return the folder of the original Flickr8k files, if `file` lies in it."""
-    if ".token" in file.name and any((file.parent / name).is_file() for name in LISTS[0]):
-        return file.parent
-    return None
