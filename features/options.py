@@ -183,9 +183,8 @@ def check_given(options: PrepOptions) -> None:
     files = [text_store_name(encoder) for encoder in options.text_encoder]
     for encoder, file in zip(options.text_encoder, files, strict=True):
         if files.count(file) > 1:
-            raise BadInput(
-                f"`text_encoder` {encoder}: another one would be kept as {file}.text.h5, too; name one of them"
-            )
+            kept = f"another one would be kept as {file}.text.h5, too"
+            raise BadInput(f"`text_encoder` {encoder}: {kept}; name one of them")
 
 
 def check_sources(options: PrepOptions) -> None:

@@ -126,10 +126,8 @@ def extract_features(options: PrepOptions, dataset: Dataset, backbones: list["Ba
     for image, reason in unreadable.items():
         log(f"cannot be read: {image}: {reason}")
     if not options.skip_unreadable:
-        raise BadInput(
-            f"{len(unreadable):,} images cannot be read; all others are kept: mend them and repeat the command "
-            f"(without `fresh`), or go on without them with `skip_unreadable`"
-        )
+        remedy = "mend them and repeat the command (without `fresh`), or go on without them with `skip_unreadable`"
+        raise BadInput(f"{len(unreadable):,} images cannot be read; all others are kept: {remedy}")
     log(f"{len(unreadable):,} images that cannot be read left out")
     return without(dataset, unreadable, "that cannot be read")
 

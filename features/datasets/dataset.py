@@ -91,10 +91,8 @@ def check(dataset: Dataset, source: Path | str) -> Dataset:
             raise BadInput(f"{source}: image {image.id} has split {image.split!r}; it must be train, val or test")
     for split in SPLITS:
         if not any(image.split == split for image in images):
-            raise BadInput(
-                f"{source}: the {split} split has no image; name the splits with `splits`, "
-                f"or leave the split column out and let `split_ratio` draw them"
-            )
+            remedy = "name the splits with `splits`, or leave the split column out and let `split_ratio` draw them"
+            raise BadInput(f"{source}: the {split} split has no image; {remedy}")
     return replace(dataset, images=tuple(images), notes=tuple(notes))
 
 

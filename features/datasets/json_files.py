@@ -26,10 +26,8 @@ def read_json_captions(path: Path, text: str) -> Source:
         return read_karpathy(path, value)
     if isinstance(value, dict) and "image" in value:
         return read_records(path, [value])
-    raise BadInput(
-        f"{path}: is JSON, but neither Karpathy's (images with sentences) nor COCO's (images and annotations); "
-        f"check that `captions` names the right file"
-    )
+    known = "neither Karpathy's (images with sentences) nor COCO's (images and annotations)"
+    raise BadInput(f"{path}: is JSON, but {known}; {AGAIN}")
 
 
 def parse(path: Path, text: str) -> Any:
@@ -59,10 +57,7 @@ def read_karpathy(path: Path, value: dict[str, Any]) -> Source:
             raise BadInput(f"{path}: {where}, {key}, stands in it twice; give every image one entry")
         sentences = entry.get("sentences")
         if not isinstance(sentences, list):
-            raise BadInput(
-                f"{path}: {where}, {key}, has no list of sentences, so it is not Karpathy's file; "
-                f"check that `captions` names the right file"
-            )
+            raise BadInput(f"{path}: {where}, {key}, has no list of sentences, so it is not Karpathy's file; {AGAIN}")
         source.captions[key] = [_sentence(path, f"{where}, {key},", sentence) for sentence in sentences]
         word = entry.get("split")
         if word not in ("train", "val", "test", RESTVAL):
@@ -118,10 +113,8 @@ def _add_coco(source: Source, path: Path, value: Any, subfolder: str = "", word:
     strange = []
     for number, annotation in enumerate(_objects(path, value, "annotations"), 1):
         if "caption" not in annotation:
-            raise BadInput(
-                f"{path}: annotation {number} has no caption, so it is another of COCO's files; "
-                f"give captions_train2014.json or its like with `captions`"
-            )
+            what = f"annotation {number} has no caption, so it is another of COCO's files"
+            raise BadInput(f"{path}: {what}; give captions_train2014.json or its like with `captions`")
         key = names.get(_hashable(annotation.get("image_id")), "")
         if key:
             source.captions[key].append(caption_text(path, f"annotation {number}", annotation["caption"]))
@@ -142,5 +135,5 @@ def _objects(path: Path, value: Any, key: str) -> list[dict[str, Any]]:
     rows = value.get(key) if isinstance(value, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         what = f"has no list of objects named {key}, so it is neither Karpathy's nor COCO's file"
-        raise BadInput(f"{path}: {what}; check that `captions` names the right file")
+        raise BadInput(f"{path}: {what}; {AGAIN}")
     return rows

@@ -63,33 +63,30 @@ class Source:
             raise BadInput(f"{self.path}: {where} has the split {split!r}; it must be train, val or test")
         earlier = self.splits.setdefault(key, SPLIT_WORDS[split])
         if earlier != SPLIT_WORDS[split]:
-            where = f"{self.path}: {where}"
-            raise BadInput(f"{where} puts {key} into {split}, an earlier one into {earlier}; keep it in one split")
+            what = f"puts {key} into {split}, an earlier one into {earlier}; keep it in one split"
+            raise BadInput(f"{self.path}: {where} {what}")
 
     def add_json(self, where: str, row: Any) -> None:
         """Add one JSON object with an image, its caption or captions, and perhaps a split."""
-        where_in_file = f"{self.path}: {where}"
         if not isinstance(row, dict):
             example = '{"image": "a.jpg", "caption": "..."}'
-            raise BadInput(f"{where_in_file} is not an object like {example}; mend that line")
+            raise BadInput(f"{self.path}: {where} is not an object like {example}; mend that line")
         row = {str(key).casefold(): value for key, value in row.items()}
         image = next((row[name] for name in IMAGE_COLUMNS if name in row), None)
         captions = next((row[name] for name in CAPTION_COLUMNS if name in row), None)
         if captions is None:
-            raise BadInput(f'{where_in_file} has no "caption" or "captions"; give every image its captions')
+            raise BadInput(f'{self.path}: {where} has no "caption" or "captions"; give every image its captions')
         split = row.get("split") or ""
         if not isinstance(split, str):
-            raise BadInput(f"{where_in_file} has a split that is not text; it must be train, val or test")
+            raise BadInput(f"{self.path}: {where} has a split that is not text; it must be train, val or test")
         self.add(where, image, captions if isinstance(captions, list) else [captions], split)
 
     def with_all_splits(self) -> "Source":
         """Return the source itself. Raises BadInput if some images have a split and some have none."""
         without = [key for key in self.captions if key not in self.splits]
         if self.splits and without:
-            raise BadInput(
-                f"{self.path}: {len(without):,} images have no split while others have one, the first {without[0]}; "
-                f"fill the split column, or leave it out and let `split_ratio` draw it"
-            )
+            what = f"{len(without):,} images have no split while others have one, the first {without[0]}"
+            raise BadInput(f"{self.path}: {what}; fill the split column, or leave it out: `split_ratio` draws it")
         return self
 
 
@@ -257,10 +254,8 @@ def read_table(path: Path, text: str) -> Source:
     header = next(numbered_lines(text))[1]
     delimiter = table_delimiter(header)
     if not delimiter:
-        raise BadInput(
-            f"{path}: line 1 names the columns {header.strip()[:80]!r}; it needs a header with an image and a caption "
-            f"column (image,caption or image,caption,split)"
-        )
+        needed = "it needs a header with an image and a caption column (image,caption or image,caption,split)"
+        raise BadInput(f"{path}: line 1 names the columns {header.strip()[:80]!r}; {needed}")
     columns = columns_of(header, delimiter)
     image, caption = (
         next(columns.index(name) for name in known if name in columns) for known in (IMAGE_COLUMNS, CAPTION_COLUMNS)
@@ -273,10 +268,8 @@ def read_table(path: Path, text: str) -> Source:
         if len(row) < len(columns):
             raise _damaged(path, number, f"has {len(row)} of {len(columns)} columns")
         if any(cell.strip() for cell in row[len(columns) :]):
-            raise BadInput(
-                f"{path}: line {number} has {len(row)} columns where the header has {len(columns)}; "
-                f"put quotes around captions that hold the delimiter"
-            )
+            what = f"has {len(row)} columns where the header has {len(columns)}"
+            raise BadInput(f"{path}: line {number} {what}; put quotes around captions that hold the delimiter")
         source.add(f"line {number}", row[image], [row[caption]], row[split] if split is not None else "")
     return source.with_all_splits()
 

@@ -92,10 +92,8 @@ def load_precomputed(file: Path, dataset: Dataset, ids: Path | None = None) -> P
                 block = table.rows(chosen[start : start + step]).astype(dtype)
             finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
             if not finite.all():
-                raise BadInput(
-                    f"{file}: the features of {wanted[start + int(np.argmin(finite))]} are not all finite (NaN, or too "
-                    f"large for {dtype}); compute that row again, or leave the image out"
-                )
+                what = f"{wanted[start + int(np.argmin(finite))]} are not all finite (NaN, or too large for {dtype})"
+                raise BadInput(f"{file}: the features of {what}; compute that row again, or leave the image out")
             yield block
 
     return Precomputed(wanted, table.shape[1:], dtype, blocks, _digest(file, ids), tuple(notes))
@@ -116,9 +114,7 @@ def _image_of_row(file: Path, table: Table, dataset: Dataset, ids: Path | None) 
         "in the order of the caption file": list(dataset.source_ids),
         "one a caption, in the dataset's order": by_caption,
     }
-    if (
-        file.suffix.casefold() == ".mat"
-    ):  # lies beside Karpathy's file, whatever split lists made of the dataset's order
+    if file.suffix.casefold() == ".mat":  # beside Karpathy's file, whatever order split lists gave the dataset
         orders = {"in the order of the caption file": list(dataset.source_ids), **orders}
     for order, images in orders.items():
         if len(images) == count:
@@ -151,10 +147,8 @@ def _check_repeats(file: Path, table: Table, first: np.ndarray, image_of_row: li
         same = ((a == b) | ((a != a) & (b != b))).reshape(len(rows), -1).all(axis=1)
         if not same.all():
             row = int(rows[np.argmin(same)])
-            raise BadInput(
-                f"{file}: row {row + 1} differs from row {first[row] + 1}, though both are {image_of_row[row]}; "
-                f"features may be repeated only unchanged: {IDS}"
-            )
+            what = f"row {row + 1} differs from row {first[row] + 1}, though both are {image_of_row[row]}"
+            raise BadInput(f"{file}: {what}; features may be repeated only unchanged: {IDS}")
 
 
 def read_ids(path: Path) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from features.datasets import line_files
 from features.datasets.dataset import SPLITS, Dataset, Image, check, hash_split, is_vsepp
 from features.datasets.json_files import RESTVAL, TRAIN_OR_VAL, read_json_captions
-from features.datasets.line_files import Source, image_id, numbered_lines, read_text
+from features.datasets.line_files import AGAIN, Source, image_id, numbered_lines, read_text
 from features.datasets.vsepp import read_vsepp
 from features.images.decode import IMAGE_SUFFIXES
 from utils import BadInput, did_you_mean
@@ -80,7 +80,7 @@ def read(
     text = read_text(file)
     source = reader_of(name, file, text)(file, text)
     if not source.captions:
-        raise BadInput(f"{file}: holds no image; check that `captions` names the right file")
+        raise BadInput(f"{file}: holds no image; {AGAIN}")
     notes += source.notes
     if splits is None and ".token" in file.name and any((file.parent / list_).is_file() for list_ in LISTS[0]):
         splits = file.parent  # as Flickr8k was published
@@ -125,10 +125,8 @@ def reader_of(name: str, file: Path, text: str) -> Callable[[Path, str], Source]
         return line_files.read_kaggle
     if line_files.table_delimiter(head) or file.suffix in (".csv", ".tsv") or name == "folder":
         return line_files.read_table
-    raise BadInput(
-        f"{file}: not a caption file of {name} (it begins {head[:60]!r}); known are {', '.join(FILES[name])}, "
-        f"and for your own CSV or JSON lines the dataset 'folder'"
-    )
+    known = f"known are {', '.join(FILES[name])}, and for your own CSV or JSON lines the dataset 'folder'"
+    raise BadInput(f"{file}: not a caption file of {name} (it begins {head[:60]!r}); {known}")
 
 
 def _is_object(line: str) -> bool:
@@ -176,11 +174,9 @@ def _drawn(source: Source, split_of: dict[str, str], splits: tuple[str, ...]) ->
     counts = Counter(split_of.values())
     for split in splits:
         if not counts[split]:
-            raise BadInput(
-                f"{source.path}: the split drawn for its {counts.total():,} images leaves {split} empty; "
-                f"give more images, another `split_ratio`, or the splits with `splits`"
-            )
-    return ", ".join(f"{counts[split]:,} {split}" for split in splits) + " images"
+            what = f"the split drawn for its {counts.total():,} images leaves {split} empty"
+            raise BadInput(f"{source.path}: {what}; give more images, another `split_ratio`, or the splits by `splits`")
+    return f"{', '.join(f'{counts[split]:,} {split}' for split in splits)} images"
 
 
 def split_by_lists(source: Source, folder: Path) -> tuple[dict[str, str], list[str]]:
@@ -192,10 +188,8 @@ def split_by_lists(source: Source, folder: Path) -> tuple[dict[str, str], list[s
         matches.setdefault(find(key) or "", []).append(key)
     left_out, file = matches.pop("", []), source.path.name
     if not matches:
-        raise BadInput(
-            f"{folder}: its lists name none of the {len(source.captions):,} images of {file}, the first "
-            f"{left_out[0]}; point `splits` to the lists of this dataset"
-        )
+        what = f"its lists name none of the {len(source.captions):,} images of {file}, the first {left_out[0]}"
+        raise BadInput(f"{folder}: {what}; point `splits` to the lists of this dataset")
     notes = [f"splits from the lists in {folder}"]
     if left_out:
         notes.append(f"{len(left_out):,} images in no split list left out{_example(left_out)}")
@@ -227,8 +221,8 @@ def read_lists(folder: Path) -> dict[str, str]:
         for number, line in numbered_lines(read_text(path)):
             key = image_id(path, f"line {number}", line)
             if listed.setdefault(key, split) != split:
-                also = f"is in the {listed[key]} list too; keep it in one of them"
-                raise BadInput(f"{path}: line {number}, {key}, {also}")
+                what = f"is in the {listed[key]} list too; keep it in one of them"
+                raise BadInput(f"{path}: line {number}, {key}, {what}")
     return listed
 
 
