@@ -190,10 +190,8 @@ def check_given(options: PrepOptions) -> None:
 def check_sources(options: PrepOptions) -> None:
     """Raise BadInput if images, captions and features come from nowhere, or from sources that do not go together."""
     if options.dataset == DRAWN:
-        for name in ("images", "captions", "splits", "precomputed", "ids"):
-            if getattr(options, name) is not None:
-                raise BadInput(f"`{name}` goes with a dataset of yours; name it: {', '.join(DATASETS[1:])}")
-        return
+        yours = f"goes with a dataset of yours; name it: {', '.join(DATASETS[1:])}"
+        return _refuse(options, ("images", "captions", "splits", "precomputed", "ids"), yours)
     if options.captions is None:
         raise BadInput(f"`captions` is missing: name the caption file or folder of {options.dataset}")
     if options.images is None and options.features_file is None:
@@ -203,6 +201,11 @@ def check_sources(options: PrepOptions) -> None:
     if options.images is not None and is_vsepp(options.captions):
         raise BadInput(f"`images`: {options.captions} brings features and no images; leave `images` out")
     if options.features_file is not None:
-        for name in ("layer", "weights", "dtype", "map"):
-            if getattr(options, name):
-                raise BadInput(f"`{name}` goes with a backbone; precomputed features are taken as they are")
+        as_they_are = "goes with a backbone; precomputed features are taken as they are"
+        _refuse(options, ("layer", "weights", "dtype", "map"), as_they_are)
+
+
+def _refuse(options: PrepOptions, names: tuple[str, ...], why: str) -> None:
+    for name in names:
+        if getattr(options, name):
+            raise BadInput(f"`{name}` {why}")

@@ -11,6 +11,7 @@ import utils
 from features.datasets.dataset import SPLITS, Dataset, check_on_disk
 from features.datasets.precomputed import load_precomputed
 from features.datasets.readers import read
+from features.datasets.scenes import scenes
 from features.images.store import FeatureStore, store_name, write_store
 from features.options import CAPTIONS, DEFAULT_BACKBONE, DRAWN, VOCABULARY, PrepOptions, check_sources, source_of
 from features.prepared import Prepared, write_prepared
@@ -90,8 +91,6 @@ def load_backbones(options: PrepOptions) -> list["Backbone"]:
 def read_dataset(options: PrepOptions) -> tuple[Dataset, Path | None]:
     """Read or draw the dataset; with it the folder of its images, None where features come precomputed."""
     if options.dataset == DRAWN:
-        from features.datasets.scenes import scenes
-
         return scenes(options.folder / "images"), options.folder / "images"
     assert options.captions is not None  # check_sources saw to it
     dataset = read(

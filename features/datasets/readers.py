@@ -37,6 +37,7 @@ LISTS = (
 )
 
 Ratio = tuple[float, float, float]
+Splits = tuple[dict[str, str], list[str]]  # the split of every image that stays, in dataset order, and notes
 
 
 def read(
@@ -82,14 +83,7 @@ def read(
     if not source.captions:
         raise BadInput(f"{file}: holds no image; {AGAIN}")
     notes += source.notes
-    if splits is None and ".token" in file.name and any((file.parent / list_).is_file() for list_ in LISTS[0]):
-        splits = file.parent  # as Flickr8k was published
-    if splits is not None:
-        split_of, more = split_by_lists(source, Path(splits))
-    elif source.splits:
-        split_of, more = split_as_published(source, restval, split_ratio)
-    else:
-        split_of, more = split_by_hash(source, split_ratio)
+    split_of, more = split_images(source, splits, restval, split_ratio)
     rows = tuple(
         Image(key, _path_of(images, source.subfolders.get(key), key), split, tuple(source.captions[key]))
         for key, split in split_of.items()
@@ -143,17 +137,24 @@ def _path_of(images: Path | None, subfolder: str | None, key: str) -> Path | Non
     return nested if subfolder and nested.is_file() else Path(images) / key
 
 
-# Splits: each function returns the split of every image that stays, in dataset order, and notes.
+def split_images(source: Source, splits: Path | None, restval: bool, ratio: Ratio) -> Splits:
+    """Choose among the lists in `splits` or beside the captions, the caption file's own splits, and a hash."""
+    file = source.path
+    if splits is None and ".token" in file.name and any((file.parent / name).is_file() for name in LISTS[0]):
+        splits = file.parent  # as Flickr8k was published
+    if splits is not None:
+        return split_by_lists(source, Path(splits))
+    return split_as_published(source, restval, ratio) if source.splits else split_by_hash(source, ratio)
 
 
-def split_by_hash(source: Source, ratio: Ratio) -> tuple[dict[str, str], list[str]]:
+def split_by_hash(source: Source, ratio: Ratio) -> Splits:
     """Draw a split for every image, see `hash_split`."""
     split_of = {key: hash_split(key, ratio) for key in source.captions}
     parts = "/".join(f"{part:g}" for part in ratio)
     return split_of, [f"no split given: drawn by a hash of the image id, {parts}: {_drawn(source, split_of, SPLITS)}"]
 
 
-def split_as_published(source: Source, restval: bool, ratio: Ratio) -> tuple[dict[str, str], list[str]]:
+def split_as_published(source: Source, restval: bool, ratio: Ratio) -> Splits:
     """Take the splits of the caption file, with Karpathy's restval and COCO's train settled."""
     notes = [source.split_note] if source.split_note else []
     half = (ratio[0], ratio[1], 0.0)
@@ -179,7 +180,7 @@ def _drawn(source: Source, split_of: dict[str, str], splits: tuple[str, ...]) ->
     return f"{', '.join(f'{counts[split]:,} {split}' for split in splits)} images"
 
 
-def split_by_lists(source: Source, folder: Path) -> tuple[dict[str, str], list[str]]:
+def split_by_lists(source: Source, folder: Path) -> Splits:
     """Take the splits of three lists of image ids, with or without the ending of the file name, in their order."""
     listed = read_lists(folder)
     find = finder(listed)

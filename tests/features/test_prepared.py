@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 
 import prep
 from features import options, prepare, prepared
-from features.datasets.readers import FILES
+from features.datasets import dataset, line_files, precomputed, readers
 from features.images import store
 from features.images.store import FeatureStore, store_name, write_store
 from features.options import PrepOptions, resolve_options
@@ -70,7 +70,7 @@ def head_of(folder: Path | str) -> dict:
     return json.loads((Path(folder) / "dataset.json").read_text())
 
 
-@pytest.mark.parametrize("room", [options, prepare, prepared])
+@pytest.mark.parametrize("room", [options, prepare, prepared, dataset, line_files, precomputed, readers])
 def test_docstrings(room: Any) -> None:
     assert doctest.testmod(room).failed == 0
 
@@ -78,7 +78,7 @@ def test_docstrings(room: Any) -> None:
 def test_lists_of_the_help_are_those_of_the_library() -> None:
     assert options.LANGUAGES == vocabulary.LANGUAGES
     assert options.DTYPES == store.DTYPES
-    assert ("scenes", *FILES) == options.DATASETS
+    assert ("scenes", *readers.FILES) == options.DATASETS
 
 
 def test_help_waits_for_nothing_heavy() -> None:
