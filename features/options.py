@@ -1,101 +1,211 @@
-"""What prep.py remembers of its last call for a prepared folder, so that the next one need not be told again."""
+"""What a preparation is asked to do: what is given, what dataset.json remembers and defaults, resolved once.
 
-import argparse
+Splits and precomputed features belong to their captions: other captions are read without those that are remembered.
+Imports nothing heavy: the script's help waits for it.
+"""
+
 import json
 import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from features.datasets.vsepp import is_vsepp
-from features.prepared import DATASET, DRAWN
+from features.datasets.dataset import is_vsepp
+from features.text.hub import text_store_name
+from utils import BadInput, did_you_mean
 
-SPLIT_RATIO = [80, 10, 10]
-LANGUAGE = "english"
-# What dataset.json remembers, besides the folder of the photographs; the last four of precomputed features only.
-REMEMBERED = {
-    "captions": str,
-    "splits": str,
-    "split_ratio": list,
-    "restval": bool,
-    "language": str,
-    "precomputed": str,
-    "ids": str,
-    "backbone": list,
-    "crops": int,
-}
+CAPTIONS, DATASET, VOCABULARY = "captions.jsonl", "dataset.json", "vocabulary.json"
+DATA = Path("data")  # where prepared folders go unless another root is named
+DRAWN = "scenes"  # the dataset that needs no file of anybody's
+DATASETS = (DRAWN, "flickr8k", "flickr30k", "coco", "folder")
+DEFAULT_BACKBONE = "efficientnet_lite0"  # its weights come with the install: no network is needed
+DTYPES = ("float16", "float32")
+LANGUAGES = ("none", "arabic", "danish", "dutch", "english", "finnish", "french", "german", "hungarian", "italian",
+             "norwegian", "porter", "portuguese", "romanian", "russian", "spanish", "swedish")  # fmt: skip
+# What dataset.json remembers, besides the folder of the images; the last four of precomputed features only.
+REMEMBERED = {"captions": str, "splits": str, "split_ratio": list, "restval": bool, "language": str,
+              "precomputed": str, "ids": str, "backbone": list, "crops": int}  # fmt: skip
+PATHS = ("images", "captions", "splits", "precomputed", "ids", "data")
+
+
+@dataclass(frozen=True)
+class PrepOptions:
+    """Everything that `features.prepare.prepare` needs; `resolve_options` makes one.
+
+    backbone: empty for the default one, or for the stem of the file of precomputed features. dtype: None for float32,
+    float16 for maps. name: None for that of the dataset. The last four are settled by `resolve_options`:
+    reads_captions, makes_features: False where sentence features alone are added to a prepared folder.
+    remembered: what was filled in, to be logged. precomputed_before: what is remembered of precomputed features.
+    """
+
+    dataset: str = DRAWN
+    images: Path | None = None
+    captions: Path | None = None
+    splits: Path | None = None
+    split_ratio: tuple[float, float, float] = (80, 10, 10)
+    restval: bool = True
+    language: str = "english"
+    backbone: tuple[str, ...] = ()
+    weights: str | None = None
+    layer: str | None = None
+    map: bool = False
+    crops: int = 1
+    dtype: str | None = None
+    precomputed: Path | None = None
+    ids: Path | None = None
+    text_encoder: tuple[str, ...] = ()
+    data: Path = DATA
+    name: str | None = None
+    batch_size: int = 16
+    workers: int = 1
+    skip_unreadable: bool = False
+    fresh: bool = False
+    reads_captions: bool = True
+    makes_features: bool = True
+    remembered: str = ""
+    precomputed_before: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The prepared folder."""
+        return self.data / (self.name or self.dataset)
+
+    @property
+    def features_file(self) -> Path | None:
+        """The precomputed features: a file, or a VSE++ folder of captions; None if a backbone makes them."""
+        return self.precomputed or (self.captions if self.captions is not None and is_vsepp(self.captions) else None)
+
+    @property
+    def asks_for_features(self) -> bool:
+        """Whether an option says which features of the images are wanted."""
+        return bool(self.backbone or self.precomputed or self.layer or self.weights or self.map) or self.crops != 1
+
+
+def resolve_options(given: Mapping[str, Any]) -> PrepOptions:
+    """Return what is given (None: it is not), filled up from an earlier preparation of this dataset, or defaults.
+
+    Raises BadInput if an option is unknown or impossible by itself; what does not go together `check_sources` tells.
+
+    >>> options = resolve_options({"dataset": "flickr8k", "name": "mine", "backbone": "vgg19", "captions": None})
+    >>> options.folder.as_posix(), options.backbone, options.language
+    ('data/mine', ('vgg19',), 'english')
+    """
+    known = [option.name for option in fields(PrepOptions)]
+    asked = {name or "dataset": value for name, value in given.items() if value is not None}
+    for name in asked:
+        if name not in known:
+            raise BadInput(f"{name}: no option of a preparation; {did_you_mean(name, known)}")
+    options = PrepOptions(**_typed(asked))
+    check_given(options)
+    head = recorded(options.folder, options.dataset)
+    if options.text_encoder and not options.asks_for_features and head:
+        options = replace(options, makes_features=False)
+        of_captions = ("images", "captions", "splits", "split_ratio", "restval", "ids", "language")
+        if not any(name in asked for name in of_captions) and (options.folder / CAPTIONS).is_file():
+            return replace(options, reads_captions=False)
+    before, source = _recall(options, "images" in asked, head)
+    resolved = replace(options, **_typed({name: value for name, value in before.items() if name not in asked}))
+    words = {name: getattr(resolved, name) for name in ("images", "captions", "splits", "precomputed")}
+    filled_in = [f"`{name}` {shlex.quote(str(words[name]))}" for name in words if name in before and name not in asked]
+    return replace(resolved, remembered=" ".join(filled_in), precomputed_before=source)
 
 
 def recorded(folder: Path, dataset: str) -> dict[str, Any]:
-    """What dataset.json of `folder` says, if it is of this dataset; else nothing."""
+    """Return what dataset.json of `folder` says, if it is of this dataset; else nothing."""
     try:
         head = json.loads((folder / DATASET).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # damaged: prepared again, from what the flags say
+    except (OSError, ValueError):  # damaged: prepared again, from what is given
         return {}
     return head if isinstance(head, dict) and head.get("dataset") == dataset else {}
 
 
-def resolve_options(args: argparse.Namespace, folder: Path, precomputed_too: bool) -> str:
-    """Fill in what was not given: from an earlier preparation of the same dataset, or else the defaults.
-
-    Splits and precomputed features belong to their captions: other captions are read without them.
-    `precomputed_too` says whether precomputed features are wanted at all. Returns the flags that were filled in.
-    """
-    words: list[str] = []
-    head = recorded(folder, args.dataset)
-    found: dict[str, Any] = head["source"] if isinstance(head.get("source"), dict) else {}
-    source = {key: value for key, value in found.items() if isinstance(value, REMEMBERED.get(key, ()))}
-    args.precomputed_before = {}
-    if args.dataset != DRAWN and "captions" in source:
-        given = {key for key, value in vars(args).items() if value is not None}
-        other = args.captions is not None and str(args.captions.resolve()) != source["captions"]
-        if args.captions is None:
-            args.captions = Path(source["captions"])
-        vsepp = brings_features(args)
-        if args.images is None and not vsepp and isinstance(head.get("images"), str):
-            args.images = Path(head["images"])
-        if not other:
-            args.precomputed_before = {
-                key: source[key] for key in ("precomputed", "ids", "backbone", "crops") if key in source
-            }
-            if args.splits is None and "splits" in source:
-                args.splits = Path(source["splits"])
-            args.split_ratio = args.split_ratio or source.get("split_ratio")
-            args.restval = source.get("restval") if args.restval is None else args.restval
-            recall_ready(args, vsepp, precomputed_too and "images" not in given)
-        flags = {
-            name: getattr(args, name) for name in ("images", "captions", "splits", "precomputed") if name not in given
-        }
-        words = [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
-    args.language = args.language or source.get("language") or LANGUAGE
-    args.split_ratio = args.split_ratio or SPLIT_RATIO
-    args.restval = args.restval is not False
-    return shlex.join(words)
-
-
-def recall_ready(args: argparse.Namespace, vsepp: bool, wanted: bool) -> None:
-    """Precomputed features under the name they had."""
-    before = args.precomputed_before
-    if args.precomputed is None and "precomputed" in before and wanted:
-        args.precomputed = Path(before["precomputed"])
-    same = vsepp or (args.precomputed is not None and str(args.precomputed.resolve()) == before.get("precomputed"))
-    if same and args.ids is None and "ids" in before:
-        args.ids = Path(before["ids"])
-    if same and args.backbone is None and "backbone" in before:
-        args.backbone, args.crops = before["backbone"], before.get("crops", 1)
-
-
-def source_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What `recall` needs the next time."""
-    if args.dataset == DRAWN:
-        return {"language": args.language}
-    paths = {"captions": args.captions, "splits": args.splits, "precomputed": args.precomputed, "ids": args.ids}
+def source_of(options: PrepOptions) -> dict[str, Any]:
+    """Return what dataset.json is to remember of these options."""
+    if options.dataset == DRAWN:
+        return {"language": options.language}
+    paths = {name: getattr(options, name) for name in ("captions", "splits", "precomputed", "ids")}
     source: dict[str, Any] = {name: str(path.resolve()) for name, path in paths.items() if path is not None}
-    source |= {"split_ratio": args.split_ratio, "restval": args.restval, "language": args.language}
-    if args.precomputed is None and not brings_features(args):
-        return {**args.precomputed_before, **source}
-    return {**source, "crops": args.crops, **({"backbone": args.backbone} if args.backbone else {})}
+    source |= {"split_ratio": options.split_ratio, "restval": options.restval, "language": options.language}
+    if options.features_file is None:
+        return {**options.precomputed_before, **source}
+    return {**source, "crops": options.crops, **({"backbone": options.backbone} if options.backbone else {})}
 
 
-def brings_features(args: argparse.Namespace) -> bool:
-    """Whether the captions are a VSE++ folder, which brings features of its own."""
-    return args.captions is not None and args.captions.is_dir() and is_vsepp(args.captions)
+def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Paths as Path, lists as tuples; one name, or several without repeats, as a tuple too."""
+    typed: dict[str, Any] = {name: Path(value) if name in PATHS else value for name, value in values.items()}
+    for name in ("backbone", "text_encoder"):
+        if name in typed:
+            typed[name] = dict.fromkeys([typed[name]] if isinstance(typed[name], str) else typed[name])
+    return {name: tuple(value) if isinstance(value, list | dict) else value for name, value in typed.items()}
+
+
+def _recall(options: PrepOptions, images_given: bool, head: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options that an earlier preparation settles if they are not given, and its precomputed features."""
+    said = head.get("source")
+    entries = said.items() if isinstance(said, dict) else ()  # else damaged
+    source = {name: value for name, value in entries if isinstance(value, REMEMBERED.get(name, ()))}
+
+    def take(*names: str) -> dict[str, Any]:
+        return {name: source[name] for name in names if name in source}
+
+    if options.dataset == DRAWN or "captions" not in source:
+        return take("language"), {}
+    before = take("language", "captions")
+    captions = options.captions or Path(source["captions"])
+    if not is_vsepp(captions) and isinstance(head.get("images"), str):
+        before["images"] = head["images"]
+    if str(captions.resolve()) != source["captions"]:
+        return before, {}
+    before |= take("splits", "split_ratio", "restval")
+    if not options.asks_for_features and not images_given:
+        before |= take("precomputed")
+    precomputed = options.precomputed or before.get("precomputed")
+    if is_vsepp(captions) or (precomputed and str(Path(precomputed).resolve()) == source.get("precomputed")):
+        before |= take("ids", *(() if options.backbone else ("backbone", "crops")))
+    return before, take("precomputed", "ids", "backbone", "crops")
+
+
+def check_given(options: PrepOptions) -> None:
+    """Raise BadInput for an option that is impossible by itself, before anything is read."""
+    if options.dataset not in DATASETS:
+        raise BadInput(f"dataset {options.dataset}: unknown; {did_you_mean(options.dataset, DATASETS)}")
+    if options.batch_size < 1:
+        raise BadInput(f"`batch_size` {options.batch_size}: at least one image at a time")
+    if options.workers < 0:
+        raise BadInput(f"`workers` {options.workers}: 0 decodes images in the program itself, more beside it")
+    name = options.name
+    if name is not None and (Path(name).name != name or name in ("", ".", "..")):
+        raise BadInput(f"`name` {name}: the name of a folder under `data`, without a path")
+    if options.weights not in (None, "random") and len(options.backbone) > 1:
+        raise BadInput(f"`weights` {options.weights}: one file fits one backbone; prepare them one after the other")
+    files = [text_store_name(encoder) for encoder in options.text_encoder]
+    for encoder, file in zip(options.text_encoder, files, strict=True):
+        if files.count(file) > 1:
+            kept = f"another one would be kept as {file}.text.h5, too"
+            raise BadInput(f"`text_encoder` {encoder}: {kept}; name one of them")
+
+
+def check_sources(options: PrepOptions) -> None:
+    """Raise BadInput if images, captions and features come from nowhere, or from sources that do not go together."""
+    if options.dataset == DRAWN:
+        yours = f"goes with a dataset of yours; name it: {', '.join(DATASETS[1:])}"
+        return _refuse(options, ("images", "captions", "splits", "precomputed", "ids"), yours)
+    if options.captions is None:
+        raise BadInput(f"`captions` is missing: name the caption file or folder of {options.dataset}")
+    if options.images is None and options.features_file is None:
+        raise BadInput("`images` is missing: name the folder of the images, or features of yours with `precomputed`")
+    if options.ids is not None and options.precomputed is None:
+        raise BadInput("`ids` goes with `precomputed`: it names the rows of precomputed features")
+    if options.images is not None and is_vsepp(options.captions):
+        raise BadInput(f"`images`: {options.captions} brings features and no images; leave `images` out")
+    if options.features_file is not None:
+        as_they_are = "goes with a backbone; precomputed features are taken as they are"
+        _refuse(options, ("layer", "weights", "dtype", "map"), as_they_are)
+
+
+def _refuse(options: PrepOptions, names: tuple[str, ...], why: str) -> None:
+    for name in names:
+        if getattr(options, name):
+            raise BadInput(f"`{name}` {why}")

@@ -1,8 +1,6 @@
 """The prepared folder data/NAME/: what prep.py leaves and train.py, eval.py and search.py read."""
 
 import json
-import os
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,19 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from features.datasets.dataset import SPLITS, Dataset
+from features.datasets.dataset import SPLITS, Dataset, Image
 from features.images.maps import FeatureMaps
 from features.images.store import FeatureStore
+from features.options import CAPTIONS, DATA, DATASET, DRAWN, VOCABULARY
 from features.text.hub import text_store_name
 from features.text.store import SUFFIX, TextStore
 from features.text.vocabulary import Vocabulary
-from utils import BadInput, did_you_mean, digest_text, read_json, read_jsonl, write_json, write_jsonl
+from utils import (
+    BadInput,
+    NotPrepared,
+    command_line,
+    did_you_mean,
+    digest_text,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
 
 FORMAT = 1
 ROWS_PER_BLOCK = 4096  # rows of features that are read at once
-CAPTIONS, DATASET, VOCABULARY = "captions.jsonl", "dataset.json", "vocabulary.json"
-DATA = Path("data")  # where prep.py puts folders unless told otherwise
-DRAWN = "scenes"  # the dataset that needs no file of anybody's
 
 
 @dataclass(frozen=True)
@@ -41,26 +47,22 @@ class Split:
 
 
 def write_prepared(
-    folder: Path,
-    dataset: Dataset,
-    images: Path | None,
-    vocabulary: Vocabulary,
-    source: dict[str, Any] | None = None,
+    folder: Path, dataset: Dataset, images: Path | None, vocabulary: Vocabulary, source: dict[str, Any] | None = None
 ) -> None:
-    """Write captions.jsonl, vocabulary.json and dataset.json (where the photographs lie, and what was left out).
+    """Write captions.jsonl, vocabulary.json and dataset.json (where the images lie, and what was left out).
 
-    `source` is what prep.py needs besides the photographs to repeat its command: captions, splits, language, …
-    A line of captions.jsonl has a "path" only where the photograph is not at the images' folder / id.
+    source: what prep.py needs besides the images to repeat its command, see `features.options.source_of`.
+    A line of captions.jsonl has a "path" only where the image is not at `images` / its id.
     """
 
-    def line(image):
+    def line(image: Image) -> dict[str, Any]:
         path = {} if images is None or image.path in (None, images / image.id) else {"path": str(image.path)}
         return {"image": image.id, "split": image.split, "captions": list(image.captions), **path}
 
     vocabulary.save(folder / VOCABULARY)
     root = None if images is None else str(images.resolve())
     head = {"format": FORMAT, "dataset": dataset.name, "images": root, "notes": dataset.notes}
-    write_json(folder / DATASET, head if source is None else {**head, "source": source})
+    write_json(folder / DATASET, {**head, "source": source or {}})
     write_jsonl(folder / CAPTIONS, map(line, dataset.images))
 
 
@@ -68,11 +70,15 @@ class Prepared:
     """A prepared folder, open for reading.
 
     name: of the dataset. rows: the lines of captions.jsonl. vocabulary: of the training split.
+
+        data = Prepared("data/flickr8k")
+        train = data.split("train", ["inception_v3"])
+        train.features.shape, len(train.captions)     ((6000, 2048), 30000)
     """
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
-        remedy = f"prepare it with prep.py --data {self.folder.parent}"
+        remedy = f"prepare it with prep.py (`data` {self.folder.parent})"
         if not (self.folder / CAPTIONS).is_file():
             raise BadInput(f"{self.folder}: not a prepared folder (no {CAPTIONS}); {remedy}")
         head = read_json(self.folder / DATASET, remedy)
@@ -80,7 +86,6 @@ class Prepared:
             raise BadInput(f"{self.folder / DATASET}: does not say which dataset this is; {remedy}")
         self.name: str = head["dataset"]
         self.images_folder = None if head.get("images") is None else Path(head["images"])
-        self.source = head["source"] if isinstance(head.get("source"), dict) else None  # None: of an earlier version
         self.rows = read_jsonl(self.folder / CAPTIONS, remedy)
         for number, row in enumerate(self.rows, 1):
             if not _is_sound(row):
@@ -91,98 +96,89 @@ class Prepared:
         self.vocabulary = Vocabulary.load(self.folder / VOCABULARY)
 
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that differ when an image, a split, a caption or the stemmer differs."""
+        """Return sixteen hexadecimal digits that differ when an image, a split, a caption or the stemmer differs."""
         rows = [[row["image"], row["split"], row["captions"]] for row in self.rows]
         return digest_text(json.dumps([rows, self.vocabulary.language]))[:16]
 
-    def path_of(self, row: dict) -> Path | None:
-        """Where the photograph of a line of captions.jsonl lies; None where features came precomputed."""
+    def path_of(self, row: dict[str, Any]) -> Path | None:
+        """Return where the image of a line of captions.jsonl lies; None where features came precomputed."""
         if "path" in row:
             return Path(row["path"])
         return None if self.images_folder is None else self.images_folder / row["image"]
 
     def stores(self) -> list[str]:
-        """Names of the complete feature stores, the newest first."""
-        files = [file for file in self.folder.glob("*.h5") if not file.name.endswith(".text.h5")]
-        return [file.name.removesuffix(".h5") for file in sorted(files, key=lambda f: (-f.stat().st_mtime, f.name))]
+        """Return the names of the complete feature stores, the newest first."""
+        return [name for name in self._files(".h5") if not name.endswith(".text")]
+
+    def text_stores(self) -> list[str]:
+        """Return the names of the complete stores of sentence features, the newest first."""
+        return self._files(SUFFIX)
+
+    def _files(self, suffix: str) -> list[str]:
+        files = sorted(self.folder.glob(f"*{suffix}"), key=lambda file: (-file.stat().st_mtime, file.name))
+        return [file.name.removesuffix(suffix) for file in files]
 
     def store(self, name: str) -> FeatureStore:
-        """The feature store `name`. Raises BadInput that names the stores there are."""
-        if name not in self.stores():
-            there = self.stores()
-            remedy = did_you_mean(name, there) if there else "it has no features at all"
-            raise BadInput(
-                f"--features {name}: {self.folder} has no such features ({remedy}); "
-                f"prepare them with: {self.prep_command(*flags_of_store(name))}"
+        """Open the feature store `name`. Raises NotPrepared that names the stores there are."""
+        stores = self.stores()
+        if name not in stores:
+            hint = did_you_mean(name, stores) if stores else "it has no features at all"
+            raise NotPrepared(
+                f"`features` {name}: {self.folder} has no such features ({hint})",
+                self.prep_options(**options_of_store(name)),
             )
         return FeatureStore.open(self.folder / f"{name}.h5")
 
-    def text_stores(self) -> list[str]:
-        """Names of the complete stores of sentence features, the newest first."""
-        files = sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda file: (-file.stat().st_mtime, file.name))
-        return [file.name.removesuffix(SUFFIX) for file in files]
-
     def text_store(self, encoder: str) -> TextStore:
-        """The sentence features of a text encoder, as --text-encoder named it. Raises BadInput if there are none."""
-        command = self.prep_command("--text-encoder", encoder)
-        name = text_store_name(encoder)
-        there = self.text_stores()
-        if name not in there:
-            hint = did_you_mean(name, there) if there else "it has those of no text encoder"
-            raise BadInput(
-                f"{self.folder}: has no sentence features of {encoder} ({hint}); prepare them with: {command}"
-            )
-        return TextStore.open(self.folder / f"{name}{SUFFIX}", command)
+        """Open the sentence features of a text encoder, as prep.py was given it. Raises NotPrepared if it has none."""
+        options = self.prep_options(text_encoder=encoder)
+        name, stores = text_store_name(encoder), self.text_stores()
+        if name not in stores:
+            hint = did_you_mean(name, stores) if stores else "it has those of no text encoder"
+            raise NotPrepared(f"{self.folder}: has no sentence features of {encoder} ({hint})", options)
+        return TextStore.open(self.folder / f"{name}{SUFFIX}", command_line("prep.py", options))
 
     def sentence_features(self, split: str, encoder: str, pooling: str) -> np.ndarray:
-        """(M, D) float32: a row for each caption of a split, in the order of `self.split(split, …).captions`.
+        """Read features (M, D) float32, a row for each caption of a split, in the order of `split(…).captions`.
 
         Raises BadInput if the store is missing, or does not hold one of the captions as it reads now.
         """
         return self.text_store(encoder).read([row for row in self.rows if row["split"] == split], pooling)
 
-    def prep_command(self, *more: str) -> str:
-        """The command that adds something to this folder: "python prep.py flickr8k --backbone vgg19 --map".
+    def prep_options(self, **more: Any) -> dict[str, Any]:
+        """Return what `features.options.resolve_options` is given to add something to this folder.
 
-        What an earlier version did not write down stands in it as DIR and FILE.
+        "" is the dataset; images are "DIR", to be filled in, where a backbone is wanted and features came precomputed.
         """
-        words = ["python", "prep.py", self.name]
-        remembered = self.source is not None or self.name == DRAWN
-        if not remembered:
-            words += ["--images", str(self.images_folder or "DIR"), "--captions", "FILE"]
-        elif "--backbone" in more and self.images_folder is None and self.name != DRAWN:
-            words += ["--images", "DIR"]  # features came precomputed
         folder = self.folder if self.folder.name not in ("", "..") else self.folder.resolve()
-        words += more
-        if os.path.abspath(folder.parent) != os.path.abspath(DATA):
-            words += ["--data", str(folder.parent)]
-        if folder.name != self.name:
-            words += ["--name", folder.name]
-        return shlex.join(words)
+        no_images = "backbone" in more and self.images_folder is None and self.name != DRAWN
+        options = {"": self.name, **({"images": "DIR"} if no_images else {}), **more}
+        if folder.parent.absolute() != DATA.absolute():
+            options["data"] = str(folder.parent)
+        return options if folder.name == self.name else {**options, "name": folder.name}
 
     def split(self, name: str, features: Sequence[str], normalize: bool = True) -> Split:
-        """One split with its features joined. Raises BadInput if a store lacks one of its images."""
+        """Read one split with its features joined. Raises BadInput if a store lacks one of its images."""
         rows = [row for row in self.rows if row["split"] == name]
         if not rows:
-            raise BadInput(f"{self.folder}: the {name} split has no image; name another with --split")
+            raise BadInput(f"{self.folder}: the {name} split has no image; name another with `split`")
         ids = [row["image"] for row in rows]
         captions = [caption for row in rows for caption in row["captions"]]
-        owners = np.repeat(np.arange(len(rows)), [len(row["captions"]) for row in rows])
-        return Split(name, ids, captions, owners, self.features_of(ids, features, normalize))
+        image_of_caption = np.repeat(np.arange(len(rows)), [len(row["captions"]) for row in rows])
+        return Split(name, ids, captions, image_of_caption, self.features_of(ids, features, normalize))
 
     def features_of(self, ids: Sequence[str], features: Sequence[str], normalize: bool) -> np.ndarray | FeatureMaps:
-        """The features of images, (N, D) float32, joined; of a store of maps, (N, H, W, C), read as they are used."""
-        stores = [self.store(feature) for feature in features]
-        if len(stores) == 1 and len(stores[0].shape) == 3:
-            return FeatureMaps(stores[0], stores[0].rows(ids), normalize)
-        if any(len(store.shape) == 3 for store in stores):
-            raise BadInput(f"--features {' '.join(features)}: spatial maps are not joined with others; name one alone")
-        return self.joined(ids, features, normalize)
+        """Read the features of N images, joined to (N, D) float32 block by block: only the result is held whole.
 
-    def joined(self, ids: Sequence[str], features: Sequence[str], normalize: bool) -> np.ndarray:
-        """The joined features of images, (N, D) float32, block by block: nothing but the result is held whole."""
+        Maps (N, H, W, C) are read as they are used. Raises BadInput if a store lacks an image, or maps shall be joined.
+        """
         stores = [self.store(feature) for feature in features]
         rows = [store.rows(ids) for store in stores]
+        if any(len(store.shape) == 3 for store in stores):
+            if len(stores) > 1:
+                named = " ".join(features)
+                raise BadInput(f"`features` {named}: spatial maps are not joined with others; name one alone")
+            return FeatureMaps(stores[0], rows[0], normalize)
         out = np.empty((len(ids), sum(store.shape[0] for store in stores)), np.float32)
         for start in range(0, len(ids), ROWS_PER_BLOCK):
             parts = [store.read(r[start : start + ROWS_PER_BLOCK]) for store, r in zip(stores, rows, strict=True)]
@@ -190,27 +186,27 @@ class Prepared:
         return out
 
 
-def flags_of_store(name: str) -> list[str]:
-    """What prep.py is told to make the store `name`: the inverse of features.store.store_name.
+def options_of_store(name: str) -> dict[str, Any]:
+    """Return the options of prep.py that make the store `name`: the inverse of `features.images.store.store_name`.
 
-    >>> flags_of_store("vgg19.crops10"), flags_of_store("timm-resnet10t.a1_in1k.map")
-    (['--backbone', 'vgg19', '--crops', '10'], ['--backbone', 'timm:resnet10t.a1_in1k', '--map'])
-    >>> flags_of_store("resnet50.layer3")
-    ['--backbone', 'resnet50', '--layer', 'layer3']
+    >>> options_of_store("vgg19.crops10"), options_of_store("timm-resnet10t.a1_in1k.map")
+    ({'backbone': 'vgg19', 'crops': 10}, {'backbone': 'timm:resnet10t.a1_in1k', 'map': True})
+    >>> options_of_store("resnet50.layer3")
+    {'backbone': 'resnet50', 'layer': 'layer3'}
     """
-    more: list[str] = []
+    more: dict[str, Any] = {}
     if name.endswith(".crops10"):
-        name, more = name.removesuffix(".crops10"), ["--crops", "10"]
+        name, more = name.removesuffix(".crops10"), {"crops": 10}
     if name.endswith(".map"):
-        name, more = name.removesuffix(".map"), ["--map", *more]
+        name, more = name.removesuffix(".map"), {"map": True, **more}
     if name.startswith("timm-"):
-        return ["--backbone", f"timm:{name.removeprefix('timm-')}", *more]
+        return {"backbone": f"timm:{name.removeprefix('timm-')}", **more}
     name, _, layer = name.partition(".")  # names of torchvision have no full stop
-    return ["--backbone", name, *(["--layer", layer] if layer else []), *more]
+    return {"backbone": name, **({"layer": layer} if layer else {}), **more}
 
 
 def join_features(parts: Sequence[np.ndarray], normalize: bool) -> np.ndarray:
-    """(N, D1), (N, D2), … → (N, D1 + D2 + …) float32; one map (N, H, W, C) stays one.
+    """Join features (N, D1), (N, D2), … to (N, D1 + D2 + …) float32; one map (N, H, W, C) stays one.
 
     Several features are L2-normalized each before they are joined, so that none drowns the others; one feature is
     where `normalize` says so. A row of zeros stays zero.
@@ -220,32 +216,16 @@ def join_features(parts: Sequence[np.ndarray], normalize: bool) -> np.ndarray:
     return np.concatenate(parts, axis=-1, dtype=np.float32)
 
 
-def _is_sound(row: dict) -> bool:
+def _is_sound(row: dict[str, Any]) -> bool:
     captions = row.get("captions")
     named = isinstance(row.get("image"), str) and row.get("split") in SPLITS
     return named and isinstance(captions, list) and bool(captions) and all(isinstance(c, str) for c in captions)
 
 
 def newest_prepared(root: Path) -> Path:
-    """The prepared folder under `root` that was written last."""
-    found = [path.parent for path in root.glob(f"*/{CAPTIONS}")] if root.is_dir() else []
-    if not found:
-        raise BadInput(f"{root}: holds no prepared folder; run prep.py first, or name one with --data")
-    return max(found, key=_last_change)
-
-
-def _last_change(folder: Path) -> float:
-    """When a store was completed or the captions were written, whichever is later."""
-    return max(path.stat().st_mtime for path in (folder / CAPTIONS, *folder.glob("*.h5")))
-
-
-def same_rows(folder: Path, dataset: Dataset) -> bool:
-    """Whether captions.jsonl of `folder` already says what `dataset` says."""
-    try:
-        lines = (folder / CAPTIONS).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-        return [(row["image"], row["split"], tuple(row["captions"])) for row in rows] == [
-            (image.id, image.split, image.captions) for image in dataset.images
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    """Return the prepared folder under `root` that was written last."""
+    folders = [path.parent for path in root.glob(f"*/{CAPTIONS}")] if root.is_dir() else []
+    if not folders:
+        raise BadInput(f"{root}: holds no prepared folder; run prep.py first, or name one with `data`")
+    # The last change: when a store was completed or the captions were written, whichever is later.
+    return max(folders, key=lambda f: max(path.stat().st_mtime for path in (f / CAPTIONS, *f.glob("*.h5"))))

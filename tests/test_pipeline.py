@@ -1,4 +1,4 @@
-"""The three scripts in order on a handful of pictures, with the trained weights that come with the install, and what
+"""The three scripts in order on a handful of images, with the trained weights that come with the install, and what
 they say about bad input: one sentence that names the file or the flag, status 2, no traceback, nothing lost."""
 
 import json

@@ -1,4 +1,4 @@
-"""The five published systems from photographs to a table: true architectures and feature shapes, random weights."""
+"""The five published systems from images to a table: true architectures and feature shapes, random weights."""
 
 import json
 
@@ -57,7 +57,7 @@ def only_run(folder, recipe):
 
 
 @pytest.mark.parametrize("recipe", SYSTEMS)
-def test_a_system_from_photographs_to_a_table(prepared, monkeypatch, capsys, recipe):
+def test_a_system_from_images_to_a_table(prepared, monkeypatch, capsys, recipe):
     flags, shape, kind = SYSTEMS[recipe]
     text = ["--text-encoder", prepared / f"tiny-{kind}"] if kind else []
     # what is missing is told with the command that makes it, and that command works as it is printed
@@ -77,7 +77,7 @@ def test_a_system_from_photographs_to_a_table(prepared, monkeypatch, capsys, rec
     (row,) = json.loads(capsys.readouterr().out)
     assert row["images"] == 2
     assert row["captions"] == 4
-    # a photograph from outside, and a sentence, into the same space
+    # an image from outside, and a sentence, into the same space
     opened = Run.open(run)
     data = Prepared(prepared / "data/folder")
     split = data.split("test", opened.info.features, opened.settings.image.normalize)

@@ -5,18 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from features.datasets.line_files import (
-    AGAIN,
-    Source,
-    add_json_record,
-    caption_text,
-    check_split_column,
-    image_id,
-    read_text,
-)
+from features.datasets.line_files import AGAIN, Source, caption_text, image_id, read_text
 from utils import BadInput
 
-# Words for splits that are settled later, because flags decide: see features/readers.py.
+# Words for splits that are settled later, because options decide: see features/datasets/readers.py.
 RESTVAL = "restval"
 TRAIN_OR_VAL = "train or val"
 
@@ -24,7 +16,7 @@ _COCO_NAME = re.compile(r"captions_(train|val)(\d{4})\.json")
 
 
 def read_json_captions(path: Path, text: str) -> Source:
-    """Any of the JSON kinds, told apart by their keys. Raises BadInput if it is none of them or cut short."""
+    """Read any of the JSON kinds, told apart by their keys. Raises BadInput if it is none of them or cut short."""
     value = parse(path, text)
     if isinstance(value, list):
         return read_records(path, value)
@@ -34,10 +26,8 @@ def read_json_captions(path: Path, text: str) -> Source:
         return read_karpathy(path, value)
     if isinstance(value, dict) and "image" in value:
         return read_records(path, [value])
-    raise BadInput(
-        f"{path}: is JSON, but neither Karpathy's (images with sentences) nor COCO's (images and annotations); "
-        f"check that --captions names the right file"
-    )
+    known = "neither Karpathy's (images with sentences) nor COCO's (images and annotations)"
+    raise BadInput(f"{path}: is JSON, but {known}; {AGAIN}")
 
 
 def parse(path: Path, text: str) -> Any:
@@ -50,17 +40,16 @@ def parse(path: Path, text: str) -> Any:
 
 
 def read_records(path: Path, rows: list[Any]) -> Source:
-    """A JSON list of {"image": ..., "caption": ... or "captions": [...], "split": ...}."""
-    source = Source()
+    """Read a JSON list of {"image": ..., "caption": ... or "captions": [...], "split": ...}."""
+    source = Source(path)
     for number, row in enumerate(rows, 1):
-        add_json_record(source, path, f"entry {number}", row)
-    check_split_column(source, path)
-    return source
+        source.add_json(f"entry {number}", row)
+    return source.with_all_splits()
 
 
 def read_karpathy(path: Path, value: dict[str, Any]) -> Source:
-    """Karpathy's splits (Karpathy and Li, 2015), in the file's order, which the vgg_feats.mat beside it has too."""
-    source = Source()
+    """Read Karpathy's splits (Karpathy and Li, 2015) in the file's order, that of the vgg_feats.mat beside it too."""
+    source = Source(path)
     for number, entry in enumerate(_objects(path, value, "images"), 1):
         where = f"image {number}"
         key = image_id(path, where, entry.get("filename"))
@@ -68,10 +57,7 @@ def read_karpathy(path: Path, value: dict[str, Any]) -> Source:
             raise BadInput(f"{path}: {where}, {key}, stands in it twice; give every image one entry")
         sentences = entry.get("sentences")
         if not isinstance(sentences, list):
-            raise BadInput(
-                f"{path}: {where}, {key}, has no list of sentences, so it is not Karpathy's file; "
-                f"check that --captions names the right file"
-            )
+            raise BadInput(f"{path}: {where}, {key}, has no list of sentences, so it is not Karpathy's file; {AGAIN}")
         source.captions[key] = [_sentence(path, f"{where}, {key},", sentence) for sentence in sentences]
         word = entry.get("split")
         if word not in ("train", "val", "test", RESTVAL):
@@ -91,20 +77,17 @@ def _sentence(path: Path, where: str, sentence: Any) -> str:
 
 
 def read_coco(path: Path, value: dict[str, Any]) -> Source:
-    """COCO's captions of one year: train is to be split into train and val, val is test.
+    """Read COCO's captions of one year: train is to be split into train and val, val is test.
 
     The other one of train and val is read too where it lies beside `path`. A file by itself comes without a split.
     """
+    source = Source(path)
     match = _COCO_NAME.fullmatch(path.name)
     if not match:
-        source = Source()
-        _add_coco(source, path, value, "", "")
-        return source
+        return _add_coco(source, path, value)
     train, val = (path.with_name(f"captions_{half}{match[2]}.json") for half in ("train", "val"))
-    source = Source()
     if not train.is_file() or not val.is_file():
-        _add_coco(source, path, value, f"{match[1]}{match[2]}", "")
-        return source
+        return _add_coco(source, path, value, f"{match[1]}{match[2]}")
     for half, word in ((train, TRAIN_OR_VAL), (val, "test")):
         content = value if half == path else parse(half, read_text(half))
         _add_coco(source, half, content, half.stem.removeprefix("captions_"), word)
@@ -115,7 +98,7 @@ def read_coco(path: Path, value: dict[str, Any]) -> Source:
     return source
 
 
-def _add_coco(source: Source, path: Path, value: Any, subfolder: str, word: str) -> None:
+def _add_coco(source: Source, path: Path, value: Any, subfolder: str = "", word: str = "") -> Source:
     names: dict[Any, str] = {}
     for number, entry in enumerate(_objects(path, value, "images"), 1):
         key = image_id(path, f"image {number}", entry.get("file_name"))
@@ -130,19 +113,17 @@ def _add_coco(source: Source, path: Path, value: Any, subfolder: str, word: str)
     strange = []
     for number, annotation in enumerate(_objects(path, value, "annotations"), 1):
         if "caption" not in annotation:
-            raise BadInput(
-                f"{path}: annotation {number} has no caption, so it is another of COCO's files; "
-                f"give captions_train2014.json or its like with --captions"
-            )
-        owner = names.get(_hashable(annotation.get("image_id")))
-        if owner is None:
-            strange.append(annotation.get("image_id"))
+            what = f"annotation {number} has no caption, so it is another of COCO's files"
+            raise BadInput(f"{path}: {what}; give captions_train2014.json or its like with `captions`")
+        key = names.get(_hashable(annotation.get("image_id")), "")
+        if key:
+            source.captions[key].append(caption_text(path, f"annotation {number}", annotation["caption"]))
         else:
-            source.captions[owner].append(caption_text(path, f"annotation {number}", annotation["caption"]))
+            strange.append(annotation.get("image_id"))
     if strange:
-        raise BadInput(
-            f"{path}: {len(strange):,} annotations name images that are not in it, the first {strange[0]}; {AGAIN}"
-        )
+        what = f"{len(strange):,} annotations name images that are not in it, the first {strange[0]}"
+        raise BadInput(f"{path}: {what}; {AGAIN}")
+    return source
 
 
 def _hashable(value: Any) -> Any:
@@ -150,11 +131,9 @@ def _hashable(value: Any) -> Any:
 
 
 def _objects(path: Path, value: Any, key: str) -> list[dict[str, Any]]:
-    """The list of objects under `key`, or BadInput."""
+    """Return the list of objects under `key`. Raises BadInput if there is none."""
     rows = value.get(key) if isinstance(value, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise BadInput(
-            f"{path}: has no list of objects named {key}, so it is neither Karpathy's nor COCO's file; "
-            f"check that --captions names the right file"
-        )
+        what = f"has no list of objects named {key}, so it is neither Karpathy's nor COCO's file"
+        raise BadInput(f"{path}: {what}; {AGAIN}")
     return rows

@@ -1,4 +1,4 @@
-"""Caption files that have one caption a line: tokens, pipes, Kaggle's commas, tables, JSON lines. Bad ones speak."""
+"""Caption files that have one caption a line: tokens, pipes, Kaggle's commas, tables, JSON lines."""
 
 import csv
 import io
@@ -11,47 +11,87 @@ from typing import Any
 
 from utils import BadInput
 
-AGAIN = "get the file again, or check that --captions names the right one"
+AGAIN = "get the file again, or check that `captions` names the right one"
 
 IMAGE_COLUMNS = ("image", "filename", "file", "file_name", "image_name")
 CAPTION_COLUMNS = ("caption", "captions", "sentence", "text", "comment")
 SPLIT_WORDS = {"train": "train", "val": "val", "test": "test", "validation": "val", "valid": "val", "dev": "val"}
 
 # How files begin that people hand over in place of text.
+_POINT = "point `captions` to the text file that holds the captions"
 BEGINNINGS = {
-    b"\xff\xd8": "a JPEG picture; point --captions to the text file that holds the captions",
-    b"\x89PNG": "a PNG picture; point --captions to the text file that holds the captions",
+    b"\xff\xd8": f"a JPEG image; {_POINT}",
+    b"\x89PNG": f"a PNG image; {_POINT}",
     b"PK\x03\x04": "a spreadsheet or a zip archive; save the sheet as CSV in UTF-8, or unpack the archive first",
     b"\x1f\x8b": "a gzip archive; unpack it first",
-    b"%PDF": "a PDF; point --captions to the text file that holds the captions",
-    b"\x89HDF": "an HDF5 file of features; point --captions to the text file that holds the captions",
-    b"\x93NUMPY": "a numpy array; point --captions to the text file that holds the captions",
+    b"%PDF": f"a PDF; {_POINT}",
+    b"\x89HDF": f"an HDF5 file of features; {_POINT}",
+    b"\x93NUMPY": f"a numpy array; {_POINT}",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
 }
 
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # cannot be written as UTF-8
 _TOKEN_ID = re.compile(r"(.+)#\d+")
 
 
 @dataclass
 class Source:
-    """What a caption file says by itself, before splits are settled; every dict has image ids for keys.
+    """What the caption file `path` says by itself, before splits are settled; every dict has image ids for keys.
 
-    `splits` has the split of every image or is empty; `subfolders` names where an image lies within the image folder;
-    `split_note` is said only if these splits are the ones that are used.
+    splits: of every image, or empty. subfolders: where an image lies within the image folder.
+    split_note: logged only if these splits are the ones that are used.
     """
 
+    path: Path
     captions: dict[str, list[str]] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
     subfolders: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     split_note: str = ""
 
+    def add(self, where: str, image: Any, captions: list[Any], split: str = "") -> None:
+        """Add captions of one image and its split (blank: not said here). Raises BadInput that names `where`."""
+        key = image_id(self.path, where, image)
+        self.captions.setdefault(key, []).extend(caption_text(self.path, where, caption) for caption in captions)
+        split = split.strip().casefold()
+        if not split:
+            return
+        if split not in SPLIT_WORDS:
+            raise BadInput(f"{self.path}: {where} has the split {split!r}; it must be train, val or test")
+        earlier = self.splits.setdefault(key, SPLIT_WORDS[split])
+        if earlier != SPLIT_WORDS[split]:
+            what = f"puts {key} into {split}, an earlier one into {earlier}; keep it in one split"
+            raise BadInput(f"{self.path}: {where} {what}")
+
+    def add_json(self, where: str, row: Any) -> None:
+        """Add one JSON object with an image, its caption or captions, and perhaps a split."""
+        if not isinstance(row, dict):
+            example = '{"image": "a.jpg", "caption": "..."}'
+            raise BadInput(f"{self.path}: {where} is not an object like {example}; mend that line")
+        row = {str(key).casefold(): value for key, value in row.items()}
+        image = next((row[name] for name in IMAGE_COLUMNS if name in row), None)
+        captions = next((row[name] for name in CAPTION_COLUMNS if name in row), None)
+        if captions is None:
+            raise BadInput(f'{self.path}: {where} has no "caption" or "captions"; give every image its captions')
+        split = row.get("split") or ""
+        if not isinstance(split, str):
+            raise BadInput(f"{self.path}: {where} has a split that is not text; it must be train, val or test")
+        self.add(where, image, captions if isinstance(captions, list) else [captions], split)
+
+    def with_all_splits(self) -> "Source":
+        """Return the source itself. Raises BadInput if some images have a split and some have none."""
+        without = [key for key in self.captions if key not in self.splits]
+        if self.splits and without:
+            what = f"{len(without):,} images have no split while others have one, the first {without[0]}"
+            raise BadInput(f"{self.path}: {what}; fill the split column, or leave it out: `split_ratio` draws it")
+        return self
+
 
 def read_text(path: Path) -> str:
-    """A text file whole, a byte order mark taken off. Raises BadInput if it is missing, empty, binary or not UTF-8."""
+    """Read a text file without its byte order mark. Raises BadInput if it is missing, empty, binary or not UTF-8."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -77,7 +117,7 @@ def read_text(path: Path) -> str:
 
 
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers from 1.
+    """Yield the lines that are not blank, with their numbers from 1.
 
     Only ends of line count: str.splitlines would also cut at U+2028 and its like, which may stand in a caption.
     """
@@ -90,42 +130,37 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def image_id(path: Path, where: str, text: Any) -> str:
-    """`text` as an image id: a path within the image folder. Raises BadInput, naming `where`, if it is none."""
+    """Return `text` as an image id: a path within the image folder. Raises BadInput that names `where`."""
+    where = f"{path}: {where}"
     if not isinstance(text, str) or not text.strip():
-        raise BadInput(f"{path}: {where} names no image; give every caption the file name of its image")
+        raise BadInput(f"{where} names no image; give every caption the file name of its image")
     text = text.strip()
     parts = text.replace("\\", "/").split("/")
     if _ABSOLUTE.match(text) or ".." in parts:
-        raise BadInput(
-            f"{path}: {where} names the image {text!r}, outside the image folder; name images relative to --images"
-        )
-    if _CONTROL.search(text) or not _is_utf8(text) or max(len(part.encode()) for part in parts) > 255:
-        raise BadInput(f"{path}: {where} names the image {text[:60]!r}, which cannot be a file name; mend that name")
+        raise BadInput(f"{where} names the image {text!r}, outside the image folder; name images relative to `images`")
+    if _CONTROL.search(text) or _SURROGATE.search(text) or max(len(part.encode()) for part in parts) > 255:
+        raise BadInput(f"{where} names the image {text[:60]!r}, which cannot be a file name; mend that name")
     text = "/".join(part for part in text.split("/") if part not in (".", ""))
     if not text:
-        raise BadInput(f"{path}: {where} names a folder, not an image; give every caption the file name of its image")
+        raise BadInput(f"{where} names a folder, not an image; give every caption the file name of its image")
     return text
 
 
 def caption_text(path: Path, where: str, caption: Any) -> str:
-    """`caption` if it is text that can be written as UTF-8, else BadInput that names `where`."""
+    """Return `caption` if it is text that can be written as UTF-8. Raises BadInput that names `where`."""
     if not isinstance(caption, str):
         raise BadInput(f"{path}: {where} has a caption that is not text; write captions as strings")
-    if not _is_utf8(caption):
+    if _SURROGATE.search(caption):
         raise BadInput(f"{path}: {where} has a caption with half a character (a lone surrogate); save it as UTF-8")
     return caption
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def unquoted(value: str) -> str:
-    """A field without its quotes if it is properly quoted as CSV, else as it stands: `"a" or "b"` keeps its quotes."""
+    """Return a field without its quotes if it is properly quoted as CSV, else as it stands.
+
+    >>> unquoted('"a ""big"" dog"'), unquoted('"a" or "b"')
+    ('a "big" dog', '"a" or "b"')
+    """
     value = value.strip()
     if len(value) < 2 or value[0] != '"' or value[-1] != '"':
         return value
@@ -134,41 +169,43 @@ def unquoted(value: str) -> str:
 
 
 def columns_of(line: str, delimiter: str) -> list[str]:
-    """The column names of a header line, in small letters."""
+    """Return the column names of a header line, in small letters."""
     return [unquoted(name).strip().casefold() for name in line.split(delimiter)]
 
 
 def is_token(line: str) -> bool:
-    """Whether a line looks like `image.jpg#0<TAB>caption`."""
+    """Return whether a line looks like `image.jpg#0<TAB>caption`."""
     key, tab, _ = line.partition("\t")
     return bool(tab and _TOKEN_ID.fullmatch(key.strip()))
 
 
 def read_tokens(path: Path, text: str) -> Source:
-    """Flickr8k.token.txt and Flickr30k's results_20130124.token: `image.jpg#0<TAB>caption`."""
-    source = Source()
+    """Read Flickr8k.token.txt or Flickr30k's results_20130124.token: `image.jpg#0<TAB>caption`."""
+    source = Source(path)
     for number, line in numbered_lines(text):
         key, tab, caption = line.partition("\t")
         match = _TOKEN_ID.fullmatch(key.strip())
         if not tab or not match:
-            raise BadInput(
-                f"{path}: line {number} is not `image.jpg#0<TAB>caption`: the file is of another kind or cut short; "
-                f"{AGAIN}"
-            )
-        source.captions.setdefault(image_id(path, f"line {number}", match[1]), []).append(caption)
+            raise _damaged(path, number, "is not `image.jpg#0<TAB>caption`")
+        source.add(f"line {number}", match[1], [caption])
     return source
 
 
-def read_numbered(path: Path, text: str) -> Source:
-    """`image_name| comment_number| comment`, with a header: Flickr30k's results.csv, and the same with commas.
+def _damaged(path: Path, number: int, what: str) -> BadInput:
+    return BadInput(f"{path}: line {number} {what}: the file is damaged, cut short or of another kind; {AGAIN}")
 
-    The published file has a line without its second separator (`2199200615.jpg| 4   A dog ...`): it is read, and said.
+
+def read_numbered(path: Path, text: str) -> Source:
+    """Read `image_name| comment_number| comment`, with a header: Flickr30k's results.csv, and the same with commas.
+
+    The published file has a line without its second separator (`2199200615.jpg| 4   A dog ...`): it is read and noted.
     """
-    separator = numbered_separator(next(numbered_lines(text))[1]) or "|"
+    (_, header), *lines = numbered_lines(text)
+    separator = numbered_separator(header) or "|"
     whole = re.compile(rf"\s*\d+\s*{re.escape(separator)}(.*)", re.DOTALL)
     broken = re.compile(r"\s*\d+\s+(.+)", re.DOTALL)
-    source, mended = Source(), []
-    for number, line in list(numbered_lines(text))[1:]:
+    source, mended = Source(path), []
+    for number, line in lines:
         name, _, rest = line.partition(separator)
         if match := whole.fullmatch(rest):
             caption = unquoted(match[1]) if separator == "," else match[1]
@@ -176,18 +213,15 @@ def read_numbered(path: Path, text: str) -> Source:
             caption = match[1].rstrip().removesuffix(separator)
             mended.append(number)
         else:
-            raise BadInput(
-                f"{path}: line {number} is not `image{separator} number{separator} caption`: "
-                f"the file is damaged or cut short; {AGAIN}"
-            )
-        source.captions.setdefault(image_id(path, f"line {number}", name), []).append(caption)
+            raise _damaged(path, number, f"is not `image{separator} number{separator} caption`")
+        source.add(f"line {number}", name, [caption])
     if mended:
         source.notes.append(f"{len(mended):,} lines without their second {separator!r} mended, the first {mended[0]}")
     return source
 
 
 def numbered_separator(header: str) -> str:
-    """The separator of a header `image_name, comment_number, comment`, or nothing if it is another header."""
+    """Return the separator of a header `image_name, comment_number, comment`, or nothing if it is another header."""
     for separator in "|,":
         columns = columns_of(header, separator)
         if len(columns) == 3 and columns[0] in IMAGE_COLUMNS and columns[1] == "comment_number":
@@ -196,21 +230,18 @@ def numbered_separator(header: str) -> str:
 
 
 def read_kaggle(path: Path, text: str) -> Source:
-    """Kaggle's captions.txt: `image,caption` with a header. All after the first comma is caption, quoted or not."""
-    source = Source()
+    """Read Kaggle's captions.txt: `image,caption` with a header; all after the first comma is caption."""
+    source = Source(path)
     for number, line in list(numbered_lines(text))[1:]:
         name, comma, caption = line.partition(",")
         if not comma:
-            raise BadInput(
-                f"{path}: line {number} has no comma between image and caption: the file is damaged or cut short; "
-                f"{AGAIN}"
-            )
-        source.captions.setdefault(image_id(path, f"line {number}", unquoted(name)), []).append(unquoted(caption))
+            raise _damaged(path, number, "has no comma between image and caption")
+        source.add(f"line {number}", unquoted(name), [unquoted(caption)])
     return source
 
 
 def table_delimiter(header: str) -> str:
-    """The delimiter under which a header has an image and a caption column, or nothing."""
+    """Return the delimiter under which a header has an image and a caption column, or nothing."""
     for delimiter in "\t,;":
         columns = columns_of(header, delimiter)
         if set(columns) & set(IMAGE_COLUMNS) and set(columns) & set(CAPTION_COLUMNS):
@@ -219,40 +250,28 @@ def table_delimiter(header: str) -> str:
 
 
 def read_table(path: Path, text: str) -> Source:
-    """CSV (comma or semicolon) or TSV with a header: image, caption and optional split; several rows an image."""
+    """Read CSV (comma or semicolon) or TSV with a header: image, caption and optional split; several rows an image."""
     header = next(numbered_lines(text))[1]
     delimiter = table_delimiter(header)
     if not delimiter:
-        raise BadInput(
-            f"{path}: line 1 names the columns {header.strip()[:80]!r}; it needs a header with an image and a caption "
-            f"column (image,caption or image,caption,split)"
-        )
+        needed = "it needs a header with an image and a caption column (image,caption or image,caption,split)"
+        raise BadInput(f"{path}: line 1 names the columns {header.strip()[:80]!r}; {needed}")
     columns = columns_of(header, delimiter)
-    image, caption = _column(columns, IMAGE_COLUMNS), _column(columns, CAPTION_COLUMNS)
+    image, caption = (
+        next(columns.index(name) for name in known if name in columns) for known in (IMAGE_COLUMNS, CAPTION_COLUMNS)
+    )
     split = columns.index("split") if "split" in columns else None
-    source = Source()
+    source = Source(path)
     rows = _tsv_rows(text) if delimiter == "\t" else _csv_rows(path, text, delimiter)
     next(rows)
     for number, row in rows:
-        where = f"line {number}"
         if len(row) < len(columns):
-            raise BadInput(
-                f"{path}: {where} has {len(row)} of {len(columns)} columns: it is damaged or cut short; "
-                f"mend it, or get the file again"
-            )
+            raise _damaged(path, number, f"has {len(row)} of {len(columns)} columns")
         if any(cell.strip() for cell in row[len(columns) :]):
-            raise BadInput(
-                f"{path}: {where} has {len(row)} columns where the header has {len(columns)}; "
-                f"put quotes around captions that hold the delimiter"
-            )
-        word = row[split] if split is not None else ""
-        add_record(source, path, where, row[image], [row[caption]], word)
-    check_split_column(source, path)
-    return source
-
-
-def _column(columns: list[str], known: tuple[str, ...]) -> int:
-    return next(columns.index(name) for name in known if name in columns)
+            what = f"has {len(row)} columns where the header has {len(columns)}"
+            raise BadInput(f"{path}: line {number} {what}; put quotes around captions that hold the delimiter")
+        source.add(f"line {number}", row[image], [row[caption]], row[split] if split is not None else "")
+    return source.with_all_splits()
 
 
 def _tsv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -268,61 +287,18 @@ def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list
             if any(cell.strip() for cell in row):
                 yield reader.line_num, row
     except csv.Error as error:
-        raise BadInput(
-            f"{path}: line {reader.line_num} is not proper CSV ({error}); close its quotes, and double quotes inside"
-        ) from None
+        reason = f"is not proper CSV ({error}); close its quotes, and double quotes inside"
+        raise BadInput(f"{path}: line {reader.line_num} {reason}") from None
 
 
 def read_json_lines(path: Path, text: str) -> Source:
-    """JSON lines: {"image": ..., "caption": "..." or "captions": [...], "split": ... if there are splits}."""
-    source = Source()
+    """Read JSON lines: {"image": ..., "caption": "..." or "captions": [...], "split": ... if there are splits}."""
+    source = Source(path)
     for number, line in numbered_lines(text):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", "cannot be read")
             raise BadInput(f"{path}: line {number} is not JSON, or cut short ({reason}); {AGAIN}") from None
-        add_json_record(source, path, f"line {number}", row)
-    check_split_column(source, path)
-    return source
-
-
-def add_json_record(source: Source, path: Path, where: str, row: Any) -> None:
-    """Add one JSON object with an image, its caption or captions, and perhaps a split."""
-    if not isinstance(row, dict):
-        raise BadInput(f'{path}: {where} is not an object like {{"image": "a.jpg", "caption": "..."}}; mend that line')
-    row = {str(key).casefold(): value for key, value in row.items()}
-    image = next((row[name] for name in IMAGE_COLUMNS if name in row), None)
-    captions = next((row[name] for name in CAPTION_COLUMNS if name in row), None)
-    if captions is None:
-        raise BadInput(f'{path}: {where} has no "caption" or "captions"; give every image its captions')
-    word = row.get("split") or ""
-    if not isinstance(word, str):
-        raise BadInput(f"{path}: {where} has a split that is not text; it must be train, val or test")
-    add_record(source, path, where, image, captions if isinstance(captions, list) else [captions], word)
-
-
-def add_record(source: Source, path: Path, where: str, image: Any, captions: list[Any], word: str) -> None:
-    """Add captions of one image and its split (blank: not said here)."""
-    key = image_id(path, where, image)
-    source.captions.setdefault(key, []).extend(caption_text(path, where, caption) for caption in captions)
-    word = word.strip().casefold()
-    if not word:
-        return
-    if word not in SPLIT_WORDS:
-        raise BadInput(f"{path}: {where} has the split {word!r}; it must be train, val or test")
-    if source.splits.setdefault(key, SPLIT_WORDS[word]) != SPLIT_WORDS[word]:
-        raise BadInput(
-            f"{path}: {where} puts {key} into {word}, an earlier one into {source.splits[key]}; "
-            f"keep each image in one split"
-        )
-
-
-def check_split_column(source: Source, path: Path) -> None:
-    """Raises BadInput if some images have a split and some have none."""
-    without = [key for key in source.captions if key not in source.splits]
-    if source.splits and without:
-        raise BadInput(
-            f"{path}: {len(without):,} images have no split while others have one, the first {without[0]}; "
-            f"fill the split column, or leave it out and let --split-ratio draw it"
-        )
+        source.add_json(f"line {number}", row)
+    return source.with_all_splits()

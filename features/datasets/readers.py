@@ -1,28 +1,15 @@
-"""From the caption files of the field to a Dataset: one entry point, `read`, and the splits, given or drawn."""
+"""Read the caption files of the field as a Dataset: one entry point, `read`, and the splits, given or drawn."""
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from features.datasets.dataset import SPLITS, Dataset, Image, check, hash_split
+from features.datasets import line_files
+from features.datasets.dataset import SPLITS, Dataset, Image, check, hash_split, is_vsepp
 from features.datasets.json_files import RESTVAL, TRAIN_OR_VAL, read_json_captions
-from features.datasets.line_files import (
-    Source,
-    columns_of,
-    image_id,
-    is_token,
-    numbered_lines,
-    numbered_separator,
-    read_json_lines,
-    read_kaggle,
-    read_numbered,
-    read_table,
-    read_text,
-    read_tokens,
-    table_delimiter,
-)
-from features.datasets.vsepp import is_vsepp, read_vsepp
+from features.datasets.line_files import AGAIN, Source, image_id, numbered_lines, read_text
+from features.datasets.vsepp import read_vsepp
 from features.images.decode import IMAGE_SUFFIXES
 from utils import BadInput, did_you_mean
 
@@ -42,15 +29,6 @@ FILES = {
     ),
 }
 
-READERS: dict[str, Callable[[Path, str], Source]] = {
-    "json": read_json_captions,
-    "json lines": read_json_lines,
-    "tokens": read_tokens,
-    "numbered": read_numbered,
-    "kaggle": read_kaggle,
-    "table": read_table,
-}
-
 # Names of the three lists: those of Flickr8k, of Flickr30k Entities, and the latter with another word for val.
 LISTS = (
     ("Flickr_8k.trainImages.txt", "Flickr_8k.devImages.txt", "Flickr_8k.testImages.txt"),
@@ -59,6 +37,7 @@ LISTS = (
 )
 
 Ratio = tuple[float, float, float]
+Splits = tuple[dict[str, str], list[str]]  # the split of every image that stays, in dataset order, and notes
 
 
 def read(
@@ -69,81 +48,79 @@ def read(
     restval: bool = True,
     split_ratio: Ratio = (80, 10, 10),
 ) -> Dataset:
-    """The dataset `name` (flickr8k, flickr30k, coco or folder) from its caption file or folder.
+    """Read the dataset `name` (flickr8k, flickr30k, coco or folder), in the order of split lists or of the captions.
 
-    `images` is the folder of the photographs, None where features come precomputed; nobody looks here whether each is
-    there. `splits` is a folder of three lists and goes before splits in the caption file; where there is neither, a
-    hash of the image id draws them. Dataset order is the order of the lists (train, val, test) or of the caption file.
+    captions: the caption file, or a folder that holds one. images: the folder of the images, None where features come
+    precomputed; whether each image is there is not looked at. splits: a folder of three lists, which go before splits
+    in the caption file; where there is neither, a hash of the image id draws them. restval: whether Karpathy's restval
+    images join train. Raises BadInput for everything that is wrong with a file.
 
-    Raises BadInput for everything that is wrong with a file.
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+    ...     rows = ["a.jpg,A dog runs.,train", "a.jpg,A dog.,train", "b.jpg,A cat.,val", "c.jpg,A car.,test"]
+    ...     _ = file.write("\\n".join(["image,caption,split", *rows]))
+    ...     file.flush()
+    ...     dataset = read("folder", Path(file.name), images=None)
+    >>> dataset.images[0]
+    Image(id='a.jpg', path=None, split='train', captions=('A dog runs.', 'A dog.'))
     """
     captions = Path(captions)
     if name not in FILES:
         raise BadInput(f"dataset {name}: unknown; {did_you_mean(name, FILES)}")
-    _check_ratio(split_ratio)
+    if len(split_ratio) != 3 or not all(0 < part < float("inf") for part in split_ratio):
+        raise BadInput("`split_ratio`: needs three numbers above 0 for train, val and test, such as 80 10 10")
     if not captions.exists():
-        raise BadInput(f"{captions}: no such file or folder; point --captions to the captions of {name}")
+        raise BadInput(f"{captions}: no such file or folder; point `captions` to the captions of {name}")
     if images is not None and not Path(images).is_dir():
-        raise BadInput(f"{images}: no such folder; point --images to the folder that holds the photographs")
+        raise BadInput(f"{images}: no such folder; point `images` to the folder that holds the images")
     if captions.is_dir() and is_vsepp(captions):
         if splits is not None:
-            raise BadInput(f"{captions}: a VSE++ folder brings its own splits; leave --splits out")
+            raise BadInput(f"{captions}: a VSE++ folder brings its own splits; leave `splits` out")
         return read_vsepp(name, captions)
     file, notes = find_file(name, captions)
     text = read_text(file)
-    source = READERS[kind_of(name, file, text)](file, text)
+    source = reader_of(name, file, text)(file, text)
     if not source.captions:
-        raise BadInput(f"{file}: holds no image; check that --captions names the right file")
+        raise BadInput(f"{file}: holds no image; {AGAIN}")
     notes += source.notes
-    lists = Path(splits) if splits is not None else _lists_beside(file)
-    if lists is not None:
-        chosen, more = split_by_lists(file, source, lists)
-    elif source.splits:
-        chosen, more = split_as_said(file, source, restval, split_ratio)
-    else:
-        chosen, more = split_by_hash(file, source.captions, split_ratio)
+    split_of, more = split_images(source, splits, restval, split_ratio)
     rows = tuple(
-        Image(key, _place(images, source.subfolders.get(key), key), split, tuple(source.captions[key]))
-        for key, split in chosen.items()
+        Image(key, _path_of(images, source.subfolders.get(key), key), split, tuple(source.captions[key]))
+        for key, split in split_of.items()
     )
     return check(Dataset(name, rows, tuple(notes + more), tuple(source.captions)), file)
 
 
 def find_file(name: str, captions: Path) -> tuple[Path, list[str]]:
-    """The caption file, given itself or as its folder, and a note if the folder holds several."""
+    """Return the caption file, given itself or as its folder, and a note if the folder holds several."""
     if not captions.is_dir():
         return captions, []
-    found = [captions / file for file in FILES[name] if (captions / file).is_file()]
-    if not found:
-        raise BadInput(
-            f"{captions}: holds none of {', '.join(FILES[name])}; point --captions to the caption file of {name}"
-        )
-    if len(found) == 1:
-        return found[0], []
-    others = " and ".join(str(file.relative_to(captions)) for file in found[1:])
-    return found[0], [f"captions read from {found[0].name}; {others} beside it not: --captions FILE chooses"]
+    files = [captions / file for file in FILES[name] if (captions / file).is_file()]
+    if not files:
+        known = ", ".join(FILES[name])
+        raise BadInput(f"{captions}: holds none of {known}; point `captions` to the caption file of {name}")
+    others = " and ".join(str(file.relative_to(captions)) for file in files[1:])
+    return files[0], [f"captions read from {files[0].name}; {others} beside it not: `captions` chooses"] * bool(others)
 
 
-def kind_of(name: str, file: Path, text: str) -> str:
-    """Which of READERS a file is for, by its content, then by its name. Raises BadInput if it is for none."""
+def reader_of(name: str, file: Path, text: str) -> Callable[[Path, str], Source]:
+    """Return the reader of a file, by its content, then by its name. Raises BadInput if there is none."""
     lines = numbered_lines(text)
     head = next(lines)[1].strip()
     if file.suffix in (".jsonl", ".ndjson"):
-        return "json lines"
+        return line_files.read_json_lines
     if head[0] in "{[" or file.suffix == ".json":
-        return "json lines" if next(lines, None) and _is_object(head) else "json"
-    if ".token" in file.name or is_token(head):
-        return "tokens"
-    if numbered_separator(head):
-        return "numbered"
-    if name != "folder" and columns_of(head, ",") == ["image", "caption"]:
-        return "kaggle"
-    if table_delimiter(head) or file.suffix in (".csv", ".tsv") or name == "folder":
-        return "table"
-    raise BadInput(
-        f"{file}: not a caption file of {name} (it begins {head[:60]!r}); known are {', '.join(FILES[name])}, "
-        f"and for your own CSV or JSON lines the dataset `folder`"
-    )
+        return line_files.read_json_lines if next(lines, None) and _is_object(head) else read_json_captions
+    if ".token" in file.name or line_files.is_token(head):
+        return line_files.read_tokens
+    if line_files.numbered_separator(head):
+        return line_files.read_numbered
+    if name != "folder" and line_files.columns_of(head, ",") == ["image", "caption"]:
+        return line_files.read_kaggle
+    if line_files.table_delimiter(head) or file.suffix in (".csv", ".tsv") or name == "folder":
+        return line_files.read_table
+    known = f"known are {', '.join(FILES[name])}, and for your own CSV or JSON lines the dataset 'folder'"
+    raise BadInput(f"{file}: not a caption file of {name} (it begins {head[:60]!r}); {known}")
 
 
 def _is_object(line: str) -> bool:
@@ -153,84 +130,78 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _place(images: Path | None, subfolder: str | None, key: str) -> Path | None:
+def _path_of(images: Path | None, subfolder: str | None, key: str) -> Path | None:
     if images is None:
         return None
-    if subfolder:
-        nested = Path(images) / subfolder / key
-        if nested.is_file():
-            return nested
-    return Path(images) / key
+    nested = Path(images) / (subfolder or "") / key
+    return nested if subfolder and nested.is_file() else Path(images) / key
 
 
-def _check_ratio(ratio: Ratio) -> None:
-    if len(ratio) != 3 or not all(0 < part < float("inf") for part in ratio):
-        raise BadInput("--split-ratio: needs three numbers above 0 for train, val and test, such as 80 10 10")
+def split_images(source: Source, splits: Path | None, restval: bool, ratio: Ratio) -> Splits:
+    """Choose among the lists in `splits` or beside the captions, the caption file's own splits, and a hash."""
+    file = source.path
+    if splits is None and ".token" in file.name and any((file.parent / name).is_file() for name in LISTS[0]):
+        splits = file.parent  # as Flickr8k was published
+    if splits is not None:
+        return split_by_lists(source, Path(splits))
+    return split_as_published(source, restval, ratio) if source.splits else split_by_hash(source, ratio)
 
 
-# Splits: each function returns the split of every image that stays, in dataset order, and notes.
-
-
-def split_by_hash(file: Path, ids: Iterable[str], ratio: Ratio) -> tuple[dict[str, str], list[str]]:
-    chosen = {key: hash_split(key, ratio) for key in ids}
-    counts = Counter(chosen.values())
-    _check_drawn(file, counts, SPLITS)
+def split_by_hash(source: Source, ratio: Ratio) -> Splits:
+    """Draw a split for every image, see `hash_split`."""
+    split_of = {key: hash_split(key, ratio) for key in source.captions}
     parts = "/".join(f"{part:g}" for part in ratio)
-    return chosen, [f"no split given: drawn by a hash of the image id, {parts}: {_counted(counts, SPLITS)} images"]
+    return split_of, [f"no split given: drawn by a hash of the image id, {parts}: {_drawn(source, split_of, SPLITS)}"]
 
 
-def split_as_said(file: Path, source: Source, restval: bool, ratio: Ratio) -> tuple[dict[str, str], list[str]]:
-    """The splits that the caption file gives, with Karpathy's restval and COCO's train settled."""
+def split_as_published(source: Source, restval: bool, ratio: Ratio) -> Splits:
+    """Take the splits of the caption file, with Karpathy's restval and COCO's train settled."""
     notes = [source.split_note] if source.split_note else []
-    drawn = {
-        key: hash_split(key, (ratio[0], ratio[1], 0)) for key, word in source.splits.items() if word == TRAIN_OR_VAL
-    }
+    half = (ratio[0], ratio[1], 0.0)
+    drawn = {key: hash_split(key, half) for key, word in source.splits.items() if word == TRAIN_OR_VAL}
     if drawn:
-        counts = Counter(drawn.values())
-        _check_drawn(file, counts, ("train", "val"))
-        notes.append(f"drawn {ratio[0]:g}/{ratio[1]:g}: {_counted(counts, ('train', 'val'))} images")
-    chosen = source.splits | drawn
-    rest = [key for key, word in chosen.items() if word == RESTVAL]
-    if rest and restval:
-        notes.append(f"{len(rest):,} restval images joined to train")
-    elif rest:
-        notes.append(f"{len(rest):,} restval images left out")
-    for key in rest:
-        if restval:
-            chosen[key] = "train"
-        else:
-            del chosen[key]
-    return chosen, notes
+        notes.append(f"drawn {ratio[0]:g}/{ratio[1]:g}: {_drawn(source, drawn, SPLITS[:2])}")
+    split_of = source.splits | drawn
+    rest = [key for key, word in split_of.items() if word == RESTVAL]
+    if rest:
+        notes.append(f"{len(rest):,} restval images {'joined to train' if restval else 'left out'}")
+    if restval:
+        return split_of | dict.fromkeys(rest, "train"), notes
+    return {key: word for key, word in split_of.items() if word != RESTVAL}, notes
 
 
-def split_by_lists(file: Path, source: Source, folder: Path) -> tuple[dict[str, str], list[str]]:
-    """The splits of three lists of image ids, with or without the ending of the file name, in their order."""
+def _drawn(source: Source, split_of: dict[str, str], splits: tuple[str, ...]) -> str:
+    """Say how many images each split was given. Raises BadInput if one is empty."""
+    counts = Counter(split_of.values())
+    for split in splits:
+        if not counts[split]:
+            what = f"the split drawn for its {counts.total():,} images leaves {split} empty"
+            raise BadInput(f"{source.path}: {what}; give more images, another `split_ratio`, or the splits by `splits`")
+    return f"{', '.join(f'{counts[split]:,} {split}' for split in splits)} images"
+
+
+def split_by_lists(source: Source, folder: Path) -> Splits:
+    """Take the splits of three lists of image ids, with or without the ending of the file name, in their order."""
     listed = read_lists(folder)
-    owners: dict[str, list[str]] = {}
     find = finder(listed)
-    left_out = []
+    matches: dict[str, list[str]] = {}
     for key in source.captions:
-        entry = find(key)
-        if entry is None:
-            left_out.append(key)
-        else:
-            owners.setdefault(entry, []).append(key)
-    if not owners:
-        raise BadInput(
-            f"{folder}: its lists name none of the {len(source.captions):,} images of {file.name}, the first "
-            f"{left_out[0]}; point --splits to the lists of this dataset"
-        )
+        matches.setdefault(find(key) or "", []).append(key)
+    left_out, file = matches.pop("", []), source.path.name
+    if not matches:
+        what = f"its lists name none of the {len(source.captions):,} images of {file}, the first {left_out[0]}"
+        raise BadInput(f"{folder}: {what}; point `splits` to the lists of this dataset")
     notes = [f"splits from the lists in {folder}"]
     if left_out:
         notes.append(f"{len(left_out):,} images in no split list left out{_example(left_out)}")
-    without = [entry for entry in listed if entry not in owners]
+    without = [entry for entry in listed if entry not in matches]
     if without:
-        notes.append(f"{len(without):,} listed images have no caption in {file.name}, the first {without[0]}")
-    return {key: split for entry, split in listed.items() for key in owners.get(entry, [])}, notes
+        notes.append(f"{len(without):,} listed images have no caption in {file}, the first {without[0]}")
+    return {key: split for entry, split in listed.items() for key in matches.get(entry, [])}, notes
 
 
 def _example(left_out: list[str]) -> str:
-    """Names one of them: one that is not even named like an image, if only some are so."""
+    """Name one of them: one that is not even named like an image, if only some are so."""
     odd = [key for key in left_out if without_ending(key) == key]
     if 0 < len(odd) < len(left_out):
         return f", {len(odd):,} of them not named like an image file ({odd[0]})"
@@ -238,34 +209,36 @@ def _example(left_out: list[str]) -> str:
 
 
 def read_lists(folder: Path) -> dict[str, str]:
-    """The split of each listed id, in the order train, val, test. Raises BadInput if lists are missing or overlap."""
+    """Read the split of each listed id, train, val, test in order. Raises BadInput if lists are missing or overlap."""
     if not folder.is_dir():
-        raise BadInput(f"{folder}: no such folder; point --splits to the folder that holds {', '.join(LISTS[1])}")
-    # The names of which most are there: if one of them is missing, the error names it.
+        raise BadInput(f"{folder}: no such folder; point `splits` to the folder that holds {', '.join(LISTS[1])}")
+    # The names of which most exist: if one of them is missing, the error names it.
     names = max(LISTS, key=lambda names: sum((folder / file).is_file() for file in names))
     listed: dict[str, str] = {}
     for file, split in zip(names, SPLITS, strict=True):
-        if not (folder / file).is_file():
-            raise BadInput(
-                f"{folder / file}: no such file; --splits needs {', '.join(LISTS[1])} or {', '.join(LISTS[0])}"
-            )
-        for number, line in numbered_lines(read_text(folder / file)):
-            key = image_id(folder / file, f"line {number}", line)
+        path = folder / file
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file; `splits` needs {', '.join(LISTS[1])} or {', '.join(LISTS[0])}")
+        for number, line in numbered_lines(read_text(path)):
+            key = image_id(path, f"line {number}", line)
             if listed.setdefault(key, split) != split:
-                raise BadInput(
-                    f"{folder / file}: line {number}, {key}, is in the {listed[key]} list too; keep it in one of them"
-                )
+                what = f"is in the {listed[key]} list too; keep it in one of them"
+                raise BadInput(f"{path}: line {number}, {key}, {what}")
     return listed
 
 
 def without_ending(key: str) -> str:
-    """An id without the ending of an image file: `a.jpg` is `a`, but `a.jpg.1` stays what it is."""
+    """Return an id without the ending of an image file.
+
+    >>> without_ending("a.jpg"), without_ending("a.jpg.1")
+    ('a', 'a.jpg.1')
+    """
     stem, dot, ending = key.rpartition(".")
     return stem if dot and f".{ending.casefold()}" in IMAGE_SUFFIXES else key
 
 
 def finder(known: Iterable[str]) -> Callable[[str], str | None]:
-    """A function from an id to the known one that means it: the same, or one of the two lacks its `.jpg`."""
+    """Return a function from an id to the known one that means it: the same, or one of the two lacks its `.jpg`."""
     exact = set(known)
     bare = {without_ending(key): key for key in known}
 
@@ -275,23 +248,3 @@ def finder(known: Iterable[str]) -> Callable[[str], str | None]:
         return without_ending(key) if without_ending(key) in exact else bare.get(key)
 
     return find
-
-
-def _lists_beside(file: Path) -> Path | None:
-    """The folder of the original Flickr8k files, if `file` lies in it."""
-    if ".token" in file.name and any((file.parent / name).is_file() for name in LISTS[0]):
-        return file.parent
-    return None
-
-
-def _check_drawn(file: Path, counts: Counter[str], splits: tuple[str, ...]) -> None:
-    for split in splits:
-        if not counts[split]:
-            raise BadInput(
-                f"{file}: the split drawn for its {counts.total():,} images leaves {split} empty; "
-                f"give more images, another --split-ratio, or the splits with --splits"
-            )
-
-
-def _counted(counts: Counter[str], splits: tuple[str, ...]) -> str:
-    return ", ".join(f"{counts[split]:,} {split}" for split in splits)

@@ -1,6 +1,6 @@
-"""The sample dataset, drawn by the project itself: small illustrations with five captions each, without a network.
+"""The sample dataset, drawn by the project itself: small images with five captions each, without a network.
 
-Every picture and its captions follow from a `Scene`, and every scene from a seed; no two have the same description.
+Every image and its captions follow from a `Scene`, and every scene from a seed; no two have the same description.
 """
 
 import functools
@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageColor, ImageDraw, ImageOps
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image as PILImage
+from PIL import ImageColor, ImageDraw, ImageOps, PngImagePlugin
 from tqdm import tqdm
 
-from features.datasets import dataset
+from features.datasets.dataset import Dataset, Image
 from utils import atomic_write, make_folder
 
-VERSION = 1  # raise it whenever planning or drawing changes: pictures of another version are then drawn anew
+VERSION = 1  # raise it whenever planning or drawing changes: images of another version are then drawn anew
 PNG_END = b"IEND\xaeB`\x82"
 SHARP = 2  # drawn so many times larger, then reduced: smooth edges
 DETAIL = 0.3  # how often a caption but the first tells the size of a group, and its color
@@ -25,7 +25,7 @@ Spot = tuple[float, float, float]  # left, top and side of a square
 # fmt: off
 COLORS = {"red": "#de322e", "orange": "#f58824", "yellow": "#fcd238", "green": "#46a048", "blue": "#2e6cd8",
            "purple": "#8648b6", "pink": "#f788b2", "brown": "#8e5c3a", "white": "#fff", "grey": "#899", "black": "#334"}
-SIZES = {"large": 0.4, "": 0.225, "small": 0.15}  # side of one thing as a share of the picture
+SIZES = {"large": 0.4, "": 0.225, "small": 0.15}  # side of one thing as a share of the image
 # What can be said in several ways, here and below, is parted by a slash.
 COLOR_WORDS = {"red": "red/scarlet", "yellow": "yellow/golden", "purple": "purple/violet"}
 SIZE_WORDS = {"large": "large/big/huge", "": "", "small": "small/little/tiny"}
@@ -42,12 +42,12 @@ PAIR = ("{A} {relation} {B} {place} {sky}", "{A} {relation} {B} {place}", "{B} {
         "{scene} {sky} with {A} and {B}", "{place}, {A} {stand} {relation} {B}", "a picture of {A} and {B}",
         "{A} {there}", "a picture of {A}", "there {are} {A} {there}", "{A} {stand} {there}", "{scene} with {A}",
         "{A} {sky}")
-# Drawings, stroke by stroke: kind, paint, numbers; x and y go from -1 to 1, y downwards, the foot of a thing at y = 1:
+# Strokes of things: kind, paint, numbers; x and y go from -1 to 1, y downwards, the foot of a thing at y = 1:
 #   oval x y rx ry | box x0 y0 x1 y1 | poly x y x y ... | line width x y x y ...
 #   pie x y rx ry start end | arc width x y rx ry start end (degrees, clockwise from three o'clock)
 # The paint main is the color of the thing, dark and light are shades of it.
 BRIGHT = "red orange yellow green blue purple pink"
-# thing: its names, its verb, its colors, its drawing
+# thing: its names, its verb, its colors, its strokes
 THINGS = {
     "house": ("house/cottage/home", "stand", BRIGHT + " white",
      "box #844 .35 -.85 .6 -.3; box main -.75 -.25 .75 1; poly #743 -.98 -.2 0 -.95 .98 -.2; box #533 -.17 .35 .17 1;"
@@ -115,7 +115,7 @@ THINGS = {
 }
 PLURALS = {"fish": "fish", "bus": "buses", "coach": "coaches", "puppy": "puppies"}
 AIR, INDOORS = ("balloon", "airship", "kite", "bird"), ("room", "table")  # indoors only the first of AIR is found
-# setting: what is on its ground (or water); where that is; where things in the air are; a noun for it; its drawing
+# setting: what is on its ground (or water); where that is; where things in the air are; a noun for it; its strokes
 SETTINGS = {
     "meadow": ("house tree cat dog flower mushroom ball", "in a meadow/on the grass", "over a meadow", "a meadow",
      "oval #8c7 -.7 .75 1.2 .8; oval #7b6 .8 .85 1.3 .85; oval #6a5 -.2 1.5 2 1.2;"
@@ -148,7 +148,7 @@ SETTINGS = {
 CLOUDS = ("oval {0} -.6 -.7 .3 .1; oval {0} -.7 -.77 .17 .13; oval {0} -.5 -.76 .14 .1; oval {0} .5 -.5 .3 .1;"
           "oval {0} .42 -.57 .15 .12; oval {0} .6 -.57 .13 .1; oval {0} .1 -.85 .34 .12; oval {0} 0 -.93 .17 .13")
 # sky: what is said of it anywhere, outdoors only, and indoors only, seen through a window; its colors at the top and
-# at the bottom; the color of its light, and how much of that falls on the ground; its drawing
+# at the bottom; the color of its light, and how much of that falls on the ground; its strokes
 SKIES = {
     "sunny": ("on a sunny day", "in the sunshine/under a bright sun", "with sunshine outside",
      "#4aa8ea", "#d3effc", "#fff2c0", 0.08, "oval #feb -.62 -.64 .3 .3; oval #fd4 -.62 -.64 .22 .22;"
@@ -196,13 +196,13 @@ class Scene:
 
 
 def plan(seed: int = 0, train: int = 1200, val: int = 200, test: int = 200) -> list[Scene]:
-    """Scenes in dataset order: train, val, test. All descriptions differ; asking for more never changes the first."""
-    found: dict[str, Scene] = {}
+    """Return scenes in dataset order: train, val, test. All differ; asking for more never changes the first."""
+    planned: dict[str, Scene] = {}
     numbers = itertools.count()
-    while len(found) < train + val + test:
+    while len(planned) < train + val + test:
         scene = _imagine(f"{seed}-{next(numbers)}")
-        found.setdefault(scene.describe(), scene)
-    return list(found.values())
+        planned.setdefault(scene.describe(), scene)
+    return list(planned.values())
 
 
 def _imagine(seed: str) -> Scene:
@@ -221,22 +221,22 @@ def _imagine(seed: str) -> Scene:
     return Scene(setting, sky, groups, relation, seed)
 
 
-def _group(thing: str, place: str, rng: random.Random) -> Group:
-    """A group that fits into its place and hides no other: the larger the things, the fewer."""
-    size = rng.choice({"in front of": ("", "small"), "behind": ("large", "")}.get(place, tuple(SIZES)))
-    most = {"large": 1 if place in ("left of", "right of") else 2, "": 3, "small": 5}[size]
-    return Group(thing, rng.choice(THINGS[thing][2].split()), size, rng.randint(1, most))
+def _group(thing: str, relation: str, rng: random.Random) -> Group:
+    """A group that hides no other: the larger the things, the fewer."""
+    size = rng.choice({"in front of": ("", "small"), "behind": ("large", "")}.get(relation, tuple(SIZES)))
+    max_count = {"large": 1 if relation in ("left of", "right of") else 2, "": 3, "small": 5}[size]
+    return Group(thing, rng.choice(THINGS[thing][2].split()), size, rng.randint(1, max_count))
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
-    """Five different sentences, all true of the scene; the first says everything, the others leave something out."""
+    """Return five different sentences, all true of the scene; the first says everything, the others less."""
     rng = random.Random(f"{scene.seed} captions")
     full, *others = ONE if len(scene.groups) == 1 else PAIR
-    found = {_sentence(scene, full, 1.0, rng): None}  # a dict keeps the order, a set would not
+    sentences = {_sentence(scene, full, 1.0, rng): None}  # a dict keeps the order, a set would not
     patterns = itertools.cycle(rng.sample(others, len(others)))
-    while len(found) < 5:
-        found[_sentence(scene, next(patterns), DETAIL, rng)] = None
-    return tuple(found)
+    while len(sentences) < 5:
+        sentences[_sentence(scene, next(patterns), DETAIL, rng)] = None
+    return tuple(sentences)
 
 
 def _sentence(scene: Scene, pattern: str, detail: float, rng: random.Random) -> str:
@@ -274,32 +274,32 @@ def _pick(ways: str, rng: random.Random) -> str:
     return rng.choice(ways.strip("/").split("/"))
 
 
-def draw(scene: Scene, size: int = 224) -> Image.Image:
-    """The picture of a scene, RGB, `size` pixels square; always the same one for the same scene."""
+def draw(scene: Scene, size: int = 224) -> PILImage.Image:
+    """Draw a scene, RGB, `size` pixels square; always the same image for the same scene."""
     rng = random.Random(f"{scene.seed} drawing")
     side, mirrored = size * SHARP, rng.random() < 0.5  # mirrored at the end: cars and cats look both ways
-    picture = _backdrop(scene, side, rng)
-    pen, glaze = ImageDraw.Draw(picture), ImageDraw.Draw(picture, "RGBA")  # the second one lets shine through
-    for x, y, wide, group in sorted(_spots(scene, mirrored, rng), key=lambda spot: spot[1] + spot[2]):
+    image = _backdrop(scene, side, rng)
+    pen, glaze = ImageDraw.Draw(image), ImageDraw.Draw(image, "RGBA")  # the second one lets shine through
+    for x, y, wide, group in sorted(spots_of(scene, mirrored, rng), key=lambda spot: spot[1] + spot[2]):
         _thing(pen, glaze, group, (x * side, y * side, wide * side))
     if scene.sky == "rainy" and scene.setting not in INDOORS:
         for _ in range(70):
             x, y = rng.uniform(0, side), rng.uniform(0, side)
             glaze.line((x, y, x - 0.012 * side, y + 0.05 * side), (220, 235, 250, 150), max(1, side // 220))
-    picture = picture.resize((size, size), Image.Resampling.LANCZOS)
-    return ImageOps.mirror(picture) if mirrored else picture
+    image = image.resize((size, size), PILImage.Resampling.LANCZOS)
+    return ImageOps.mirror(image) if mirrored else image
 
 
-def _spots(scene: Scene, mirrored: bool, rng: random.Random) -> list[tuple[float, float, float, Group]]:
-    """Left, top and side of every thing, as shares of the picture."""
+def spots_of(scene: Scene, mirrored: bool, rng: random.Random) -> list[tuple[float, float, float, Group]]:
+    """Return left, top and side of every thing, as shares of the image."""
     spots = []
-    for group, place in zip(scene.groups, (scene.relation, OPPOSITE[scene.relation]), strict=False):
-        left, right = {"left of": (0.03, 0.49), "right of": (0.51, 0.97)}.get(place, (0.04, 0.96))
+    for group, relation in zip(scene.groups, (scene.relation, OPPOSITE[scene.relation]), strict=False):
+        left, right = {"left of": (0.03, 0.49), "right of": (0.51, 0.97)}.get(relation, (0.04, 0.96))
         left, right = (1 - right, 1 - left) if mirrored else (left, right)
         side, flies = SIZES[group.size], group.thing in AIR
         front = group.count if group.count * side <= right - left else (group.count + 1) // 2
         rows = (front, group.count - front)
-        top = {"behind": 0.72}.get(place, 0.96) - side
+        top = {"behind": 0.72}.get(relation, 0.96) - side
         if flies:
             top = rng.uniform(0.05 + (side if rows[1] else 0), 0.47 - side)
         for row, count in enumerate(rows):
@@ -321,13 +321,13 @@ def _thing(pen: ImageDraw.ImageDraw, glaze: ImageDraw.ImageDraw, group: Group, s
     _strokes(pen, art, spot, lambda paint: paints.get(paint, paint))
 
 
-def _backdrop(scene: Scene, side: int, rng: random.Random) -> Image.Image:
+def _backdrop(scene: Scene, side: int, rng: random.Random) -> PILImage.Image:
     """The setting under its sky, `side` pixels square; indoors the sky is behind a window."""
     *_, top, bottom, light, share, art = SKIES[scene.sky]
-    picture = Image.new("RGB", (side, side), bottom)
-    fade = ImageOps.colorize(Image.linear_gradient("L").resize((1, side * 3 // 5)), top, bottom)
-    picture.paste(fade.resize((side, fade.height)))
-    pen = ImageDraw.Draw(picture)
+    image = PILImage.new("RGB", (side, side), bottom)
+    fade = ImageOps.colorize(PILImage.linear_gradient("L").resize((1, side * 3 // 5)), top, bottom)
+    image.paste(fade.resize((side, fade.height)))
+    pen = ImageDraw.Draw(image)
     if scene.sky == "night":
         for _ in range(60):
             x, y, wide = rng.uniform(0, side), rng.uniform(0, 0.6 * side), rng.uniform(0.002, 0.008) * side
@@ -335,9 +335,9 @@ def _backdrop(scene: Scene, side: int, rng: random.Random) -> Image.Image:
     _strokes(pen, art, (0, 0, side), str)
     lit = functools.partial(_mix, other=light, share=share)
     if scene.setting in INDOORS:
-        window = ImageOps.expand(picture.resize((side * 3 // 8, side * 3 // 8)), side // 50, "#fffaf0")
-        picture.paste(lit(rng.choice(("#f3e3c8", "#dfe8d8", "#e6dcea", "#f4d9cf"))), (0, 0, side, side))
-        picture.paste(window, (side // 14, side // 14))
+        window = ImageOps.expand(image.resize((side * 3 // 8, side * 3 // 8)), side // 50, "#fffaf0")
+        image.paste(lit(rng.choice(("#f3e3c8", "#dfe8d8", "#e6dcea", "#f4d9cf"))), (0, 0, side, side))
+        image.paste(window, (side // 14, side // 14))
         _strokes(pen, "line #fffaf0 .03 -.45 -.82 -.45 -.06; line #fffaf0 .03 -.82 -.45 -.06 -.45", (0, 0, side), str)
     if scene.setting == "city":
         for x in range(8):
@@ -349,7 +349,7 @@ def _backdrop(scene: Scene, side: int, rng: random.Random) -> Image.Image:
                 pane = [side * share for share in (left, upper, left + 0.02, upper + 0.03)]
                 pen.rectangle(pane, rng.choice(("#fea", "#def", "#678")))
     _strokes(pen, SETTINGS[scene.setting][4], (0, 0, side), lit)
-    return picture
+    return image
 
 
 def _strokes(pen: ImageDraw.ImageDraw, art: str, spot: Spot, paint: Callable[[str], str], grow: float = 0) -> None:
@@ -383,18 +383,18 @@ def _mix(paint: str, other: str, share: float) -> str:
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
 
 
-def scenes(folder: Path, seed: int = 0, train: int = 1200, val: int = 200, test: int = 200) -> dataset.Dataset:
-    """The dataset; pictures that `folder` lacks, or holds cut short or of another seed or version, are drawn there."""
-    folder = make_folder(folder, "--images")
+def scenes(folder: Path, seed: int = 0, train: int = 1200, val: int = 200, test: int = 200) -> Dataset:
+    """Draw the images that `folder` lacks, or holds cut short or of another seed or version; return the dataset."""
+    folder = make_folder(folder, "`images`")
     splits = ["train"] * train + ["val"] * val + ["test"] * test
     images = []
     for number, scene in enumerate(tqdm(plan(seed, train, val, test), "drawing scenes", delay=2)):
         path = folder / f"scene-{number:04}.png"
-        info, stamp = PngInfo(), f"version {VERSION}, seed {scene.seed}: {scene.describe()}."
+        info, stamp = PngImagePlugin.PngInfo(), f"version {VERSION}, seed {scene.seed}: {scene.describe()}."
         info.add_text("scene", stamp)
         data = path.read_bytes() if path.is_file() else b""
         if stamp.encode() not in data[:500] or not data.endswith(PNG_END):
             with atomic_write(path, "wb") as file:
                 draw(scene).save(file, "PNG", pnginfo=info, compress_level=2)
-        images.append(dataset.Image(path.name, path, splits[number], captions(scene)))
-    return dataset.Dataset("scenes", tuple(images))
+        images.append(Image(path.name, path, splits[number], captions(scene)))
+    return Dataset("scenes", tuple(images))

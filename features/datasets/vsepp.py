@@ -1,5 +1,6 @@
-"""The folders that VSE++ trains from: train_ims.npy and train_caps.txt, the same for dev and test; no photographs."""
+"""The folders that VSE++ trains from: train_ims.npy and train_caps.txt, the same for dev and test; no images."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ PARTS = {"train": "train", "dev": "val", "test": "test"}
 
 @dataclass(frozen=True)
 class Part:
-    """One split: `rows` is the array on disk, (N, D) or (N, H, W, C); image i is its row `first[i]`."""
+    """One split. rows: the array on disk, (N, D) or (N, H, W, C). first: image i is row `first[i]`."""
 
     file: Path
     split: str
@@ -28,20 +29,15 @@ class Part:
         return [f"{self.split}-{number:06d}" for number in range(len(self.first))]
 
 
-def is_vsepp(folder: Path) -> bool:
-    return (folder / "train_ims.npy").is_file() or (folder / "train_caps.txt").is_file()
-
-
 def read_vsepp(name: str, folder: Path) -> Dataset:
-    """The dataset of a VSE++ folder, ids `train-000000` and so on, no paths. Raises BadInput if files do not match."""
+    """Read a VSE++ folder: ids `train-000000` and so on, no paths. Raises BadInput if its files do not match."""
     notes, images = [], []
     for part in open_parts(folder):
         repeats = len(part.rows) - len(part.first)
         if repeats:
             notes.append(f"{part.file.name} repeats features once per caption: {len(part.first):,} images in it")
-        images += [
-            Image(key, None, part.split, tuple(captions)) for key, captions in zip(part.ids, part.captions, strict=True)
-        ]
+        captions = map(tuple, part.captions)
+        images += [Image(key, None, part.split, sentences) for key, sentences in zip(part.ids, captions, strict=True)]
         if part.file.name.startswith("testall"):
             notes.append("testall_ims.npy is the test split, as for 5K tables; test_ims.npy is not read")
     ids = tuple(image.id for image in images)
@@ -49,7 +45,7 @@ def read_vsepp(name: str, folder: Path) -> Dataset:
 
 
 def open_parts(folder: Path) -> list[Part]:
-    """The three splits in dataset order; features stay on disk. Raises BadInput."""
+    """Open the three splits in dataset order; features stay on disk. Raises BadInput if a file is missing or odd."""
     parts = []
     for prefix, split in PARTS.items():
         if prefix == "test" and (folder / "testall_ims.npy").is_file():
@@ -69,18 +65,15 @@ def _open_part(folder: Path, prefix: str, split: str) -> Part:
     rows = open_npy(file)
     captions = read_text(text).replace("\r\n", "\n").removesuffix("\n").split("\n")  # blank lines hold their place
     if rows.ndim not in (2, 4) or not len(rows) or len(captions) % len(rows):
-        raise BadInput(
-            f"{file}: has the shape {rows.shape}, but {text.name} has {len(captions):,} captions; there must "
-            f"be one row (D, or H, W, C) an image, or one a caption: {AGAIN}"
-        )
-    first = runs(rows) if len(rows) == len(captions) else np.arange(len(rows))
+        what = f"has the shape {rows.shape}, but {text.name} has {len(captions):,} captions"
+        raise BadInput(f"{file}: {what}; there must be one row (D, or H, W, C) an image, or one a caption: {AGAIN}")
+    first = starts_of_runs(rows) if len(rows) == len(captions) else np.arange(len(rows))
     bounds = np.append(first, len(rows)) * (len(captions) // len(rows))
-    starts, ends = bounds[:-1], bounds[1:]
-    return Part(file, split, rows, first, [captions[a:b] for a, b in zip(starts, ends, strict=True)])
+    return Part(file, split, rows, first, [captions[start:end] for start, end in itertools.pairwise(bounds)])
 
 
 def open_npy(file: Path) -> np.ndarray:
-    """A .npy file by memory map. Raises BadInput if it is none, is cut short or holds Python objects."""
+    """Open a .npy file by memory map. Raises BadInput if it is none, is cut short or holds Python objects."""
     try:
         return np.lib.format.open_memmap(file, mode="r")
     except FileNotFoundError:
@@ -91,12 +84,12 @@ def open_npy(file: Path) -> np.ndarray:
 
 
 def block_rows(row: tuple[int, ...], itemsize: int) -> int:
-    """How many rows of this shape make a block of about 16 MiB."""
+    """Return how many rows of this shape make a block of about 16 MiB."""
     return max(1, BLOCK_BYTES // max(1, int(np.prod(row)) * itemsize))
 
 
-def runs(rows: np.ndarray) -> np.ndarray:
-    """Where runs of identical consecutive rows begin, read in blocks that overlap by one row."""
+def starts_of_runs(rows: np.ndarray) -> np.ndarray:
+    """Return where runs of identical consecutive rows begin (int64), reading blocks that overlap by one row."""
     flat = rows.reshape(len(rows), -1)
     step = block_rows(rows.shape[1:], rows.dtype.itemsize)
     starts = [np.zeros(1, dtype=np.int64)]

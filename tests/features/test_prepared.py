@@ -4,29 +4,31 @@ import doctest
 import json
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image as PILImage
 
 import prep
-from features import prepared as room
-from features.images.store import FeatureStore, store_name
-from features.prepared import Prepared, flags_of_store
-from tests.helpers import make_tiny_encoder
-from utils import BadInput, run_script
+from features import options, prepare, prepared
+from features.datasets import dataset, line_files, precomputed, readers
+from features.images import store
+from features.images.store import FeatureStore, store_name, write_store
+from features.options import PrepOptions, resolve_options
+from features.prepared import Prepared, options_of_store
+from features.text import vocabulary
+from tests.helpers import ROOT, make_tiny_encoder
+from tests.helpers import call as run_as_script
+from utils import BadInput, NotPrepared, command_line
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
     """Run prep.py as the command line would; returns the exit status."""
-    monkeypatch.setattr(sys, "argv", ["prep.py", *map(str, args)])
-    try:
-        run_script(prep.main)
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    return run_as_script(monkeypatch, prep, *args)
 
 
 def as_told(monkeypatch: pytest.MonkeyPatch, command: str, *more: object) -> int:
@@ -36,17 +38,21 @@ def as_told(monkeypatch: pytest.MonkeyPatch, command: str, *more: object) -> int
     return call(monkeypatch, *args, *more)
 
 
+def command_of(data: Prepared, **more: Any) -> str:
+    return command_line("prep.py", data.prep_options(**more))
+
+
 SPLITS = ("train", "train", "val", "test")
 RANDOM = ("--weights", "random", "--workers", 0)
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in: eight pictures, their captions without splits' names, and a list of each split."""
-    (tmp_path / "pictures").mkdir()
+    """A folder to work in: eight images, their captions without splits' names, and a list of each split."""
+    (tmp_path / "images").mkdir()
     lines = ["image,caption"]
     for number in range(8):
-        Image.new("RGB", (40, 40), (30 * number, 200, 90)).save(tmp_path / f"pictures/{number}.png")
+        PILImage.new("RGB", (40, 40), (30 * number, 200, 90)).save(tmp_path / f"images/{number}.png")
         lines += [f"{number}.png,a dog runs {number}", f"{number}.png,the red car"]
     (tmp_path / "captions.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "lists").mkdir()
@@ -57,15 +63,28 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-TOLD = ("folder", "--images", "pictures", "--captions", "captions.csv", "--splits", "lists")
+TOLD = ("folder", "--images", "images", "--captions", "captions.csv", "--splits", "lists")
 
 
 def head_of(folder: Path | str) -> dict:
     return json.loads((Path(folder) / "dataset.json").read_text())
 
 
-def test_docstrings() -> None:
+@pytest.mark.parametrize("room", [options, prepare, prepared, dataset, line_files, precomputed, readers])
+def test_docstrings(room: Any) -> None:
     assert doctest.testmod(room).failed == 0
+
+
+def test_lists_of_the_help_are_those_of_the_library() -> None:
+    assert options.LANGUAGES == vocabulary.LANGUAGES
+    assert options.DTYPES == store.DTYPES
+    assert ("scenes", *readers.FILES) == options.DATASETS
+
+
+def test_help_waits_for_nothing_heavy() -> None:
+    code = "import sys, prep; print({'numpy', 'h5py', 'nltk', 'torch', 'PIL'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 @pytest.mark.parametrize(
@@ -79,10 +98,9 @@ def test_docstrings() -> None:
         ("resnet50", "layer3", True, 1),
     ],
 )
-def test_the_flags_that_make_a_store(backbone: str, layer: str | None, map: bool, crops: int) -> None:
-    args = ["--backbone", backbone, *(["--layer", layer] if layer else []), *(["--map"] if map else [])]
-    args += ["--crops", str(crops)] if crops != 1 else []
-    assert flags_of_store(store_name(backbone, layer, map, crops)) == args
+def test_the_options_that_make_a_store(backbone: str, layer: str | None, map: bool, crops: int) -> None:
+    wanted = PrepOptions(backbone=(backbone,), layer=layer, map=map, crops=crops)
+    assert resolve_options(options_of_store(store_name(backbone, layer, map, crops))) == wanted
 
 
 def test_a_second_call_names_only_what_it_adds(
@@ -101,13 +119,13 @@ def test_a_second_call_names_only_what_it_adds(
     vocabulary = (here / "data/folder/vocabulary.json").read_bytes()
     capsys.readouterr()
     data = Prepared("data/folder")
-    with pytest.raises(BadInput, match="no such features") as caught:
+    with pytest.raises(NotPrepared, match="no such features") as caught:
         data.store("resnet18.map")
-    command = str(caught.value).split("with: ")[1]
+    command = command_line("prep.py", caught.value.options)
     assert command == "python prep.py folder --backbone resnet18 --map"
     assert as_told(monkeypatch, command, *RANDOM) == 0
     said = capsys.readouterr().err
-    assert f"remembered: --images {here}/pictures --captions {here}/captions.csv --splits {here}/lists" in said
+    assert f"remembered: --images {here}/images --captions {here}/captions.csv --splits {here}/lists" in said
     assert set(data.stores()) == {"resnet18", "resnet18.map"}
     assert head_of("data/folder")["source"] == source
     assert (here / "data/folder/captions.jsonl").read_bytes() == captions
@@ -121,24 +139,37 @@ def test_a_second_call_names_only_what_it_adds(
     assert "--captions is missing" in capsys.readouterr().err
 
 
-def test_a_folder_of_an_earlier_version_is_told_as_before(
+def test_a_damaged_memory_is_none(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, *TOLD, "--backbone", "resnet18", *RANDOM) == 0
     head = head_of("data/folder")
-    source = head.pop("source")
-    (here / "data/folder/dataset.json").write_text(json.dumps(head))
-    data = Prepared("data/folder")
-    assert data.prep_command("--map") == f"python prep.py folder --images {here}/pictures --captions FILE --map"
-    assert call(monkeypatch, "folder", "--backbone", "resnet18", *RANDOM) == 2
-    assert "--captions is missing" in capsys.readouterr().err
-    assert call(monkeypatch, *TOLD, "--backbone", "resnet18", *RANDOM) == 0
-    assert head_of("data/folder")["source"] == source
-    damages: tuple[object, ...] = ({"captions": 5, "language": "english"}, [], "x")
+    damages: tuple[object, ...] = ({"captions": 5, "language": "english"}, [], "x", None)
     for damage in damages:
         (here / "data/folder/dataset.json").write_text(json.dumps({**head, "source": damage}))
         assert call(monkeypatch, "folder", "--backbone", "resnet18") == 2
         assert "--captions is missing" in capsys.readouterr().err
+    assert call(monkeypatch, *TOLD, "--backbone", "resnet18", *RANDOM) == 0
+    assert head_of("data/folder") == head
+
+
+def test_from_python(here: Path) -> None:
+    """As in a notebook: options as a mapping, what is missing as data, lines where the reader wants them."""
+    lines: list[str] = []
+    given = {"dataset": "folder", "images": "images", "captions": "captions.csv", "splits": "lists"}
+    small = {"backbone": "resnet18", "weights": "random", "workers": 0}
+    data = prepare.prepare(resolve_options({**given, **small}), lines.append)
+    assert (data.stores(), lines[-1]) == (["resnet18"], "8 training captions, 10 words, stems: english")
+    with pytest.raises(NotPrepared) as caught:
+        data.store("resnet18.map")
+    lines.clear()
+    assert prepare.prepare(resolve_options({**caught.value.options, **small}), lines.append).stores()
+    assert lines[0].startswith(f"remembered: `images` {here}/images `captions` ")
+    assert set(data.stores()) == {"resnet18", "resnet18.map"}
+    with pytest.raises(BadInput, match="did you mean backbone"):
+        resolve_options({"backbones": "resnet18"})
+    with pytest.raises(BadInput, match="`images` is missing"):
+        prepare.prepare(PrepOptions("folder", captions=Path("captions.csv")))
 
 
 def test_the_command_names_root_and_folder_where_they_are_others(
@@ -147,15 +178,15 @@ def test_the_command_names_root_and_folder_where_they_are_others(
     there = ["--data", "my root", "--name", "mine"]
     assert call(monkeypatch, *TOLD, *there, "--backbone", "resnet18", *RANDOM) == 0
     data = Prepared("my root/mine")
-    command = data.prep_command("--backbone", "resnet18", "--crops", "10")
+    command = command_of(data, backbone="resnet18", crops=10)
     assert command == "python prep.py folder --backbone resnet18 --crops 10 --data 'my root' --name mine"
     assert as_told(monkeypatch, command, *RANDOM) == 0
     assert "resnet18.crops10" in data.stores()
     monkeypatch.chdir(here / "my root/mine")
-    assert Prepared(".").prep_command() == f"python prep.py folder --data '{here}/my root' --name mine"
+    assert command_of(Prepared(".")) == f"python prep.py folder --data '{here}/my root' --name mine"
     monkeypatch.chdir(here)
     assert call(monkeypatch, *TOLD, "--backbone", "resnet18", *RANDOM) == 0
-    assert Prepared(here / "data/folder").prep_command() == "python prep.py folder"
+    assert command_of(Prepared(here / "data/folder")) == "python prep.py folder"
 
 
 def test_precomputed_features_are_remembered_under_their_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,12 +196,12 @@ def test_precomputed_features_are_remembered_under_their_name(here: Path, monkey
     assert call(monkeypatch, "folder", "--captions", "captions.csv", "--splits", "lists", *ready) == 0
     data = Prepared("data/folder")
     assert data.stores() == ["vgg19"]
-    assert "--images DIR" in data.prep_command("--backbone", "resnet18")
+    assert "--images DIR" in command_of(data, backbone="resnet18")
     stamp = Path("data/folder/vgg19.h5").stat().st_mtime_ns
     assert call(monkeypatch, "folder") == 0
     assert data.stores() == ["vgg19"]
     assert Path("data/folder/vgg19.h5").stat().st_mtime_ns == stamp
-    assert call(monkeypatch, "folder", "--images", "pictures", "--backbone", "resnet18", *RANDOM) == 0
+    assert call(monkeypatch, "folder", "--images", "images", "--backbone", "resnet18", *RANDOM) == 0
     assert set(data.stores()) == {"vgg19", "resnet18"}
     source = head_of("data/folder")["source"]
     assert (source["precomputed"], source["backbone"]) == (str(here / "mine.npy"), ["vgg19"])
@@ -201,12 +232,12 @@ def test_sentence_features_are_added_to_what_is_there(
 
     assert call(monkeypatch, *TOLD, "--backbone", "resnet18", *RANDOM) == 0
     data = Prepared("data/folder")
-    with pytest.raises(BadInput, match="no sentence features of") as caught:
+    with pytest.raises(NotPrepared, match="no sentence features of") as caught:
         data.sentence_features("test", "encoders/tiny", "mean")
-    command = str(caught.value).split("with: ")[1]
+    command = command_line("prep.py", caught.value.options)
     assert command == "python prep.py folder --text-encoder encoders/tiny"
     before = Path("data/folder/resnet18.h5").stat().st_mtime_ns, Path("data/folder/captions.jsonl").read_bytes()
-    shutil.move("pictures", "elsewhere")  # sentence features need neither photographs nor caption files
+    shutil.move("images", "elsewhere")  # sentence features need neither images nor caption files
     assert as_told(monkeypatch, command) == 0
     assert "tiny.text.h5: 16 captions, 16 of them new" in capsys.readouterr().err
     assert before == (
@@ -223,15 +254,15 @@ def test_sentence_features_are_added_to_what_is_there(
     assert as_told(monkeypatch, command) == 0
     assert "16 captions, 0 of them new" in capsys.readouterr().err
     # a caption that has changed since is told, with the command that mends it
-    shutil.move("elsewhere", "pictures")
+    shutil.move("elsewhere", "images")
     Path("captions.csv").write_text(Path("captions.csv").read_text().replace("a dog runs 3", "a blue dog"))
     assert call(monkeypatch, "folder", "--backbone", "resnet18", *RANDOM) == 0
     changed = Prepared("data/folder")
     changed.sentence_features("val", "tiny", "mean")
-    with pytest.raises(BadInput, match=r"1 of 4 captions .* image 3\.png .*its caption 1") as caught:
+    with pytest.raises(BadInput, match=r"1 of 4 captions .* image 3\.png .*its caption 1") as outdated:
         changed.sentence_features("test", "encoders/tiny", "mean")
     capsys.readouterr()
-    assert as_told(monkeypatch, str(caught.value).split("with: ")[1]) == 0
+    assert as_told(monkeypatch, str(outdated.value).split("with: ")[1]) == 0
     assert "16 captions, 1 of them new" in capsys.readouterr().err
     changed.sentence_features("test", "encoders/tiny", "mean")
 
@@ -246,8 +277,6 @@ def test_sentence_features_along_with_the_rest(
     # told again with all flags: captions are read again, images without features stay out, none is computed
     Path("data/folder/resnet18.h5").unlink()
     ids = [f"{number}.png" for number in range(7)]
-    from features.images.store import write_store
-
     write_store(Path("data/folder/mine.h5"), ids, (2,), "float32", {"digest": ""}, [np.ones((7, 2), np.float32)])
     capsys.readouterr()
     assert call(monkeypatch, *TOLD, "--text-encoder", "encoders/tiny") == 0
@@ -282,12 +311,12 @@ def test_other_weights_under_the_same_name(
 
 
 def test_the_drawn_sample_needs_no_flag(here: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As prep.py leaves it, on a few pictures of the tests."""
+    """As prep.py leaves it, on a few images of the tests."""
     assert call(monkeypatch, *TOLD, "--name", "scenes", "--backbone", "resnet18", *RANDOM) == 0
     head = head_of("data/scenes")
     (here / "data/scenes/dataset.json").write_text(json.dumps({**head, "dataset": "scenes", "source": {}}))
     data = Prepared("data/scenes")
-    assert data.prep_command("--backbone", "vgg19") == "python prep.py scenes --backbone vgg19"
+    assert command_of(data, backbone="vgg19") == "python prep.py scenes --backbone vgg19"
     assert call(monkeypatch, "--text-encoder", "encoders/tiny") == 0
     assert (data.stores(), data.text_stores()) == (["resnet18"], ["tiny"])
     assert len(FeatureStore.open(data.folder / "resnet18.h5")) == 8

@@ -185,7 +185,7 @@ def test_vsepp_image_whose_captions_are_blank_takes_no_row(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_counts_that_do_not_match(tmp_path, dataset, kind):
-    with pytest.raises(BadInput, match=r"features\S+: has 3 rows, but the dataset has 5 images, 10 captions; .*--ids"):
+    with pytest.raises(BadInput, match=r"features\S+: has 3 rows, but the dataset has 5 images, 10 captions; .*`ids`"):
         load_precomputed(save(tmp_path, kind, FEATURES[:3]), dataset)
 
 

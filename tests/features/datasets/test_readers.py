@@ -453,15 +453,15 @@ def test_bad_paths_and_flags(tmp_path):
     for name, captions_at, images, words in [
         ("flickr9k", file, None, "did you mean flickr8k"),
         ("folder", tmp_path / "gone.csv", None, "gone.csv: no such file"),
-        ("folder", file, tmp_path / "gone", "gone: no such folder; .*--images"),
-        ("folder", file, file, "own.csv: no such folder; .*--images"),
+        ("folder", file, tmp_path / "gone", "gone: no such folder; .*`images`"),
+        ("folder", file, file, "own.csv: no such folder; .*`images`"),
         ("flickr8k", tmp_path / "nothing", None, "nothing: holds none of Flickr8k.token.txt"),
     ]:
         with pytest.raises(BadInput, match=words):
             read(name, captions_at, images)
     ratios: list[Any] = [(80, 10, 0), (-1, 1, 1), (float("nan"), 1, 1), (80, 10)]
     for ratio in ratios:
-        with pytest.raises(BadInput, match="--split-ratio"):
+        with pytest.raises(BadInput, match="`split_ratio`"):
             read("folder", file, None, split_ratio=ratio)
     assert set(FILES) == {"flickr8k", "flickr30k", "coco", "folder"}
 
@@ -478,7 +478,7 @@ def test_bad_lists(tmp_path):
     ]:
         with pytest.raises(BadInput, match=words):
             read("flickr30k", token, None, lists(tmp_path / name, names, ids))
-    with pytest.raises(BadInput, match=r"nowhere: no such folder; .*--splits"):
+    with pytest.raises(BadInput, match=r"nowhere: no such folder; .*`splits`"):
         read("flickr30k", token, None, tmp_path / "nowhere")
     write(tmp_path / "lacking" / FLICKR_LISTS[2], "")
     with pytest.raises(BadInput, match=r"testImages.txt: is empty"):
@@ -487,7 +487,7 @@ def test_bad_lists(tmp_path):
 
 def test_bad_vsepp(tmp_path):
     folder = vsepp(tmp_path / "pre")
-    with pytest.raises(BadInput, match=r"pre: a VSE\+\+ folder brings its own splits; .*--splits"):
+    with pytest.raises(BadInput, match=r"pre: a VSE\+\+ folder brings its own splits; .*`splits`"):
         read("coco", folder, None, lists(tmp_path))
     write(folder / "dev_caps.txt", "one\ntwo\nthree\n")
     with pytest.raises(BadInput, match=r"dev_ims.npy: has the shape .* dev_caps.txt has 3 captions"):
@@ -512,7 +512,7 @@ def test_ids_with_and_without_endings():
     assert [find(key) for key in ("a.jpg", "a", "b.jpg", "c.jpg", "a.jpg.1")] == ["a.jpg", "a.jpg", "b", None, None]
 
 
-@pytest.mark.skipif(not FLICKR8K.is_dir(), reason="the photographs of Flickr8k are not here")
+@pytest.mark.skipif(not FLICKR8K.is_dir(), reason="the images of Flickr8k are missing")
 def test_the_real_flickr8k():
     dataset = read("flickr8k", FLICKR8K, FLICKR8K / "images")
     assert [dataset.count(split) for split in ("train", "val", "test")] == [6000, 1000, 1000]

@@ -1,9 +1,11 @@
 """The sample dataset: the same from the same seed, no scene twice, captions that are true, drawing that continues."""
 
+import random
 import re
 
 import numpy as np
 import pytest
+from PIL import Image as PILImage
 
 from features.datasets import dataset, scenes
 from features.datasets.scenes import Group, Scene
@@ -137,11 +139,11 @@ def test_captions_by_hand():
     )
 
 
-def test_a_picture_follows_from_its_scene():
+def test_an_image_follows_from_its_scene():
     scene, other = SOME[:2]
-    picture = scenes.draw(scene)
-    assert (picture.mode, picture.size) == ("RGB", (224, 224))
-    assert picture.tobytes() == scenes.draw(scene).tobytes() != scenes.draw(other).tobytes()
+    image = scenes.draw(scene)
+    assert (image.mode, image.size) == ("RGB", (224, 224))
+    assert image.tobytes() == scenes.draw(scene).tobytes() != scenes.draw(other).tobytes()
     assert scenes.draw(scene, size=96).size == (96, 96)
 
 
@@ -153,7 +155,7 @@ def test_every_thing_shows_in_its_color_and_no_setting_is_blank():
             for color in ("red", "blue")
         ]
         assert pixels[0].std() > 10
-        # the two pictures differ where the thing is, and there the first is the redder one and the second the bluer
+        # the two images differ where the thing is, and inside it the first is the redder one and the second the bluer
         changed = np.abs(pixels[0] - pixels[1]).sum(axis=2) > 60
         assert 0.01 < changed.mean() < 0.2
         assert ((pixels[0] - pixels[1])[changed][:, 0] > 0).mean() > 0.9
@@ -186,7 +188,7 @@ def test_things_stand_as_the_relation_says(relation):
 def test_things_are_inside_the_frame_and_as_many_as_said():
     for scene in SOME:
         for mirrored in (False, True):
-            spots = scenes._spots(scene, mirrored, scenes.random.Random(1))
+            spots = scenes.spots_of(scene, mirrored, random.Random(1))
             assert len(spots) == sum(group.count for group in scene.groups)
             for x, y, side, _ in spots:
                 assert min(x, y) >= 0
@@ -206,16 +208,16 @@ def contents(folder):
 
 
 def test_the_dataset_names_what_it_drew(tmp_path):
-    found = small(tmp_path / "new" / "folder")
-    assert found.name == "scenes"
-    assert [image.split for image in found.images] == ["train"] * 5 + ["val"] * 2 + ["test"] * 2
-    assert len({image.id for image in found.images}) == 9
-    assert dataset.check(found, tmp_path) == found
-    for image, scene in zip(found.images, scenes.plan(0, 5, 2, 2), strict=True):
+    drawn = small(tmp_path / "new" / "folder")
+    assert drawn.name == "scenes"
+    assert [image.split for image in drawn.images] == ["train"] * 5 + ["val"] * 2 + ["test"] * 2
+    assert len({image.id for image in drawn.images}) == 9
+    assert dataset.check(drawn, tmp_path) == drawn
+    for image, scene in zip(drawn.images, scenes.plan(0, 5, 2, 2), strict=True):
         assert image.path is not None
         assert image.captions == scenes.captions(scene)
-        with scenes.Image.open(image.path) as picture:
-            assert picture.tobytes() == scenes.draw(scene).tobytes()
+        with PILImage.open(image.path) as opened:
+            assert opened.tobytes() == scenes.draw(scene).tobytes()
 
 
 def test_interrupted_drawing_continues_and_repeating_draws_nothing(tmp_path, monkeypatch):

@@ -1,0 +1,203 @@
+"""Prepare a dataset: features of its images, captions and vocabulary, features of its sentences, in one folder."""
+
+import contextlib
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import utils
+from features.datasets.dataset import SPLITS, Dataset, check_on_disk
+from features.datasets.precomputed import load_precomputed
+from features.datasets.readers import read
+from features.datasets.scenes import scenes
+from features.images.store import FeatureStore, store_name, write_store
+from features.options import CAPTIONS, DEFAULT_BACKBONE, DRAWN, VOCABULARY, PrepOptions, check_sources, source_of
+from features.prepared import Prepared, write_prepared
+from features.text.hub import text_store_name
+from features.text.store import SUFFIX, update_text_store
+from features.text.vocabulary import Vocabulary, make_stemmer
+from utils import BadInput, make_folder
+
+if TYPE_CHECKING:
+    from features.images.backbones import Backbone
+    from features.text.encoders import SentenceEncoder
+
+Log = Callable[[str], None]
+
+
+def prepare(options: PrepOptions, log: Log = utils.log) -> Prepared:
+    """Bring the prepared folder up to what `options` ask for; what is done is not done again.
+
+    log: takes a line at a time, with option names in backquotes. Raises BadInput for all that a person can mend.
+
+        options = resolve_options({"dataset": "flickr8k", "images": "Images", "captions": "captions.txt"})
+        data = prepare(options)
+        data.split("train", data.stores())
+    """
+    if options.remembered:
+        log(f"remembered: {options.remembered}")
+    if options.reads_captions:
+        check_sources(options)
+    folder = make_folder(options.folder, "`data`")
+    encoders = load_encoders(options.text_encoder)  # before the dataset is read or drawn: a typo is told at once
+    if options.reads_captions:
+        prepare_images(options, log)
+    data = Prepared(folder)
+    for encoder in encoders:
+        path = folder / f"{text_store_name(encoder.name)}{SUFFIX}"
+        count = update_text_store(path, data.rows, encoder, fresh=options.fresh, progress=True)
+        log(f"{path}: {sum(len(row['captions']) for row in data.rows):,} captions, {count:,} of them new")
+    return data
+
+
+def prepare_images(options: PrepOptions, log: Log) -> None:
+    """Write captions, vocabulary and, unless sentence features alone are asked for, the features of the images."""
+    make_stemmer(options.language)
+    precomputed = options.features_file is not None
+    backbones = load_backbones(options) if options.makes_features and not precomputed else []
+    dataset, images = read_dataset(options)
+    for note in dataset.notes:
+        log(note)
+    log(f"{options.dataset}: " + ", ".join(f"{dataset.count(split):,} {split}" for split in SPLITS) + " images")
+    if not options.makes_features:
+        dataset = without_unknown(dataset, options.folder, log)
+    elif precomputed:
+        store_precomputed(options, dataset, log)
+    else:
+        dataset = extract_features(options, dataset, backbones, log)
+    write_captions(options, dataset, images, log)
+
+
+def load_encoders(names: Sequence[str]) -> list["SentenceEncoder"]:
+    """Load the text encoders asked for."""
+    if not names:
+        return []
+    from features.text.encoders import load_sentence_encoder  # takes torch along
+
+    return [load_sentence_encoder(name) for name in names]
+
+
+def load_backbones(options: PrepOptions) -> list["Backbone"]:
+    """Load the backbones asked for."""
+    from features.images.backbones import load
+
+    names = options.backbone or (DEFAULT_BACKBONE,)
+    layer, weights = options.layer, options.weights
+    return [load(name, layer=layer, weights=weights, map=options.map, crops=options.crops) for name in names]
+
+
+def read_dataset(options: PrepOptions) -> tuple[Dataset, Path | None]:
+    """Read or draw the dataset; with it the folder of its images, None where features come precomputed."""
+    if options.dataset == DRAWN:
+        return scenes(options.folder / "images"), options.folder / "images"
+    assert options.captions is not None  # check_sources saw to it
+    dataset = read(
+        options.dataset, options.captions, options.images, options.splits, options.restval, options.split_ratio
+    )
+    if options.images:
+        check_on_disk(dataset.images, options.images)
+    return dataset, options.images
+
+
+def extract_features(options: PrepOptions, dataset: Dataset, backbones: list["Backbone"], log: Log) -> Dataset:
+    """Bring a store for each backbone up to date; return the dataset without images that cannot be read.
+
+    Raises BadInput if there are such images and `skip_unreadable` does not say to go on without them.
+    """
+    from features.images.extract import extract
+
+    unreadable: dict[str, str] = {}
+    for backbone in backbones:
+        unreadable |= extract(
+            dataset.images,
+            backbone,
+            options.folder / f"{backbone.store}.h5",
+            batch=options.batch_size,
+            workers=options.workers,
+            dtype=options.dtype or ("float16" if options.map else "float32"),
+            skip_unreadable=options.skip_unreadable,
+            fresh=options.fresh,
+        )
+    if not unreadable:
+        return dataset
+    for image, reason in unreadable.items():
+        log(f"cannot be read: {image}: {reason}")
+    if not options.skip_unreadable:
+        remedy = "mend them and repeat the command (without `fresh`), or go on without them with `skip_unreadable`"
+        raise BadInput(f"{len(unreadable):,} images cannot be read; all others are kept: {remedy}")
+    log(f"{len(unreadable):,} images that cannot be read left out")
+    return without(dataset, unreadable, "that cannot be read")
+
+
+def store_precomputed(options: PrepOptions, dataset: Dataset, log: Log) -> None:
+    """Turn precomputed features into a store. Raises BadInput if there is one of another file under its name."""
+    file = options.features_file
+    assert file is not None
+    name = store_name((options.backbone or (file.resolve().stem,))[0], None, False, options.crops)
+    path = options.folder / f"{name}.h5"
+    precomputed = load_precomputed(file, dataset, options.ids)
+    for note in precomputed.notes:
+        log(note)
+    if path.exists() and not options.fresh:
+        store = FeatureStore.open(path)
+        if store.attributes.get("digest") != precomputed.digest:
+            raise BadInput(f"{path}: was made from another file than {file}; repeat with `fresh` to replace it")
+        if store.ids == precomputed.ids:
+            return
+    attributes: dict[str, str | int] = {
+        "backbone": name,
+        "layer": "precomputed",
+        "digest": precomputed.digest,
+        "transform": "precomputed",
+        "weights": f"features of {file.name}",
+        "map": int(len(precomputed.shape) == 3),
+        "crops": options.crops,
+    }
+    write_store(path, precomputed.ids, precomputed.shape, precomputed.dtype, attributes, precomputed.blocks())
+
+
+def without_unknown(dataset: Dataset, folder: Path, log: Log) -> Dataset:
+    """Leave out images that no store has features of: such as could not be read when they were made."""
+    stores = [FeatureStore.open(path) for path in folder.glob("*.h5") if not path.name.endswith(SUFFIX)]
+    unknown = {image.id for image in dataset.images if not any(image.id in store for store in stores)}
+    if not stores or not unknown:
+        return dataset
+    log(f"{len(unknown):,} images without features left out, the first {min(unknown)}; `backbone` makes them")
+    return without(dataset, unknown, "without features")
+
+
+def without(dataset: Dataset, ids: Collection[str], why: str) -> Dataset:
+    """Leave out images, counted in a note. Raises BadInput if a split has no other."""
+    kept = tuple(image for image in dataset.images if image.id not in ids)
+    notes = (*dataset.notes, f"{len(dataset.images) - len(kept):,} images {why} left out")
+    for split in SPLITS:
+        if not any(image.split == split for image in kept):
+            raise BadInput(f"of the {split} split there are only images {why}; mend them, or point `images` elsewhere")
+    return replace(dataset, images=kept, notes=notes)
+
+
+def write_captions(options: PrepOptions, dataset: Dataset, images: Path | None, log: Log) -> None:
+    """Write captions.jsonl, dataset.json and vocabulary.json, which is built again only if it must be."""
+    folder, language, vocabulary = options.folder, options.language, None
+    if not options.fresh and same_rows(folder, dataset) and (folder / VOCABULARY).is_file():
+        with contextlib.suppress(BadInput):  # damaged, or of another version: built again
+            vocabulary = Vocabulary.load(folder / VOCABULARY)
+    if vocabulary is not None and vocabulary.language == language:
+        write_prepared(folder, dataset, images, vocabulary, source_of(options))  # sources may have moved
+        return
+    captions = [caption for image in dataset.images if image.split == "train" for caption in image.captions]
+    vocabulary = Vocabulary.build(captions, language, progress=True)
+    write_prepared(folder, dataset, images, vocabulary, source_of(options))
+    log(f"{len(captions):,} training captions, {len(vocabulary.counts):,} words, stems: {language}")
+
+
+def same_rows(folder: Path, dataset: Dataset) -> bool:
+    """Return whether captions.jsonl of `folder` already says what `dataset` says."""
+    try:
+        lines = (folder / CAPTIONS).read_text(encoding="utf-8").splitlines()
+        rows = [(row["image"], row["split"], tuple(row["captions"])) for row in map(json.loads, lines)]
+        return rows == [(image.id, image.split, image.captions) for image in dataset.images]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
