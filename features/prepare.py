@@ -18,7 +18,7 @@ from features.prepared import Prepared, write_prepared
 from features.text.hub import text_store_name
 from features.text.store import SUFFIX, update_text_store
 from features.text.vocabulary import Vocabulary, make_stemmer
-from utils import BadInput, make_folder
+from utils import BadInput, lock_folder, make_folder
 
 if TYPE_CHECKING:
     from features.images.backbones import Backbone
@@ -42,13 +42,14 @@ def prepare(options: PrepOptions, log: Log = utils.log) -> Prepared:
         check_sources(options)
     folder = make_folder(options.folder, "`data`")
     encoders = load_encoders(options.text_encoder)  # before the dataset is read or drawn: a typo is told at once
-    if options.reads_captions:
-        prepare_images(options, log)
-    data = Prepared(folder)
-    for encoder in encoders:
-        path = folder / f"{text_store_name(encoder.name)}{SUFFIX}"
-        count = update_text_store(path, data.rows, encoder, fresh=options.fresh, progress=True)
-        log(f"{path}: {sum(len(row['captions']) for row in data.rows):,} captions, {count:,} of them new")
+    with lock_folder(folder):
+        if options.reads_captions:
+            prepare_images(options, log)
+        data = Prepared(folder)
+        for encoder in encoders:
+            path = folder / f"{text_store_name(encoder.name)}{SUFFIX}"
+            count = update_text_store(path, data.rows, encoder, fresh=options.fresh, progress=True)
+            log(f"{path}: {sum(len(row['captions']) for row in data.rows):,} captions, {count:,} of them new")
     return data
 
 

@@ -69,7 +69,7 @@ def all_emoji() -> list[Emoji]:
         import emoji
     except ImportError:
         raise BadInput(
-            "emoji: this package, which holds their names, is not installed; pip install -r requirements-all.txt"
+            "emoji: this package, which holds their names, is not installed; pip install -r requirements-search.txt"
         ) from None
     qualified = emoji.STATUS["fully_qualified"]  # components and the spellings of older senders have another
     return [

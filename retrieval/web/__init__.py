@@ -31,7 +31,7 @@ def serve(
         for package in ("jinja2", "python_multipart", "starlette", "uvicorn"):
             importlib.import_module(package)
     except ImportError as error:
-        raise BadInput(f"{error.name}: the page needs this package; pip install -r requirements-all.txt") from None
+        raise BadInput(f"{error.name}: the page needs this package; pip install -r requirements-search.txt") from None
     with contextlib.suppress(KeyboardInterrupt), listen(host, port) as listening:
         import uvicorn
 

@@ -124,7 +124,7 @@ def test_names_and_aliases_are_words():
 
 def test_the_package_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "emoji", None)
-    with pytest.raises(BadInput, match=r"pip install -r requirements-all\.txt"):
+    with pytest.raises(BadInput, match=r"pip install -r requirements-search\.txt"):
         all_emoji()
 
 

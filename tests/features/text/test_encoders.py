@@ -311,7 +311,7 @@ def test_features_beyond_float16_are_told(folders: dict[str, str]) -> None:
 
 def test_without_transformers(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(BadInput, match=r"needs the package transformers; pip install -r requirements-all\.txt"):
+    with pytest.raises(BadInput, match=r"needs the package transformers; pip install -r requirements\.txt"):
         load_sentence_encoder(folders["bert"])
 
 

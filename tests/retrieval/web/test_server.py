@@ -428,4 +428,4 @@ def test_bad_input_is_one_sentence_and_status_2(page_folder, monkeypatch, capsys
         assert len(said.splitlines()) == 1
     monkeypatch.setitem(sys.modules, "starlette", None)
     assert call(monkeypatch, app, page_folder / "index") == 2
-    assert "pip install -r requirements-all.txt" in capsys.readouterr().err
+    assert "pip install -r requirements-search.txt" in capsys.readouterr().err
