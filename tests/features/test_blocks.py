@@ -1,0 +1,66 @@
+"""Finished blocks: found again by key, put together in any order, done again where they are damaged."""
+
+import numpy as np
+import pytest
+
+from features.blocks import Blocks, Identity, lock_part
+from utils import BadInput
+
+IDENTITY = Identity({"encoder": "tiny", "digest": "d1", "size": 2}, ("digest",), "repeat with `fresh`")
+ROW = np.dtype((np.float32, (2,)))
+
+
+def fill(folder):
+    blocks = Blocks(folder, IDENTITY)
+    blocks.write(["a", "b"], rows=np.array([[1, 1], [2, 2]], np.float32))
+    blocks.write(["ü", "d"], rows=np.array([[3, 3], [4, 4]], np.float32))
+    return blocks
+
+
+def together(blocks, keys, size):
+    rows = blocks.assemble(keys, "rows", ROW, size, lambda positions: np.full((len(positions), 2), -1.0))
+    return np.concatenate(list(rows))[:, 0].tolist()
+
+
+def test_rows_come_in_the_order_of_keys_and_others_from_elsewhere(tmp_path):
+    fill(tmp_path)
+    blocks = Blocks(tmp_path, IDENTITY)
+    for size in (1, 2, 100):
+        assert together(blocks, ["d", "x", "a", "ü", "y", "a"], size) == [4, -1, 1, 3, -1, 1]
+    assert blocks.missing(["a", "x", "y", "b", "d", "z"], 2) == [[1], [2], [5]]
+
+
+def test_a_damaged_block_is_done_again_when_it_is_opened_or_read(tmp_path):
+    blocks = fill(tmp_path)
+    file = tmp_path / "block-000000.npz"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(BadInput, match=r"block-000000\.npz: is damaged .*; repeat the command"):
+        together(blocks, ["a"], 1)
+    assert not file.exists()
+    file.write_bytes(b"no block")
+    again = Blocks(tmp_path, IDENTITY)
+    assert set(again.done) == {"ü", "d"}
+    again.write(["a"], rows=np.zeros((1, 2), np.float32))
+    assert together(again, ["d", "a"], 2) == [4, 0]
+
+
+def test_blocks_of_another_identity_are_refused(tmp_path):
+    fill(tmp_path)
+    other = Identity({"encoder": "tiny", "digest": "d2", "size": 3}, ("digest",), "repeat with `fresh`")
+    with pytest.raises(BadInput, match=r"was made by tiny with other weights \(d1, not d2\); repeat with `fresh`"):
+        Blocks(tmp_path, other)
+    Blocks(tmp_path, Identity({**IDENTITY.attributes, "size": 3}, ("digest",), ""))
+
+
+def test_an_empty_folder_goes_and_one_with_blocks_stays(tmp_path):
+    path = tmp_path / "a.h5"
+    with lock_part(path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with lock_part(path) as part:
+        fill(part)
+    assert sorted(file.name for file in part.iterdir()) == ["block-000000.npz", "block-000001.npz", "meta.json"]
+    path.write_text("of an earlier run")
+    with lock_part(path, fresh=True) as part:
+        assert [file.name for file in part.iterdir()] == [".lock"]
+    assert list(tmp_path.iterdir()) == []
