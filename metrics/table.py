@@ -1,0 +1,161 @@
+"""One table and a renderer for each format: aligned text, Markdown, LaTeX, CSV. Knows only strings."""
+
+import csv
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, zip_longest
+
+import regex
+
+WIDTH = 120  # columns of a terminal, at which notes are wrapped
+_WIDE = regex.compile(r"[\p{Emoji_Presentation}\p{EastAsianWidth=W}\p{EastAsianWidth=F}\uFE0F]")
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {sign: "\\" + sign for sign in "_&%#${}"}
+_LATEX |= {"–": "--", "±": r"$\pm$", "−": "$-$", "<": "$<$", "τ": r"$\tau$", "→": "to"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of plain text. A further line of a cell qualifies the first, as ±0.4 a figure: text puts it below, LaTeX
+    beside it in small type.
+
+    groups: a name for each column; neighbors of one name stand under it, "" is no group. left: the columns that are
+    aligned left. rules: rows that stand under a rule, and what Markdown, which has none, calls what follows ("": none).
+    best: (row, column) of the cells to print bold. notes: sentences below the table.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    groups: Sequence[str] = ()
+    left: frozenset[int] = frozenset({0})
+    rules: Mapping[int, str] = field(default_factory=lambda: {0: ""})
+    best: frozenset[tuple[int, int]] = frozenset()
+    notes: Sequence[str] = ()
+
+    def spans(self) -> list[tuple[str, int, int]]:
+        """Return name, first column and end of every group; a column without a group stands alone."""
+        found, start = [], 0
+        for (name, _), members in groupby(enumerate(self.groups), lambda pair: (pair[1], pair[1] or pair[0])):
+            stop = start + len(list(members))
+            found.append((name, start, stop))
+            start = stop
+        return found
+
+
+def as_text(table: Table) -> str:
+    """Return aligned columns for a terminal: one blank between those of a group, two elsewhere.
+
+    >>> print(as_text(Table("", ["run", "R@1", "R@5"], [["vse0", "9.0", "27.5"]], ["", "to text", "to text"])))
+           to text
+    run   R@1  R@5
+    ──────────────
+    vse0  9.0 27.5
+    """
+    cells = [[cell.split("\n") for cell in row] for row in (table.header, *table.rows)]
+    widths = [max(_columns(part) for cell in column for part in cell) for column in zip(*cells, strict=True)]
+    gaps = [0] + [2] * (len(widths) - 1)
+    for _, start, stop in table.spans():
+        gaps[start + 1 : stop] = [1] * (stop - start - 1)
+
+    def lines(row: Sequence[Sequence[str]]) -> list[str]:
+        aligned = []
+        for parts in zip_longest(*row, fillvalue=""):
+            line = ""
+            for column, (part, gap, width) in enumerate(zip(parts, gaps, widths, strict=True)):
+                blank = " " * (width - _columns(part))
+                line += " " * gap + (part + blank if column in table.left else blank + part)
+            aligned.append(line.rstrip())
+        return aligned
+
+    rule = "─" * (sum(widths) + sum(gaps))
+    out = [table.title] if table.title else []
+    if table.groups:
+        sizes = [(name, sum(widths[a:b]) + sum(gaps[a + 1 : b])) for name, a, b in table.spans()]
+        out.append("  ".join(f" {name} ".center(size, "─") if name else " " * size for name, size in sizes).rstrip())
+    out += lines(cells[0])
+    for number, row in enumerate(cells[1:]):
+        out += [rule] * (number in table.rules) + lines(row)
+    return "\n".join([*out, *([""] if table.notes else []), *wrapped(table.notes)])
+
+
+def wrapped(notes: Sequence[str]) -> list[str]:
+    """Return the lines of notes, no wider than a terminal."""
+    return [line for note in notes for line in textwrap.wrap(note, WIDTH, break_on_hyphens=False)]
+
+
+def as_markdown(table: Table) -> str:
+    """Return a pipe table; the name of a group stands in the heads of its columns.
+
+    >>> print(as_markdown(Table("", ["run", "R@1"], [["vse0", "9.0"]])))
+    | run  | R@1 |
+    | ---- | --: |
+    | vse0 | 9.0 |
+    """
+    groups = table.groups or [""] * len(table.header)
+    lines = [
+        [
+            f"{group.replace(' ', '')} {head}" if group else head
+            for group, head in zip(groups, table.header, strict=True)
+        ]
+    ]
+    for number, row in enumerate(table.rows):
+        if table.rules.get(number):
+            lines.append([f"*{table.rules[number]}*", *[""] * (len(row) - 1)])
+        lines.append([cell.replace("\n", " ").replace("|", r"\|") for cell in row])
+    left = [column in table.left for column in range(len(table.header))]
+    widths = [max(map(_columns, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width if ltr else "-" * (width - 1) + ":" for ltr, width in zip(left, widths, strict=True)])
+    out = [table.title, ""] if table.title else []
+    for line in lines:
+        blanks = [" " * (width - _columns(cell)) for cell, width in zip(line, widths, strict=True)]
+        aligned = [cell + blank if ltr else blank + cell for cell, blank, ltr in zip(line, blanks, left, strict=True)]
+        out.append(f"| {' | '.join(aligned)} |")
+    notes = " ".join(table.notes).replace("*", r"\*")
+    return "\n".join([*out, *(["", notes] if notes else [])])
+
+
+def as_latex(table: Table) -> str:
+    r"""Return a tabular, its title and notes above it as comments; it needs \usepackage{booktabs} and nothing else.
+
+    >>> print(as_latex(Table("", ["run", "R@1"], [["my_run", "9.0\n±0.4"]])).splitlines()[4])
+    my\_run & 9.0 {\scriptsize$\pm$0.4} \\
+    """
+    out = [f"% {line}" for line in ([table.title] if table.title else []) + list(table.notes)]
+    columns = "".join("l" if column in table.left else "r" for column in range(len(table.header)))
+    out += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    if table.groups:
+        named = [span for span in table.spans() if span[0]]
+        heads = [
+            rf"\multicolumn{{{b - a}}}{{c}}{{{_latex(name[:1].upper() + name[1:])}}}" if name else ""
+            for name, a, b in table.spans()
+        ]
+        out.append(f"{' & '.join(heads)} \\\\".replace("  ", " "))
+        out.append(" ".join(rf"\cmidrule(lr){{{a + 1}-{b}}}" for _, a, b in named))
+    out.append(" & ".join(map(_latex, table.header)) + r" \\")
+    for number, row in enumerate(table.rows):
+        cells = []
+        for column, cell in enumerate(row):
+            first, *more = map(_latex, cell.split("\n"))
+            first = rf"\textbf{{{first}}}" if (number, column) in table.best else first
+            cells.append(" ".join([first, *(rf"{{\scriptsize{line}}}" for line in more)]))
+        out += [r"\midrule"] * (number in table.rules) + [" & ".join(cells) + r" \\"]
+    return "\n".join([*out, r"\bottomrule", r"\end{tabular}"])
+
+
+def as_csv(table: Table) -> str:
+    """Return header and rows as comma-separated values."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([table.header, *table.rows])
+    return out.getvalue().rstrip("\n")
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(sign, sign) for sign in text)
+
+
+def _columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes; an emoji takes two, of however many code points it is."""
+    return sum(2 if _WIDE.search(sign) else 1 for sign in regex.findall(r"\X", text))
