@@ -20,12 +20,12 @@ from scipy.stats import kendalltau
 
 from features.datasets.line_files import numbered_lines, read_text
 from features.prepared import Prepared, join_features
+from metrics.similarity import pair_scores
 from training.run import Run
 from utils import BadInput
 
 EXPERT, CROWDFLOWER = "ExpertAnnotations.txt", "CrowdFlowerAnnotations.txt"
 AGAIN = "take the file of the original Flickr8k_text folder again"
-PAIRS_PER_BLOCK = 4096  # pairs at a time
 
 _KEY = re.compile(r"(.+)#(\d+)")
 
@@ -88,36 +88,6 @@ def correlate(scores: np.ndarray, ratings: np.ndarray, variant: str) -> float | 
     """
     tau = kendalltau(np.repeat(scores, ratings.shape[1]), ratings.ravel(), variant=variant).statistic
     return None if math.isnan(tau) else 100.0 * float(tau)
-
-
-def cosine_pairs(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
-    """(P, D), (P, D), rows of unit length → (P,) cosine of each row's image and caption."""
-    return np.einsum("pd,pd->p", images, captions)
-
-
-def order_pairs(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
-    """(P, D), (P, D), rows non-negative → (P,): -‖max(0, caption − image)‖² (Vendrov et al., 2016)."""
-    violation = np.maximum(captions - images, 0)
-    return -np.einsum("pd,pd->p", violation, violation)
-
-
-PAIRS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"cosine": cosine_pairs, "order": order_pairs}
-
-
-def score_pairs(
-    similarity: str, images: np.ndarray, captions: np.ndarray, image_rows: np.ndarray, caption_rows: np.ndarray
-) -> np.ndarray:
-    """Scores (P,) of pairs of rows of the embeddings (N, D) and (M, D), a block of pairs at a time.
-
-    Summed up in float64 and rounded to float32, as for ranking: equal embeddings score equal.
-    """
-    scores = np.empty(len(image_rows), np.float32)
-    for start in range(0, len(scores), PAIRS_PER_BLOCK):
-        here = slice(start, start + PAIRS_PER_BLOCK)
-        scores[here] = PAIRS[similarity](
-            images[image_rows[here]].astype(np.float64), captions[caption_rows[here]].astype(np.float64)
-        )
-    return scores
 
 
 MEASURES: dict[str, tuple[str, Callable[[Path | str], Judgements], str]] = {
@@ -192,7 +162,7 @@ def _scores(run: Run, prepared: Prepared, pairs: Judgements, captions: dict[str,
     parts = [store.read(store.rows(ids.tolist())) for store in stores]
     images = run.embed_features(join_features(parts, run.settings.image.normalize))
     sentences = run.embed_sentences(texts.tolist())
-    return score_pairs(run.settings.similarity, images, sentences, image_rows, caption_rows)
+    return pair_scores(run.settings.similarity, images, sentences, image_rows, caption_rows)
 
 
 def _file(folder: Path | str, name: str) -> Path:

@@ -5,22 +5,29 @@ come L2-normalized (and non-negative for order) from the model. Nothing here hol
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-# Captions at a time for order scores: with 1024 dimensions a block of them is 2 MB and stays in the cache, which makes
+# Rows at a time for order scores: with 1024 dimensions a block of them is 2 MB and stays in the cache, which makes
 # plain tensor operations as quick as a compiled kernel (benchmarks/order_scores.py).
-CAPTIONS_PER_BLOCK = 512
+ROWS_PER_BLOCK = 512
+PAIRS_PER_BLOCK = 4096
 
 
 def cosine_scores(images: Tensor, captions: Tensor) -> Tensor:
-    """(N, D), (M, D), rows of unit length → (N, M) cosines."""
+    """Return cosines (N, M) of images (N, D) and captions (M, D), rows of unit length.
+
+    >>> cosine_scores(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8], [1.0, 0.0]]))
+    tensor([[0.6000, 1.0000]])
+    """
     return images @ captions.T
 
 
 def exact_cosine_scores(images: Tensor, captions: Tensor) -> Tensor:
-    """The same for ranking: summed up in float64 and rounded to float32.
+    """Return the same for ranking: summed up in float64 and rounded to float32.
 
     A float32 matrix product may give equal rows scores that differ in the last bit, according to where in the matrix
     they stand; a tie would then be decided by chance instead of against the model.
@@ -29,39 +36,81 @@ def exact_cosine_scores(images: Tensor, captions: Tensor) -> Tensor:
 
 
 def order_scores(images: Tensor, captions: Tensor) -> Tensor:
-    """(N, D), (M, D), rows non-negative → (N, M): -‖max(0, caption − image)‖², zero where the image holds it all."""
+    """Return order scores (N, M), differentiable: -‖max(0, caption − image)‖², zero where the image holds it all.
+
+    images: (N, D); captions: (M, D), rows non-negative.
+
+    >>> order_scores(torch.tensor([[1.0, 0.5], [0.5, 0.0]]), torch.tensor([[0.5, 1.0]])).tolist()
+    [[-0.25], [-1.0]]
+    """
     return _OrderScores.apply(images, captions)
+
+
+def order_scores_by_block(
+    images: Tensor, captions: Tensor, rows: int = ROWS_PER_BLOCK, by_image: bool = True
+) -> Tensor:
+    """Return order scores (N, M), not differentiable: for one image at a time against blocks of `rows` captions.
+
+    by_image: False takes one caption at a time against blocks of images, which is quicker for few captions.
+    """
+    each, many = (images, captions) if by_image else (captions, images)
+    scores = many.new_empty(len(each), len(many))
+    buffer = many.new_empty(min(rows, len(many)), many.shape[1])
+    for start in range(0, len(many), rows):
+        block = many[start : start + rows]
+        for row, one in enumerate(each):
+            violation = buffer[: len(block)]
+            _violation(one, block, violation) if by_image else _violation(block, one, violation)
+            torch.linalg.vector_norm(violation, dim=1, out=scores[row, start : start + rows])
+    scores.square_().neg_()
+    return scores if by_image else scores.T
+
+
+def _violation(images: Tensor, captions: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return what the captions ask for and the images lack: max(0, caption − image)."""
+    return torch.sub(captions, images, out=out).clamp_(min=0)
 
 
 class _OrderScores(torch.autograd.Function):
     """Order scores whose backward forms the violation again, one row of images at a time: memory stays at B x D."""
 
     @staticmethod
-    def forward(ctx, images: Tensor, captions: Tensor) -> Tensor:
+    def forward(ctx: Any, images: Tensor, captions: Tensor) -> Tensor:
         ctx.save_for_backward(images, captions)
-        scores = images.new_empty(len(images), len(captions))
-        buffer = captions.new_empty(min(CAPTIONS_PER_BLOCK, len(captions)), captions.shape[1])
-        for start in range(0, len(captions), CAPTIONS_PER_BLOCK):
-            block = captions[start : start + CAPTIONS_PER_BLOCK]
-            violation = buffer[: len(block)]
-            for row, image in enumerate(images):
-                torch.sub(block, image, out=violation).clamp_(min=0)
-                torch.linalg.vector_norm(violation, dim=1, out=scores[row, start : start + CAPTIONS_PER_BLOCK])
-        return scores.square_().neg_()
+        return order_scores_by_block(images, captions)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         # score = -Σ max(0, c - v)²: its gradient is 2 max(0, c - v) for the image v, and minus that for the caption c
         images, captions = ctx.saved_tensors
         for_images, for_captions = torch.zeros_like(images), torch.zeros_like(captions)
         for row, image in enumerate(images):
             used = gradient[row].nonzero().squeeze(1)  # a hinge leaves most pairs without a gradient
             if len(used):
-                violation = (captions[used] - image).clamp_(min=0)
+                violation = _violation(image, captions[used])
                 weights = 2 * gradient[row, used]
                 for_images[row] = weights @ violation
                 for_captions.index_add_(0, used, violation.mul_(-weights[:, None]))
         return for_images, for_captions
+
+
+def pair_scores(
+    similarity: str, images: np.ndarray, captions: np.ndarray, image_rows: np.ndarray, caption_rows: np.ndarray
+) -> np.ndarray:
+    """Return the scores (P,) of pairs of rows of the embeddings (N, D) and (M, D), a block of pairs at a time.
+
+    Summed up in float64 and rounded to float32, as for ranking: equal embeddings score equal.
+    """
+    scores = np.empty(len(image_rows), np.float32)
+    for start in range(0, len(scores), PAIRS_PER_BLOCK):
+        pairs = slice(start, start + PAIRS_PER_BLOCK)
+        one, other = images[image_rows[pairs]].astype(np.float64), captions[caption_rows[pairs]].astype(np.float64)
+        if similarity == "order":
+            violation = _violation(torch.from_numpy(one), torch.from_numpy(other)).numpy()
+            scores[pairs] = -np.square(violation).sum(1)
+        else:
+            scores[pairs] = (one * other).sum(1)
+    return scores
 
 
 Scores = Callable[[Tensor, Tensor], Tensor]

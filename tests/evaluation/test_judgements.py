@@ -5,12 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from evaluation import judgements
-from evaluation.judgements import CROWDFLOWER, EXPERT, PAIRS, correlate, judge, note_of, read_crowdflower, read_expert
+from evaluation.judgements import CROWDFLOWER, EXPERT, correlate, judge, note_of, read_crowdflower, read_expert
 from features.text.vocabulary import Vocabulary
-from metrics.similarity import RANKING
 from tests.helpers import FLICKR8K
 from utils import BadInput
 
@@ -88,18 +86,6 @@ def test_windows_lines_and_blank_ones(tmp_path):
     write(tmp_path)
     (tmp_path / EXPERT).write_bytes((tmp_path / EXPERT).read_bytes().replace(b"\n", b"\r\n") + b"\r\n\r\n")
     assert read_expert(tmp_path).ratings[-1].tolist() == [2, 1, 2]
-
-
-@pytest.mark.parametrize("similarity", ["cosine", "order"])
-def test_pairs_score_as_they_do_in_ranking(similarity, monkeypatch):
-    random = np.random.default_rng(0)
-    images, captions = (np.abs(random.normal(size=(n, 8))).astype(np.float32) for n in (5, 7))
-    image_rows, caption_rows = random.integers(0, 5, 20), random.integers(0, 7, 20)
-    monkeypatch.setattr(judgements, "PAIRS_PER_BLOCK", 6)
-    scores = judgements.score_pairs(similarity, images, captions, image_rows, caption_rows)
-    every = RANKING[similarity](torch.from_numpy(images), torch.from_numpy(captions)).numpy()
-    np.testing.assert_allclose(scores, every[image_rows, caption_rows], rtol=1e-5)
-    assert set(PAIRS) == set(RANKING)
 
 
 def fake_prepared(train=()):

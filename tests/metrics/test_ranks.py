@@ -4,9 +4,18 @@ import numpy as np
 import pytest
 import torch
 
+from metrics import similarity
 from metrics.protocols import Protocol, first_captions, metrics_of_folds, protocol_name, protocols_for, ranks_of_folds
 from metrics.ranks import mean_of, mean_rank, median_rank, metrics_of, ranks_by_block, ranks_of, recall_at, rsum
-from metrics.similarity import CAPTIONS_PER_BLOCK, RANKING, TRAINING, cosine_scores, order_scores
+from metrics.similarity import (
+    RANKING,
+    ROWS_PER_BLOCK,
+    TRAINING,
+    cosine_scores,
+    order_scores,
+    order_scores_by_block,
+    pair_scores,
+)
 
 
 def brute_force(scores, owner):
@@ -127,10 +136,30 @@ def test_order_scores_over_several_blocks():
     generator = torch.Generator().manual_seed(0)
     images, captions = (
         torch.rand(3, 4, generator=generator),
-        torch.rand(2 * CAPTIONS_PER_BLOCK + 3, 4, generator=generator),
+        torch.rand(2 * ROWS_PER_BLOCK + 3, 4, generator=generator),
     )
     expected = -(captions[None] - images[:, None]).clamp(min=0).square().sum(-1)
     torch.testing.assert_close(order_scores(images, captions), expected)
+
+
+def test_order_scores_are_the_same_by_image_and_by_caption():
+    generator = torch.Generator().manual_seed(3)
+    images, captions = torch.rand(9, 64, generator=generator), torch.rand(7, 64, generator=generator)
+    expected = order_scores(images, captions)
+    for by_image in (True, False):
+        for rows in (2, 100):
+            assert torch.equal(order_scores_by_block(images, captions, rows, by_image), expected)
+
+
+@pytest.mark.parametrize("name", ["cosine", "order"])
+def test_pairs_score_as_they_do_in_ranking(name, monkeypatch):
+    random = np.random.default_rng(0)
+    images, captions = (np.abs(random.normal(size=(n, 8))).astype(np.float32) for n in (5, 7))
+    image_rows, caption_rows = random.integers(0, 5, 20), random.integers(0, 7, 20)
+    monkeypatch.setattr(similarity, "PAIRS_PER_BLOCK", 6)
+    scores = pair_scores(name, images, captions, image_rows, caption_rows)
+    every = RANKING[name](torch.from_numpy(images), torch.from_numpy(captions)).numpy()
+    np.testing.assert_allclose(scores, every[image_rows, caption_rows], rtol=1e-5)
 
 
 @pytest.mark.parametrize("sparse", [False, True])
