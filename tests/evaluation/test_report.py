@@ -2,16 +2,19 @@
 
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image as PILImage
 
-from evaluation.report import Hit, Query, Table, find_queries, write_report
+from evaluation.queries import Hit, Query, find_queries
+from evaluation.report import Report, write_report
 from features.prepared import Split
 from metrics.ranks import ranks_of
 from metrics.similarity import RANKING
+from metrics.table import Table
 
 # Three images, two captions each. Image 0 is found by both of its captions, image 2 by none.
 SCORES = torch.tensor(
@@ -120,7 +123,7 @@ EVIL = '<script>alert("1")</script> & <b>'
 
 @pytest.fixture
 def page(tmp_path):
-    Image.new("RGB", (640, 480), (200, 30, 30)).save(tmp_path / "there.png")
+    PILImage.new("RGB", (640, 480), (200, 30, 30)).save(tmp_path / "there.png")
     hits = (
         Hit(1, 0.5, "there.png", False, tmp_path / "there.png"),
         Hit(2, 0.4, 'missing"><script>.png', False, tmp_path / "missing.png"),
@@ -132,13 +135,15 @@ def page(tmp_path):
     ]
     table = Table(
         EVIL,
-        [("", "run"), ("image → text", "R@1"), ("image → text", "R@5")],
+        ["run", "R@1", "R@5"],
         [[EVIL, "1.0", "5.0"]],
-        frozenset({(0, 2)}),
+        ["", "image → text", "image → text"],
+        best=frozenset({(0, 2)}),
     )
     path = tmp_path / "report.html"
     recipe = f'source = "https://example.org {EVIL}"\n[loss]\nmargin = 0.2\n'
-    write_report(path, EVIL, [table], {EVIL: b"\x89PNG"}, {EVIL: recipe}, {EVIL: queries}, [EVIL])
+    parts: dict[str, Any] = {"figures": {EVIL: b"\x89PNG"}, "recipes": {EVIL: recipe}, "queries": {EVIL: queries}}
+    write_report(path, Report(EVIL, [table], [EVIL], **parts))
     return path.read_text(encoding="utf-8")
 
 
@@ -194,6 +199,6 @@ def test_keyboard_telephone_and_dark_mode(page):
 
 
 def test_empty_parts_are_left_out(tmp_path):
-    write_report(tmp_path / "report.html", "Title", [Table("t", [("", "run")], [["a"]])], {}, {}, {})
+    write_report(tmp_path / "report.html", Report("Title", [Table("t", ["run"], [["a"]])]))
     parsed = Page((tmp_path / "report.html").read_text())
     assert [a["id"] for a in parsed.all("section")] == ["results"]

@@ -217,7 +217,7 @@ def test_protocols_and_their_names():
     (protocol,) = protocols_for("flickr8k", "test", 1000, None)
     assert protocol == Protocol(1, 0)
     assert protocol_name(protocol, "flickr8k", "test", 1000) == "test 1000"
-    with pytest.raises(ValueError, match="--folds 3"):
+    with pytest.raises(ValueError, match="`folds` 3"):
         protocols_for("flickr8k", "test", 1000, 3)
-    with pytest.raises(ValueError, match="--folds 0"):
+    with pytest.raises(ValueError, match="`folds` 0"):
         protocols_for("flickr8k", "test", 1000, 0)
