@@ -30,10 +30,10 @@ class EmbeddedSplit:
     def similarity(self) -> Scores:
         return RANKING[self.run.settings.similarity]
 
-    def paths(self) -> list[Path | None]:
+    def paths(self) -> dict[str, Path | None]:
         """Return where the images of the split lie."""
-        paths = {row["image"]: self.prepared.path_of(row) for row in self.prepared.rows}
-        return [paths[image] for image in self.split.images]
+        rows = (row for row in self.prepared.rows if row["split"] == self.split.name)
+        return {row["image"]: self.prepared.path_of(row) for row in rows}
 
     def embedded_images(self, ids: Sequence[str]) -> np.ndarray:
         """Return the embeddings (n, D) of images of the prepared folder; those of another split are embedded now."""

@@ -39,8 +39,9 @@ class PairScores:
         run, split = embedded.run, embedded.split
         scores, rows = first_pairs(embedded.similarity, embedded.images, embedded.captions, split.image_of_caption)
         captions, images = [split.captions[row] for row in rows.tolist()], split.images[: len(rows)]
-        measure, paths = MEASURES[run.settings.similarity], embedded.paths()[: len(rows)]
-        return cls(run.folder.name, measure, scores, captions, images, paths)
+        paths = embedded.paths()
+        measure = MEASURES[run.settings.similarity]
+        return cls(run.folder.name, measure, scores, captions, images, [paths[image] for image in images])
 
 
 def first_pairs(

@@ -53,6 +53,7 @@ class Measurements:
     judged: dict[Path, dict[str, Judgement]] = field(default_factory=dict)
     queries: dict[str, list[Query]] = field(default_factory=dict)
     pairs: PairScores | None = None  # of the first run of the first row
+    paths: dict[str, Path | None] = field(default_factory=dict)
     gallery: str = ""
 
 
@@ -103,7 +104,8 @@ def measure(groups: Sequence[Group], options: EvalOptions, judgements: Mapping[s
             measured.judged[folder] = judge(embedded, judgements)
         images, captions, split = embedded.images, embedded.captions, embedded.split
         if options.report and folder == group.runs[0]:
-            measured.queries[group.name] = find_queries(images, captions, embedded.similarity, split, embedded.paths())
+            measured.queries[group.name] = find_queries(images, captions, embedded.similarity, split)
+            measured.paths = measured.paths or embedded.paths()
         if (options.plots or options.report) and folder == groups[0].runs[0]:
             measured.pairs = PairScores.of(embedded)
         measured.gallery = f"all {len(split.images):,} images and {len(split.captions):,} captions"
@@ -159,5 +161,6 @@ def report_of(groups: Sequence[Group], measured: Measurements, rows: Sequence[Re
         {group.name: measured.queries[group.name] for group in groups},
         # whatever folds the tables average over: a query of a whole split says more than one of its fifth
         f"Ranked among {measured.gallery} of the split, seed {groups[-1].seeds[0]} of each row.",
+        measured.paths,
         {g.name: tomli_w.dumps({**to_table(g.settings), "features": list(g.info.features)}) for g in groups},
     )

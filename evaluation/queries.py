@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,13 +14,12 @@ from metrics.similarity import Scores
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer to a query: its rank, score, and the caption or the id of the image; path: of the image."""
+    """One answer to a query: its rank, score, and the caption or the id of the image."""
 
     rank: int
     score: float
     text: str
     true: bool
-    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,6 @@ class Query:
     text: str
     rank: int
     hits: tuple[Hit, ...]
-    path: Path | None = None
 
 
 def find_queries(
@@ -45,34 +42,32 @@ def find_queries(
     captions: Tensor,
     similarity: Scores,
     split: Split,
-    paths: Sequence[Path | None],
     k: int = 5,
-    best: int = 4,
-    worst: int = 4,
+    count: int = 4,
     block: int = 1024,
 ) -> list[Query]:
-    """Find the best and the worst queries of a split, both directions, each with its top k answers.
+    """Find the best and the worst `count` queries of a split, both directions, each with its top k answers.
 
-    images: (N, D), captions: (M, D) embeddings of the split; paths: (N,) where its images lie. Best: the lowest
-    rank of the true answer, then the largest lead of its score over every wrong one; worst: the other end of that
-    order. Of an image's captions one at most is taken. Ties stand against the model, as in the ranks.
+    images: (N, D), captions: (M, D) embeddings of the split. Best: the lowest rank of the true answer, then the largest
+    lead of its score over every wrong one; worst: the other end of that order. Of an image's captions one at most is
+    taken. Ties stand against the model, as in the ranks.
     """
-    ranks = ranks_by_block(similarity, images, captions, split.image_of_caption, block)
-    leads = _leads(images, captions, similarity, split.image_of_caption, block)
     image_of_caption = split.image_of_caption
+    ranks = ranks_by_block(similarity, images, captions, image_of_caption, block)
+    leads = _leads(images, captions, similarity, image_of_caption, block)
     queries = []
-    for kind, rows in _ends(ranks.text_to_image, leads.text_to_image, image_of_caption, best, worst):
+    for kind, rows in _ends(ranks.text_to_image, leads.text_to_image, image_of_caption, count):
         scores = similarity(images, captions[rows.tolist()]).float().cpu().numpy().T
         for row, row_scores in zip(rows.tolist(), scores, strict=True):
             true = np.arange(len(images)) == image_of_caption[row]
-            hits = _hits(row_scores, true, int(ranks.text_to_image[row]), k, split.images, paths)
+            hits = _hits(row_scores, true, int(ranks.text_to_image[row]), k, split.images)
             queries.append(Query("text_to_image", kind, split.captions[row], int(ranks.text_to_image[row]), hits))
-    for kind, rows in _ends(ranks.image_to_text, leads.image_to_text, np.arange(len(images)), best, worst):
+    for kind, rows in _ends(ranks.image_to_text, leads.image_to_text, np.arange(len(images)), count):
         scores = similarity(images[rows.tolist()], captions).float().cpu().numpy()
         for row, row_scores in zip(rows.tolist(), scores, strict=True):
             rank = int(ranks.image_to_text[row])
-            hits = _hits(row_scores, image_of_caption == row, rank, k, split.captions, None)
-            queries.append(Query("image_to_text", kind, split.images[row], rank, hits, paths[row]))
+            hits = _hits(row_scores, image_of_caption == row, rank, k, split.captions)
+            queries.append(Query("image_to_text", kind, split.images[row], rank, hits))
     return queries
 
 
@@ -92,21 +87,17 @@ def _leads(images: Tensor, captions: Tensor, similarity: Scores, image_of_captio
     return Ranks(torch.cat(image_leads).numpy(), (true - wrong).numpy())
 
 
-def _ends(
-    ranks: np.ndarray, leads: np.ndarray, image_of_query: np.ndarray, best: int, worst: int
-) -> list[tuple[str, np.ndarray]]:
+def _ends(ranks: np.ndarray, leads: np.ndarray, image_of_query: np.ndarray, count: int) -> list[tuple[str, np.ndarray]]:
     """Return ("best", rows) and ("worst", rows) of the queries, one of each image and none twice."""
     order = np.lexsort((-leads, ranks))
     _, first = np.unique(image_of_query[order], return_index=True)
-    good = order[np.sort(first)][:best]
+    good = order[np.sort(first)][:count]
     rest = order[~np.isin(image_of_query[order], image_of_query[good])][::-1]
     _, first = np.unique(image_of_query[rest], return_index=True)
-    return [("best", good), ("worst", rest[np.sort(first)][:worst])]
+    return [("best", good), ("worst", rest[np.sort(first)][:count])]
 
 
-def _hits(
-    scores: np.ndarray, true: np.ndarray, rank: int, k: int, texts: Sequence[str], paths: Sequence[Path | None] | None
-) -> tuple[Hit, ...]:
+def _hits(scores: np.ndarray, true: np.ndarray, rank: int, k: int, texts: Sequence[str]) -> tuple[Hit, ...]:
     """Return the top k of scores (N,), and the first of the `true` (N,) ones, of rank `rank`, if it is not there."""
     order = np.lexsort((true, -np.nan_to_num(scores, nan=-np.inf)))  # a true one stands behind its equals
     positions = list(range(min(k, len(order))))
@@ -116,6 +107,5 @@ def _hits(
     for position in positions:
         row = int(order[position])
         counted = rank if position == positions[-1] >= k else position + 1
-        path = None if paths is None else paths[row]
-        hits.append(Hit(counted, float(scores[row]), texts[row], bool(true[row]), path))
+        hits.append(Hit(counted, float(scores[row]), texts[row], bool(true[row])))
     return tuple(hits)

@@ -27,7 +27,7 @@ class Report:
     """What a report holds; a part that is empty is left out.
 
     notes: sentences below the tables; figures: title → PNG; queries: name of a row → what find_queries found; among:
-    what those were ranked among; recipes: name of a row → its TOML.
+    what those were ranked among; paths: where each of their images lies; recipes: name of a row → its TOML.
     """
 
     title: str
@@ -36,6 +36,7 @@ class Report:
     figures: Mapping[str, bytes] = field(default_factory=dict)
     queries: Mapping[str, Sequence[Query]] = field(default_factory=dict)
     among: str = ""
+    paths: Mapping[str, Path | None] = field(default_factory=dict)
     recipes: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -163,14 +163,16 @@ def judgement_tables(rows: Sequence[ResultRow]) -> list[Table]:
     judged = {row.row: row.judgements for row in rows if row.judgements}
     if not judged:
         return []
-    several = any(len(one.taus) > 1 for found in judged.values() for one in found.values())
+    several = any(len(one.taus) > 1 for measures in judged.values() for one in measures.values())
     spread = ", mean ± standard deviation over seeds" if several else ""
     body, notes = [], {}
-    for name, found in judged.items():
-        ends = ["" if one.std is None else f" ± {one.std:.1f}" for one in found.values()]
-        taus = ["–" if one.tau is None else f"{one.tau:.1f}" for one in found.values()]
+    for name, measures in judged.items():
+        ends = ["" if one.std is None else f" ± {one.std:.1f}" for one in measures.values()]
+        taus = ["–" if one.tau is None else f"{one.tau:.1f}" for one in measures.values()]
         body.append([name, *(tau + end for tau, end in zip(taus, ends, strict=True))])
-        notes[f"{KENDALL}{spread}: {note_of(found)}."] = [f"{JUDGED[m]} τ-{one.variant}" for m, one in found.items()]
+        notes[f"{KENDALL}{spread}: {note_of(measures)}."] = [
+            f"{JUDGED[m]} τ-{one.variant}" for m, one in measures.items()
+        ]
     return [Table("", ["human judgements", *next(iter(notes.values()))], body, notes=list(notes))]
 
 

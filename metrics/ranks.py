@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """image_to_text: (images,) int64, rank of each image's best own caption. text_to_image: (captions,) int64."""
+    """image_to_text: (images,) int64, rank of the best of each image's captions. text_to_image: (captions,) int64."""
 
     image_to_text: np.ndarray
     text_to_image: np.ndarray
