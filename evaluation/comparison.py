@@ -252,8 +252,9 @@ def compare(groups: Sequence[Group], result: ProtocolResult, against: Group | No
         differences, sums = shares - shares[base], drawn.sum(axis=2)
         for number, p in enumerate(sign_flip_test(differences)):
             if number != base:
-                ends = _ends(sums[:, number] - sums[:, base])
-                tests[number] = _verdict(against.name, float(differences[number].sum()), ends, float(p))
+                difference, ends = float(differences[number].sum()), _ends(sums[:, number] - sums[:, base])
+                verdict = "no more than noise" if p >= ALPHA else "higher" if difference > 0 else "lower"
+                tests[number] = Comparison(against.name, difference, ends, float(p), verdict)
     return [_row(group, result, drawn[:, number], tests[number]) for number, group in enumerate(groups)]
 
 
@@ -301,8 +302,3 @@ def _std(values: Sequence[float]) -> float:
 def _ends(values: np.ndarray) -> tuple[float, float]:
     low, high = interval(values).tolist()
     return low, high
-
-
-def _verdict(base: str, difference: float, ends: tuple[float, float], p: float) -> Comparison:
-    word = "no more than noise" if p >= ALPHA else "higher" if difference > 0 else "lower"
-    return Comparison(base, difference, ends, p, word)

@@ -45,11 +45,7 @@ class PairScores:
 
 
 def first_pairs(
-    similarity: Scores,
-    images: Tensor,
-    captions: Tensor,
-    image_of_caption: np.ndarray,
-    count: int = MAX_PAIRS,
+    similarity: Scores, images: Tensor, captions: Tensor, image_of_caption: np.ndarray, count: int = MAX_PAIRS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return scores (N, N) of the first N = min(count, images) images against the first caption of each, and the
     captions' rows (N,). images: (all, D), captions: (M, D) embeddings; image_of_caption: (M,).

@@ -115,7 +115,7 @@ def measure(groups: Sequence[Group], options: EvalOptions, judgements: Mapping[s
 def rank(embedded: EmbeddedSplit, options: EvalOptions, results: dict[Protocol, ProtocolResult]) -> None:
     """Add the ranks of a run by every protocol to `results`."""
     run, split = embedded.run, embedded.split
-    dataset, count, image_of_caption = run.info.dataset, len(split.images), split.image_of_caption
+    dataset, count = run.info.dataset, len(split.images)
     try:
         protocols = protocols_for(dataset, split.name, count, options.folds, options.captions_per_image)
     except ValueError as error:
@@ -123,10 +123,11 @@ def rank(embedded: EmbeddedSplit, options: EvalOptions, results: dict[Protocol, 
     for protocol in protocols:
         if protocol not in results:
             name = protocol_name(protocol, dataset, split.name, count)
-            folds = folds_of(image_of_caption, count, protocol)
+            folds = folds_of(split.image_of_caption, count, protocol)
             results[protocol] = ProtocolResult(dataset, split.name, name, folds, {})
-        ranks = ranks_of_folds(embedded.similarity, embedded.images, embedded.captions, image_of_caption, protocol)
-        results[protocol].ranks[run.folder] = ranks
+        result = results[protocol]
+        ranks = ranks_of_folds(embedded.similarity, embedded.images, embedded.captions, result.folds)
+        result.ranks[run.folder] = ranks
 
 
 def rows_of(

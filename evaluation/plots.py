@@ -72,16 +72,14 @@ def learning_curves(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]])
     """
     figure, axes = _panels(groups)
     for number, (name, logs) in enumerate(groups.items()):
-        look = look_of(number)
         for seed, log in enumerate(logs):
             best = int(np.argmax([row["rsum"] for row in log]))
             for axis, key in zip(axes, ("loss", "rsum"), strict=True):
                 rows = [row for row in log if row.get(key) is not None]
-                line: dict[str, Any] = {**look, "label": name if seed == 0 and key == "rsum" else None}
-                mark: dict[str, Any] = (
-                    {"marker": marker_of(number), "markevery": [best]} if len(rows) == len(log) else {}
-                )
-                axis.plot([row["epoch"] for row in rows], [row[key] for row in rows], **line, **mark)
+                line: dict[str, Any] = {**look_of(number), "label": name if seed == 0 and key == "rsum" else None}
+                if len(rows) == len(log):
+                    line |= {"marker": marker_of(number), "markevery": [best]}
+                axis.plot([row["epoch"] for row in rows], [row[key] for row in rows], **line)
     axes[0].set(title="Loss on train", xlabel="epoch")
     axes[1].set(title="rsum on val; marked: the epoch kept", xlabel="epoch")
     losses = [row["loss"] for logs in groups.values() for log in logs for row in log if row.get("loss") is not None]

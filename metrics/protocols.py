@@ -1,13 +1,14 @@
 """Protocols: which images and captions are ranked against each other, and under what name a table says so."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from metrics.ranks import Ranks, mean_of, metrics_of, ranks_by_block
+from metrics.similarity import Scores
 
 
 @dataclass(frozen=True)
@@ -110,17 +111,11 @@ def folds_of(image_of_caption: np.ndarray, images: int, protocol: Protocol) -> l
     return folds
 
 
-def ranks_of_folds(
-    similarity: Callable[[Tensor, Tensor], Tensor],
-    images: Tensor,
-    captions: Tensor,
-    image_of_caption: np.ndarray,
-    protocol: Protocol,
-) -> list[Ranks]:
-    """Return the ranks of every fold. images: (N, D), captions: (M, D) embeddings; image_of_caption: (M,)."""
+def ranks_of_folds(similarity: Scores, images: Tensor, captions: Tensor, folds: Sequence[Fold]) -> list[Ranks]:
+    """Return the ranks of every fold. images: (N, D), captions: (M, D) embeddings."""
     return [
         ranks_by_block(similarity, images[fold.start : fold.stop], captions[fold.captions], fold.image_of_caption)
-        for fold in folds_of(image_of_caption, len(images), protocol)
+        for fold in folds
     ]
 
 

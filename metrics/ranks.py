@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metrics.similarity import Scores
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -33,11 +35,7 @@ def ranks_of(scores: Tensor, image_of_caption: np.ndarray) -> Ranks:
 
 
 def ranks_by_block(
-    similarity: Callable[[Tensor, Tensor], Tensor],
-    images: Tensor,
-    captions: Tensor,
-    image_of_caption: np.ndarray,
-    block: int = 1024,
+    similarity: Scores, images: Tensor, captions: Tensor, image_of_caption: np.ndarray, block: int = 1024
 ) -> Ranks:
     """Return `ranks_of(similarity(images, captions), …)`, forming scores of `block` images at a time.
 
