@@ -11,6 +11,8 @@ from features.prepared import Split
 from metrics.ranks import Ranks, ranks_by_block
 from metrics.similarity import Scores
 
+IMAGES_PER_BLOCK = 1024  # images scored at a time
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -44,7 +46,6 @@ def find_queries(
     split: Split,
     k: int = 5,
     count: int = 4,
-    block: int = 1024,
 ) -> list[Query]:
     """Find the best and the worst `count` queries of a split, both directions, each with its top k answers.
 
@@ -53,8 +54,8 @@ def find_queries(
     taken. Ties stand against the model, as in the ranks.
     """
     image_of_caption = split.image_of_caption
-    ranks = ranks_by_block(similarity, images, captions, image_of_caption, block)
-    leads = _leads(images, captions, similarity, image_of_caption, block)
+    ranks = ranks_by_block(similarity, images, captions, image_of_caption, IMAGES_PER_BLOCK)
+    leads = _leads(images, captions, similarity, image_of_caption)
     queries = []
     for kind, rows in _ends(ranks.text_to_image, leads.text_to_image, image_of_caption, count):
         scores = similarity(images, captions[rows.tolist()]).float().cpu().numpy().T
@@ -71,14 +72,14 @@ def find_queries(
     return queries
 
 
-def _leads(images: Tensor, captions: Tensor, similarity: Scores, image_of_caption: np.ndarray, block: int) -> Ranks:
+def _leads(images: Tensor, captions: Tensor, similarity: Scores, image_of_caption: np.ndarray) -> Ranks:
     """Return by how much each query's best true answer outscores its best wrong one, float; laid out like Ranks."""
     owners = torch.from_numpy(image_of_caption).to(images.device)
     true = torch.full((len(captions),), -torch.inf)
     wrong = torch.full((len(captions),), -torch.inf)
     image_leads = []
-    for start in range(0, len(images), block):
-        scores = similarity(images[start : start + block], captions).float()
+    for start in range(0, len(images), IMAGES_PER_BLOCK):
+        scores = similarity(images[start : start + IMAGES_PER_BLOCK], captions).float()
         others = owners[None, :] != torch.arange(start, start + len(scores), device=images.device)[:, None]
         true_only, wrong_only = scores.masked_fill(others, -torch.inf), scores.masked_fill(~others, -torch.inf)
         image_leads.append((true_only.amax(1) - wrong_only.amax(1)).cpu())

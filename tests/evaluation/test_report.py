@@ -71,7 +71,7 @@ def test_one_caption_of_an_image_and_no_query_twice():
 
 @pytest.mark.parametrize("similarity", ["cosine", "order"])
 @pytest.mark.parametrize("collapsed", [False, True])
-def test_printed_ranks_are_the_ranks_of_the_table_block_by_block(similarity, collapsed):
+def test_printed_ranks_are_the_ranks_of_the_table_block_by_block(similarity, collapsed, monkeypatch):
     random = torch.Generator().manual_seed(0)
     images, captions = (torch.rand(n, 4, generator=random) for n in (11, 30))
     if collapsed:
@@ -79,7 +79,8 @@ def test_printed_ranks_are_the_ranks_of_the_table_block_by_block(similarity, col
     owner = np.sort(np.concatenate([np.arange(11), np.random.default_rng(0).integers(0, 11, 19)]))
     split = Split("test", [f"{i}.png" for i in range(11)], [f"{j}" for j in range(30)], owner, np.zeros((11, 1)))
     ranks = ranks_of(RANKING[similarity](images, captions), owner)
-    queries = find_queries(images, captions, RANKING[similarity], split, k=3, block=4)
+    queries = find_queries(images, captions, RANKING[similarity], split, k=3)
+    monkeypatch.setattr("evaluation.queries.IMAGES_PER_BLOCK", 4)
     assert queries == find_queries(images, captions, RANKING[similarity], split, k=3)
     assert len(queries) == 16 or collapsed
     for query in queries:
