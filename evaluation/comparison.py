@@ -1,7 +1,7 @@
 """Runs side by side: those that differ by seed alone make one row, with its mean, its spread and its interval."""
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.judgements import Judgement
 from metrics.bootstrap import (
     ALPHA,
     bootstrap,
@@ -19,12 +20,82 @@ from metrics.bootstrap import (
     sign_flip_test,
 )
 from metrics.protocols import Fold, metrics_of_folds
-from metrics.ranks import COLUMNS, CUTOFFS, DIRECTIONS, Ranks, mean_of, rsum
+from metrics.ranks import COLUMNS, CUTOFFS, DIRECTIONS, RECALLS, Ranks, mean_of, rsum
 from settings import Settings, flat_table, read_recipe
 from training.run import RESULT, RunInfo, find_runs, read_run_config
-from utils import BadInput, did_you_mean
+from utils import BadInput, did_you_mean, log
 
-RECALLS = [(direction, f"R@{k}") for direction in DIRECTIONS for k in CUTOFFS]
+DirectionMetrics = Mapping[str, float]  # COLUMNS of one direction; what a paper does not report is missing
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviations over seeds (n - 1)."""
+
+    image_to_text: DirectionMetrics
+    text_to_image: DirectionMetrics
+    rsum: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Ends of 95 % bootstrap intervals over images with all their captions, of figures averaged over seeds."""
+
+    image_to_text: Mapping[str, tuple[float, float]]
+    text_to_image: Mapping[str, tuple[float, float]]
+    rsum: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far the rsum of a row lies from that of `row`, the interval of the difference, and a sign-flip test."""
+
+    row: str
+    difference: float
+    interval: tuple[float, float]
+    p: float
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultRow:
+    """A row of a table: runs that differ by seed alone, or what was published.
+
+    run: the run's name, or the row's if it has several; row: its name; image_to_text, text_to_image, rsum: means over
+    seeds. std: of several seeds. against: absent in the row that others are held against.
+    """
+
+    run: str
+    row: str
+    dataset: str
+    split: str
+    protocol: str
+    images: int | None
+    captions: int | None
+    features: tuple[str, ...] = ()
+    image_to_text: DirectionMetrics
+    text_to_image: DirectionMetrics
+    rsum: float | None
+    runs: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    std: Spread | None = None
+    interval: Interval | None = None
+    against: Comparison | None = None
+    judgements: Mapping[str, Judgement] | None = None
+    published: bool = False
+    image_features: str | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class ProtocolResult:
+    """What one protocol gave: its galleries, and the ranks of every run in each of them."""
+
+    dataset: str
+    split: str
+    protocol: str
+    folds: Sequence[Fold]
+    ranks: dict[Path, list[Ranks]]
 
 
 @dataclass(frozen=True)
@@ -38,28 +109,30 @@ class Group:
     seeds: tuple[int, ...]
 
 
-def finished_runs(patterns: Sequence[str], root: Path, log: Callable[[str], None]) -> list[Path]:
-    """The run folders that paths, names under `root` and patterns stand for. What is half-finished is left out, and
-    said; where nothing else is left, that is an error. Raises BadInput for a pattern that matches no run.
+def finished_runs(patterns: Sequence[str], root: Path) -> list[Path]:
+    """Find the run folders that paths, names under the folder `root` and patterns stand for.
+
+    What is half-finished is left out, and logged. Raises BadInput where nothing else is left, and for a pattern that
+    matches no run.
     """
-    found = list(find_runs(patterns, root))
-    unfinished = [path for path in found if not (path / RESULT).is_file()]
+    folders = list(find_runs(patterns, root))
+    unfinished = [path for path in folders if not (path / RESULT).is_file()]
     for path in unfinished:
         read_run_config(path)  # a folder that is no run at all is an error, not a half-finished run
     if not unfinished:
-        return found
+        return folders
     names = ", ".join(str(path) for path in unfinished)
     whose = "its" if len(unfinished) == 1 else "their"
     remedy = f"{whose} training has not finished; repeat the train.py command and it continues"
-    if len(unfinished) == len(found):
+    if len(unfinished) == len(folders):
         raise BadInput(f"{names}: {remedy}")
     log(f"left out: {names}: {remedy}")
-    return [path for path in found if path not in unfinished]
+    return [path for path in folders if path not in unfinished]
 
 
 def group_runs(folders: Sequence[Path]) -> list[Group]:
-    """Runs with the same recipe, settings and features: recipes and features in the order in which they came, and what
-    shares both by the values in which it differs, so that a sweep reads in order.
+    """Group runs with the same recipe, settings and features: recipes and features in the order in which they came, and
+    what shares both by the values in which it differs, so that a sweep reads in order.
 
     Raises BadInput for runs of different datasets, and for two runs that are the same in everything, seed included.
     """
@@ -98,8 +171,8 @@ def _group(name: str, members: list[tuple[Path, Settings, RunInfo]]) -> Group:
 
 
 def row_names(systems: Sequence[tuple[Settings, RunInfo]]) -> list[str]:
-    """A name for each of several systems that differ: the recipe; where several share one, what they have otherwise
-    than the recipe, of the settings in which they differ from each other; and their features, where those differ.
+    """Name each of several systems that differ: the recipe; where several share one, what they have otherwise than the
+    recipe, of the settings in which they differ from each other; and their features, where those differ.
 
     `vse0`, `vse0 loss.margin=0.1`, `vse0 loss.margin=0.1, vgg19`
     """
@@ -111,15 +184,15 @@ def row_names(systems: Sequence[tuple[Settings, RunInfo]]) -> list[str]:
     names = []
     for (_, info), table, feature in zip(systems, tables, features, strict=True):
         peers = [t for t, (_, other) in zip(tables, systems, strict=True) if other.recipe == info.recipe]
-        own = _recipe_of(info)
-        keys = [key for key in table if any(t[key] != table[key] for t in peers) and own.get(key) != table[key]]
+        recipe = _recipe_of(info)
+        keys = [key for key in table if any(t[key] != table[key] for t in peers) and recipe.get(key) != table[key]]
         words = [info.recipe, *(f"{key}={_word(table[key])}" for key in keys)]
         names.append(" ".join(words) + (f", {feature}" if len(set(features)) > 1 else ""))
     return names
 
 
 def _recipe_of(info: RunInfo) -> dict[str, Any]:
-    """The recipe's own settings; nothing where it is a file of the user's, or has gone since."""
+    """Return the recipe's own settings; {} where it is a file of the user's, or has gone since."""
     try:
         return flat_table(read_recipe(info.recipe))
     except BadInput:
@@ -127,12 +200,12 @@ def _recipe_of(info: RunInfo) -> dict[str, Any]:
 
 
 def _word(value: Any) -> str:
-    """A value as `--set` takes it."""
+    """Write a value as the command line takes it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def find_row(wanted: str, groups: Sequence[Group]) -> Group:
-    """The group that `--against` means: by the name of its row, by one of its runs, or by a pattern of either.
+    """Find the group that is meant: by the name of its row, by one of its runs, or by a pattern of either.
 
     Raises BadInput if there is none, naming the nearest, or several.
     """
@@ -150,97 +223,82 @@ def find_row(wanted: str, groups: Sequence[Group]) -> Group:
         return hits[0]
     if hits:
         several = "; ".join(group.name for group in hits)
-        raise BadInput(f"--against {wanted}: stands for several rows ({several}); name one of them")
+        raise BadInput(f"`against` {wanted}: stands for several rows ({several}); name one of them")
     hint = did_you_mean(wanted, [*names, *runs])
     if hint.startswith("known"):  # nothing is near: the rows are enough of an answer
         hint = f"its rows: {'; '.join(names)}"
-    raise BadInput(f"--against {wanted}: no such row in this table; {hint}")
+    raise BadInput(f"`against` {wanted}: no such row in this table; {hint}")
 
 
-def compare(
-    groups: Sequence[Group],
-    ranks: Mapping[Path, Sequence[Ranks]],
-    folds: Sequence[Fold],
-    about: Mapping[str, Any],
-    against: Group | None = None,
-) -> list[dict[str, Any]]:
-    """A row per group. ranks: run folder → Ranks of each fold; about: dataset, split and protocol of the table.
+def compare(groups: Sequence[Group], result: ProtocolResult, against: Group | None = None) -> list[ResultRow]:
+    """Return a row per group. against: the group that the others are held against.
 
-    Every row has, beside the keys of `about`, images, captions, both directions (means over seeds) and rsum:
-
-    run: the run's name, or the row's if there are several; row: the row's name; runs, seeds: of the group; features.
-    std: {direction: {column: …}, "rsum": …}, standard deviations over seeds (n - 1); only with several seeds.
-    interval: {direction: {"R@1": [low, high], …}, "rsum": [low, high]}: 95 % bootstrap over images with all their
-    captions, of figures averaged over seeds: what other images would change, not what other seeds would.
-    against: {"row", "difference", "interval", "p", "verdict"} of rsum against the row `against`; absent in that row.
+    >>> fold = Fold(0, 2, np.arange(4), np.array([0, 0, 1, 1]))
+    >>> ranks = {Path("runs/a"): [Ranks(np.array([1, 3]), np.array([1, 2, 1, 1]))]}
+    >>> info = RunInfo("vse0", "flickr8k", "data/flickr8k", ("vgg19",), ("d1",), (4096,), 0)
+    >>> group = Group("vse0", Settings(), info, (Path("runs/a"),), (0,))
+    >>> (row,) = compare([group], ProtocolResult("flickr8k", "test", "test 2", [fold], ranks))
+    >>> row.image_to_text["R@1"], row.text_to_image["R@1"], row.rsum, row.interval.rsum
+    (50.0, 75.0, 525.0, (500.0, 550.0))
     """
-    queries = np.concatenate(
-        [queries_per_image(fold.image_of_caption, fold.stop - fold.start, len(CUTOFFS)) for fold in folds]
-    )
-    hits = np.stack([_mean_hits([ranks[run] for run in group.runs], folds) for group in groups])
+    folds = result.folds
+    queries = np.concatenate([queries_per_image(f.image_of_caption, f.stop - f.start, len(CUTOFFS)) for f in folds])
+    hits = np.stack([np.mean([_hits(result.ranks[run], folds) for run in g.runs], axis=0) for g in groups])
     drawn = bootstrap(hits, queries, len(folds))
-    info = {
-        **about,
-        "images": len(queries),
-        "captions": sum(len(fold.captions) for fold in folds),
-    }
-    rows = [
-        _row(group, [metrics_of_folds(list(ranks[run])) for run in group.runs], drawn[:, number], info)
-        for number, group in enumerate(groups)
-    ]
+    tests: list[Comparison | None] = [None] * len(groups)
     if against is not None:
         base = list(groups).index(against)
         shares = shares_of_rsum(hits, queries, len(folds))
-        differences = shares - shares[base]
-        tests = sign_flip_test(differences)
-        sums = drawn.sum(axis=2)
-        for number, row in enumerate(rows):
+        differences, sums = shares - shares[base], drawn.sum(axis=2)
+        for number, p in enumerate(sign_flip_test(differences)):
             if number != base:
-                ends = interval(sums[:, number] - sums[:, base])
-                row["against"] = _verdict(against.name, differences[number].sum(), ends, tests[number])
-    return rows
+                difference, ends = float(differences[number].sum()), _ends(sums[:, number] - sums[:, base])
+                verdict = "no more than noise" if p >= ALPHA else "higher" if difference > 0 else "lower"
+                tests[number] = Comparison(against.name, difference, ends, float(p), verdict)
+    return [_row(group, result, drawn[:, number], tests[number]) for number, group in enumerate(groups)]
 
 
-def _mean_hits(runs: Iterable[Sequence[Ranks]], folds: Sequence[Fold]) -> np.ndarray:
-    """(N, C) hits of every image, averaged over the runs of a group."""
-    return np.mean(
-        [
-            np.concatenate(
-                [
-                    hits_per_image(r.image_to_text, r.text_to_image, fold.image_of_caption, CUTOFFS)
-                    for r, fold in zip(ranks, folds, strict=True)
-                ]
-            )
-            for ranks in runs
-        ],
-        axis=0,
+def _hits(ranks: Sequence[Ranks], folds: Sequence[Fold]) -> np.ndarray:
+    """Return (N, C) hits of every image, for a run."""
+    pairs = zip(ranks, folds, strict=True)
+    return np.concatenate(
+        [hits_per_image(r.image_to_text, r.text_to_image, fold.image_of_caption, CUTOFFS) for r, fold in pairs]
     )
 
 
-def _row(group: Group, metrics: list[dict], drawn: np.ndarray, info: Mapping[str, Any]) -> dict[str, Any]:
-    """metrics: of each run; drawn: (samples, C) recalls of resampled images."""
+def _row(group: Group, result: ProtocolResult, drawn: np.ndarray, against: Comparison | None) -> ResultRow:
+    """drawn: (samples, C) recalls of resampled images."""
+    metrics = [metrics_of_folds(result.ranks[run]) for run in group.runs]
     several = len(group.runs) > 1
-    row = {
-        "run": group.name if several else group.runs[0].name,
-        "row": group.name,
-        **info,
-        "features": list(group.info.features),
-        **mean_of(metrics),
-        "rsum": float(np.mean([rsum(m) for m in metrics])),
-        "runs": [path.name for path in group.runs],
-        "seeds": list(group.seeds),
-    }
-    if several:
-        spread = {d: {c: float(np.std([m[d][c] for m in metrics], ddof=1)) for c in COLUMNS} for d in DIRECTIONS}
-        row["std"] = {**spread, "rsum": float(np.std([rsum(m) for m in metrics], ddof=1))}
-    ends = interval(drawn).T.tolist()
-    intervals: dict[str, Any] = {direction: {} for direction in DIRECTIONS}
-    for (direction, column), pair in zip(RECALLS, ends, strict=True):
-        intervals[direction][column] = pair
-    row["interval"] = {**intervals, "rsum": interval(drawn.sum(axis=1)).tolist()}
-    return row
+    spread = {d: {c: _std([m[d][c] for m in metrics]) for c in COLUMNS} for d in DIRECTIONS} if several else {}
+    ends: dict[str, dict[str, tuple[float, float]]] = {direction: {} for direction in DIRECTIONS}
+    for number, (direction, column) in enumerate(RECALLS):
+        ends[direction][column] = _ends(drawn[:, number])
+    mean = mean_of(metrics)
+    return ResultRow(
+        run=group.name if several else group.runs[0].name,
+        row=group.name,
+        dataset=result.dataset,
+        split=result.split,
+        protocol=result.protocol,
+        images=sum(fold.stop - fold.start for fold in result.folds),
+        captions=sum(len(fold.captions) for fold in result.folds),
+        features=group.info.features,
+        image_to_text=mean["image_to_text"],
+        text_to_image=mean["text_to_image"],
+        rsum=float(np.mean([rsum(m) for m in metrics])),
+        runs=tuple(path.name for path in group.runs),
+        seeds=group.seeds,
+        std=Spread(**spread, rsum=_std([rsum(m) for m in metrics])) if several else None,
+        interval=Interval(**ends, rsum=_ends(drawn.sum(axis=1))),
+        against=against,
+    )
 
 
-def _verdict(base: str, difference: float, ends: np.ndarray, p: float) -> dict[str, Any]:
-    word = "no more than noise" if p >= ALPHA else "higher" if difference > 0 else "lower"
-    return {"row": base, "difference": float(difference), "interval": ends.tolist(), "p": float(p), "verdict": word}
+def _std(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1))
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    low, high = interval(values).tolist()
+    return low, high

@@ -1,153 +1,144 @@
-"""What eval.py leaves beside its table: the pictures of a comparison, each a PNG, and the report that holds it all."""
+"""Which figures a comparison has, and what is in them: what is drawn is worked out in this file."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import tomli_w
+import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.comparison import Group
-from evaluation.plots import (
-    find_sweeps,
-    first_pairs,
-    learning_curves,
-    png_of,
-    recall_curves,
-    similarity_matrix,
-    sweep_curve,
-)
-from evaluation.report import Query, Table, find_queries
-from evaluation.tables import TITLES, Row, best_cells, label_of, notes_of, parts_of, wide_cells
-from features.prepared import Prepared, Split
-from metrics.ranks import COLUMNS, DIRECTIONS, Ranks
-from metrics.similarity import RANKING
-from settings import flat_table, to_table
-from training.run import LOG, Run
-from utils import BadInput, atomic_write, make_folder, read_jsonl
+from evaluation.comparison import Group, ProtocolResult, ResultRow
+from evaluation.embedded import EmbeddedSplit
+from evaluation.plots import learning_curves, png_of, recall_curves, similarity_matrix, sweep_curve
+from metrics.similarity import Scores
+from settings import flat_table
+from training.run import LOG
+from utils import BadInput, atomic_write, read_jsonl
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-PAIRS = 32  # of the similarity matrix
+MAX_PAIRS = 32  # of the similarity matrix
 MEASURES = {"cosine": "cosine", "order": "order score"}
+Figures = dict[str, tuple[str, bytes]]  # file name → what the figure shows, and its PNG
 
 
 @dataclass(frozen=True)
-class EmbeddedSplit:
-    """A run's embeddings of a split, and where the photographs of its images lie. images: (N, D); captions: (M, D)."""
+class PairScores:
+    """Scores (N, N) of the first N images of a run's split against the first caption of each."""
 
-    run: Run
-    split: Split
-    images: Tensor
-    captions: Tensor
+    run: str
+    measure: str
+    scores: np.ndarray
+    captions: list[str]
+    images: list[str]
     paths: list[Path | None]
 
     @classmethod
-    def of(cls, run: Run, split: Split, prepared: Prepared) -> "EmbeddedSplit":
-        paths = {row["image"]: prepared.path_of(row) for row in prepared.rows}
-        images = torch.from_numpy(run.embed_features(split.features))
-        captions = torch.from_numpy(run.embed_captions(prepared, split.name))
-        light = replace(split, features=split.features[:0])  # a split held for each row would be a lot of features
-        return cls(run, light, images, captions, [paths[image] for image in split.images])
-
-    def similarity_matrix(self) -> "Figure":
-        """The first test pairs against each other."""
-        similarity = self.run.settings.similarity
-        scores, rows = first_pairs(
-            RANKING[similarity], self.images, self.captions, self.split.image_of_caption, min(PAIRS, len(self.images))
-        )
-        captions = [self.split.captions[row] for row in rows.tolist()]
-        owners = self.split.image_of_caption[rows].tolist()
-        images, paths = [self.split.images[i] for i in owners], [self.paths[i] for i in owners]
-        return similarity_matrix(scores, captions, images, paths, MEASURES[similarity])
-
-    def queries(self) -> list[Query]:
-        return find_queries(self.images, self.captions, RANKING[self.run.settings.similarity], self.split, self.paths)
+    def of(cls, embedded: EmbeddedSplit) -> "PairScores":
+        run, split = embedded.run, embedded.split
+        scores, rows = first_pairs(embedded.similarity, embedded.images, embedded.captions, split.image_of_caption)
+        captions, images = [split.captions[row] for row in rows.tolist()], split.images[: len(rows)]
+        paths = embedded.paths()
+        measure = MEASURES[run.settings.similarity]
+        return cls(run.folder.name, measure, scores, captions, images, [paths[image] for image in images])
 
 
-def report_path(path: Path) -> Path:
-    """Raises BadInput unless a report can be written to `path`; its folder is made."""
-    if path.is_dir():
-        raise BadInput(f"{path}: is a folder; name an HTML file with --report, such as {path / 'report.html'}")
-    make_folder(path.parent, "--report")
-    return path
+def first_pairs(
+    similarity: Scores, images: Tensor, captions: Tensor, image_of_caption: np.ndarray, count: int = MAX_PAIRS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores (N, N) of the first N = min(count, images) images against the first caption of each, and the
+    captions' rows (N,). images: (all, D), captions: (M, D) embeddings; image_of_caption: (M,).
+    """
+    _, first = np.unique(image_of_caption, return_index=True)
+    rows = first[:count]
+    scores = similarity(images[: len(rows)], captions[torch.from_numpy(rows).to(captions.device)])
+    return scores.float().cpu().numpy(), rows
+
+
+def read_logs(groups: Sequence[Group]) -> dict[str, list[list[dict[str, Any]]]]:
+    """Read the log of each run of each group. Raises BadInput for one that is missing or empty."""
+    remedy = "train the run again with `fresh`, or leave `plots` and `report` out"
+
+    def read(path: Path) -> list[dict[str, Any]]:
+        log = read_jsonl(path, remedy)
+        if not log or not all("epoch" in row and "rsum" in row for row in log):
+            raise BadInput(f"{path}: not the log of a training; {remedy}")
+        return log
+
+    return {group.name: [read(run / LOG) for run in group.runs] for group in groups}
 
 
 def draw(
-    groups: Sequence[Group],
-    ranks: Mapping[str, Mapping[Path, Sequence[Ranks]]],
-    rows: Sequence[Row],
-    shown: EmbeddedSplit,
-) -> dict[str, tuple[str, bytes]]:
-    """The pictures of a comparison: file name → what it shows, and its PNG.
+    groups: Sequence[Group], results: Sequence[ProtocolResult], rows: Sequence[ResultRow], pairs: PairScores
+) -> Figures:
+    """Draw the figures of a comparison. rows: of all protocols; pairs: of a run of the first row.
 
-    ranks: protocol → run folder → Ranks of each fold; rows: of all protocols; shown: a run of the first row. The first
-    protocol's pictures go by their plain names, those of another have it in their name.
+    The first protocol's figures go by their plain names, those of another have it in their name.
     """
-    curves = learning_curves({group.name: _logs(group) for group in groups})
-    pictures = {"learning_curves.png": ("Learning curves", png_of(curves))}
-    sweeps = find_sweeps({group.name: _facts(group) for group in groups})
-    for number, (protocol, found) in enumerate(ranks.items()):
-        more = f"-{_file_name(protocol)}" if number else ""
-        recalls = recall_curves({g.name: [one for run in g.runs for one in found[run]] for g in groups})
-        pictures[f"recall{more}.png"] = (f"Recall@K, {protocol}", png_of(recalls))
-        own = {row["row"]: row for row in rows if row["protocol"] == protocol and "interval" in row}
+    figures = {"learning_curves.png": ("Learning curves", png_of(learning_curves(read_logs(groups))))}
+    sweeps = find_sweeps(
+        {g.name: {**flat_table(g.settings), "recipe": g.info.recipe, "features": g.info.features} for g in groups}
+    )
+    for number, result in enumerate(results):
+        more = f"-{_file_name(result.protocol)}" if number else ""
+        recalls = recall_curves({g.name: [ranks for run in g.runs for ranks in result.ranks[run]] for g in groups})
+        figures[f"recall{more}.png"] = (f"Recall@K, {result.protocol}", png_of(recalls))
+        measured = [row for row in rows if row.protocol == result.protocol and not row.published]
+        ends = {row.row: (row.rsum, *row.interval.rsum) for row in measured if row.interval}
         for setting, lines in sweeps.items():
-            points = {
-                line: [(value, own[name]["rsum"], *own[name]["interval"]["rsum"]) for value, name in members]
-                for line, members in lines.items()
-            }
+            points = {line: [(value, *ends[name]) for value, name in members] for line, members in lines.items()}
             name = f"sweep-{_file_name(setting)}{more}.png"
-            pictures[name] = (f"rsum by {setting}, {protocol}", png_of(sweep_curve(setting, points)))
-    title = f"Similarity of the first pairs, {shown.run.folder.name}"
-    pictures["similarity.png"] = (title, png_of(shown.similarity_matrix()))
-    return pictures
+            figures[name] = (f"rsum by {setting}, {result.protocol}", png_of(sweep_curve(setting, points)))
+    matrix = similarity_matrix(pairs.scores, pairs.captions, pairs.images, pairs.paths, pairs.measure)
+    figures["similarity.png"] = (f"Similarity of the first pairs, {pairs.run}", png_of(matrix))
+    return figures
 
 
-def write_pictures(folder: Path, pictures: Mapping[str, tuple[str, bytes]]) -> None:
-    for name, (_, png) in pictures.items():
+def write_figures(folder: Path, figures: Figures) -> None:
+    """Write each figure into its file."""
+    for name, (_, png) in figures.items():
         with atomic_write(folder / name, "wb") as file:
             file.write(png)
 
 
-def report_tables(rows: list[Row]) -> tuple[list[Table], list[str]]:
-    """The tables of a report, one for each protocol, and the notes that belong under them."""
-    tables: list[Table] = []
-    notes: dict[str, None] = {}
-    for title, own, published in parts_of(rows):
-        head, body = wide_cells(own, published, "{} ± {}", "*")
-        groups = [*(TITLES[direction] for direction in DIRECTIONS for _ in COLUMNS), *[""] * len(head)]
-        columns = [("", "row"), *zip(groups, head[1:], strict=False)]
-        cells = [[label_of(row), *line] for row, line in zip([*own, *published], body, strict=True)]
-        best = frozenset((row, column + 1) for row, column in best_cells(own))
-        tables.append(Table(title, columns, cells, best, len(own) if published else None))
-        notes |= dict.fromkeys(notes_of(own, published, " (*)"))
-    return tables, list(notes)
+def find_sweeps(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, str]]]]:
+    """Find the numeric settings in which alone some rows differ: setting → line → (value, name of the row) ….
+
+    rows: name of a table's row → everything it was trained with, flat: `loss.margin`, `embed_dim`, … and
+    `recipe` and `features`, which name the lines. A line has two values or more, in rising order.
+    """
+    sweeps: dict[str, dict[str, list[tuple[float, str]]]] = {}
+    keys = {key: None for info in rows.values() for key in info}
+    for key in keys:
+        groups: dict[str, list[tuple[float, str]]] = {}
+        settings_of: dict[str, Mapping[str, Any]] = {}
+        for name, info in rows.items():
+            value = info.get(key)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                rest = repr(sorted((k, repr(v)) for k, v in info.items() if k != key))
+                groups.setdefault(rest, []).append((float(value), name))
+                settings_of[rest] = info
+        lines = {rest: sorted(points) for rest, points in groups.items() if len({value for value, _ in points}) > 1}
+        if lines:
+            names = _line_names([{k: v for k, v in settings_of[rest].items() if k != key} for rest in lines])
+            sweeps[key] = dict(zip(names, lines.values(), strict=True))
+    return sweeps
 
 
-def recipe_of(group: Group) -> str:
-    """A row's settings, resolved, as a recipe file has them."""
-    return tomli_w.dumps({**to_table(group.settings), "features": list(group.info.features)})
+def _line_names(lines: list[dict[str, Any]]) -> list[str]:
+    """Name each line of a sweep: its recipe and features, and what else tells it from another of that name."""
 
+    def words(value: Any) -> str:
+        return " + ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
-def _logs(group: Group) -> list[list[dict[str, Any]]]:
-    """The log of each run of a group. Raises BadInput for one that is missing or empty."""
-    remedy = "train the run again with --fresh, or leave --plots and --report out"
-    logs = []
-    for run in group.runs:
-        log = read_jsonl(run / LOG, remedy)
-        if not log or not all("epoch" in row and "rsum" in row for row in log):
-            raise BadInput(f"{run / LOG}: not the log of a training; {remedy}")
-        logs.append(log)
-    return logs
-
-
-def _facts(group: Group) -> dict[str, Any]:
-    return {**flat_table(group.settings), "recipe": group.info.recipe, "features": group.info.features}
+    heads = [", ".join(words(line[key]) for key in ("recipe", "features") if line.get(key)) for line in lines]
+    names = []
+    for head, line in zip(heads, lines, strict=True):
+        same = [other for other, name in zip(lines, heads, strict=True) if name == head]
+        more = [f"{key} {words(line.get(key))}" for key in line if any(other.get(key) != line[key] for other in same)]
+        names.append(", ".join(filter(None, [head, *more])) or "all rows")
+    return names
 
 
 def _file_name(text: str) -> str:

@@ -10,32 +10,33 @@ CLIPScore itself reaches 51.2 and 34.4. Every image and caption that was judged 
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau
 
+from evaluation.embedded import EmbeddedSplit
 from features.datasets.line_files import numbered_lines, read_text
-from features.prepared import Prepared, join_features
+from features.prepared import Prepared
 from metrics.similarity import pair_scores
-from training.run import Run
 from utils import BadInput
 
 EXPERT, CROWDFLOWER = "ExpertAnnotations.txt", "CrowdFlowerAnnotations.txt"
 AGAIN = "take the file of the original Flickr8k_text folder again"
-
-_KEY = re.compile(r"(.+)#(\d+)")
+KEY = re.compile(r"(.+)#(\d+)")
 
 
 @dataclass(frozen=True)
 class Judgements:
-    """P pairs. images: (P,) image ids; captions: (P,) keys such as "dog.jpg#2", the third caption of dog.jpg;
-    ratings: (P, R) float64, R ratings of each pair, larger is better.
+    """P pairs of the file `path`. images: (P,) image ids; captions: (P,) keys such as "dog.jpg#2", the third caption of
+    dog.jpg; ratings: (P, R) float64, R ratings of each pair, larger is better; variant: of Kendall's τ.
     """
 
+    path: Path
+    variant: str
     images: np.ndarray
     captions: np.ndarray
     ratings: np.ndarray
@@ -43,45 +44,70 @@ class Judgements:
     def __len__(self) -> int:
         return len(self.images)
 
-    def owners(self) -> np.ndarray:
-        """(P,) the image that each caption was written for."""
-        return np.array([caption_number(key)[0] for key in self.captions.tolist()], dtype=str)
+    def caption_images(self) -> np.ndarray:
+        """Return (P,) the image that each caption was written for."""
+        return np.array([key.rpartition("#")[0] for key in self.captions.tolist()], dtype=str)
 
     def take(self, rows: np.ndarray) -> "Judgements":
-        return Judgements(self.images[rows], self.captions[rows], self.ratings[rows])
+        return replace(self, images=self.images[rows], captions=self.captions[rows], ratings=self.ratings[rows])
 
 
-def caption_number(key: str) -> tuple[str, int]:
-    """The image of a caption's key, and which of its captions it is, from 0.
+@dataclass(frozen=True)
+class Judgement:
+    """How far the scores of a run, or of several seeds, agree with one file.
 
-    >>> caption_number("dog.jpg#2")
-    ('dog.jpg', 2)
+    taus: Kendall's τ × 100 of each seed, None where it is not defined; pairs and ratings: how many counted; left_out:
+    pairs whose image or caption the prepared folder does not hold; images_seen and captions_seen: pairs whose image, or
+    whose caption, is of the training split: 0 for the official splits.
     """
-    image, _, number = key.rpartition("#")
-    return image, int(number)
+
+    taus: tuple[float | None, ...]
+    variant: str
+    pairs: int
+    ratings: int
+    left_out: int
+    images_seen: int
+    captions_seen: int
+
+    @property
+    def tau(self) -> float | None:
+        """The mean over seeds."""
+        return None if None in self.taus else float(np.mean(np.array(self.taus, float)))
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation over seeds (n - 1)."""
+        return None if None in self.taus or len(self.taus) < 2 else float(np.std(np.array(self.taus, float), ddof=1))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return tau, the counts, and, of several seeds, std."""
+        several = len(self.taus) > 1
+        counts = {name: value for name, value in asdict(self).items() if name != "taus"}
+        return {"tau": self.tau, **counts, **({"std": self.std} if several else {})}
 
 
 def read_expert(folder: Path | str) -> Judgements:
-    """The experts' pairs, three ratings from 1 to 4 each, without those whose caption belongs to the image.
+    """Read the experts' pairs, three ratings from 1 to 4 each, without those whose caption belongs to the image.
 
     Raises BadInput if the file is missing, or a line is not image, caption and three ratings.
     """
-    path = _file(folder, EXPERT)
-    found = _judgements([(image, key, _stars(path, line, words)) for line, image, key, words in _lines(path)])
-    return found.take(np.flatnonzero(found.owners() != found.images))
+    pairs = _read(Path(folder) / EXPERT, "c", _stars)
+    return pairs.take(np.flatnonzero(pairs.caption_images() != pairs.images))
 
 
 def read_crowdflower(folder: Path | str) -> Judgements:
-    """CrowdFlower's pairs, one rating each: the fraction of people who said that the caption describes the image.
+    """Read CrowdFlower's pairs, one rating each: the fraction of people who said that the caption describes the image.
 
     Raises BadInput if the file is missing, or a line is not image, caption, fraction, yeses and noes.
     """
-    path = _file(folder, CROWDFLOWER)
-    return _judgements([(image, key, [_fraction(path, line, words)]) for line, image, key, words in _lines(path)])
+    return _read(Path(folder) / CROWDFLOWER, "b", _fraction)
+
+
+MEASURES = {"expert": read_expert, "crowdflower": read_crowdflower}
 
 
 def correlate(scores: np.ndarray, ratings: np.ndarray, variant: str) -> float | None:
-    """Kendall's τ times 100 between the scores (P,) of P pairs and their ratings (P, R), each rating counted.
+    """Return Kendall's τ times 100 between the scores (P,) of P pairs and their ratings (P, R), each rating counted.
 
     variant: "b" (ties taken off both sides; Kendall, 1945) or "c" (for tables that are not square; Stuart, 1953).
     None where τ is not defined: all scores equal, as a collapsed model gives them, or all ratings.
@@ -90,97 +116,70 @@ def correlate(scores: np.ndarray, ratings: np.ndarray, variant: str) -> float | 
     return None if math.isnan(tau) else 100.0 * float(tau)
 
 
-MEASURES: dict[str, tuple[str, Callable[[Path | str], Judgements], str]] = {
-    "expert": (EXPERT, read_expert, "c"),
-    "crowdflower": (CROWDFLOWER, read_crowdflower, "b"),
-}
+def judge(embedded: EmbeddedSplit, judgements: Mapping[str, Judgements]) -> dict[str, Judgement]:
+    """Judge a run by each of `judgements`. Raises BadInput if its prepared folder holds no pair of one of them."""
+    return {name: _judge(embedded, pairs) for name, pairs in judgements.items()}
 
 
-def judge(run: Run, prepared: Prepared, folder: Path | str) -> dict[str, dict[str, Any]]:
-    """A run against both files of `folder`: {"expert": {…}, "crowdflower": {…}}, each with
-
-    tau: Kendall's τ × 100, None where it is not defined; variant: "c" or "b"; pairs and ratings: how many counted;
-    left_out: pairs whose image or caption the prepared folder does not hold; images_seen and captions_seen: pairs whose
-    image, or whose caption, is of the training split of `prepared`: 0 for the official splits.
-
-    The run's features must be in `prepared`, of the weights it was trained on: whoever calls has checked that. Raises
-    BadInput for a missing or malformed file, and if `prepared` holds no pair at all.
-    """
-    return {name: _judge(run, prepared, Path(folder), *measure) for name, measure in MEASURES.items()}
-
-
-def note_of(judged: dict[str, dict[str, Any]]) -> str:
-    """What a table has to say under its figures: the pairs that count, those left out, those seen in training."""
+def note_of(judged: Mapping[str, Judgement]) -> str:
+    """Say what belongs under the figures of a table: the pairs that count, those left out, those seen in training."""
     parts = []
-    for name, found in judged.items():
-        part = f"{name} τ-{found['variant']} over {found['pairs']:,} pairs ({found['ratings']:,} ratings)"
-        if found["left_out"]:
-            part += f", {found['left_out']:,} pairs left out that the prepared folder does not hold"
-        seen = [f"the image of {found['images_seen']:,}"] if found["images_seen"] else []
-        seen += [f"the caption of {found['captions_seen']:,}"] if found["captions_seen"] else []
+    for name, one in judged.items():
+        part = f"{name} τ-{one.variant} over {one.pairs:,} pairs ({one.ratings:,} ratings)"
+        if one.left_out:
+            part += f", {one.left_out:,} pairs left out that the prepared folder does not hold"
+        seen = [f"the image of {one.images_seen:,}"] if one.images_seen else []
+        seen += [f"the caption of {one.captions_seen:,}"] if one.captions_seen else []
         parts.append(part + (f", {' and '.join(seen)} of them seen in training" if seen else ""))
-    unseen = not any(found["images_seen"] or found["captions_seen"] for found in judged.values())
+    unseen = not any(one.images_seen or one.captions_seen for one in judged.values())
     return "; ".join(parts) + ("; no image or caption of them was seen in training" if unseen else "")
 
 
-def _judge(run: Run, prepared: Prepared, folder: Path, file: str, read: Callable, variant: str) -> dict[str, Any]:
-    everything = read(folder)
-    captions = _captions(prepared)
+def _judge(embedded: EmbeddedSplit, judgements: Judgements) -> Judgement:
+    prepared, captions = embedded.prepared, captions_by_key(embedded.prepared)
     splits = {row["image"]: row["split"] for row in prepared.rows}
-    there = [
-        image in splits and key in captions
-        for image, key in zip(everything.images.tolist(), everything.captions.tolist(), strict=True)
-    ]
-    pairs = everything.take(np.flatnonzero(there))
+    keys = zip(judgements.images.tolist(), judgements.captions.tolist(), strict=True)
+    pairs = judgements.take(np.flatnonzero([image in splits and key in captions for image, key in keys]))
     if not len(pairs):
         raise BadInput(
-            f"{folder / file}: none of its images and captions is in {prepared.folder}, which holds {prepared.name}; "
-            f"judge runs on flickr8k, or leave --judgements out"
+            f"{judgements.path}: none of its images and captions is in {prepared.folder}, which holds {prepared.name}; "
+            f"judge runs on flickr8k, or leave `judgements` out"
         )
-    scores = _scores(run, prepared, pairs, captions)
-    return {
-        "tau": correlate(scores, pairs.ratings, variant),
-        "variant": variant,
-        "pairs": len(pairs),
-        "ratings": pairs.ratings.size,
-        "left_out": len(everything) - len(pairs),
-        "images_seen": sum(splits[image] == "train" for image in pairs.images.tolist()),
-        "captions_seen": sum(splits[image] == "train" for image in pairs.owners().tolist()),
-    }
+    ids, image_rows = np.unique(pairs.images, return_inverse=True)
+    texts, caption_rows = np.unique([captions[key] for key in pairs.captions.tolist()], return_inverse=True)
+    images, sentences = embedded.embedded_images(ids.tolist()), embedded.embedded_captions(texts.tolist())
+    scores = pair_scores(embedded.run.settings.similarity, images, sentences, image_rows, caption_rows)
+    return Judgement(
+        taus=(correlate(scores, pairs.ratings, pairs.variant),),
+        variant=pairs.variant,
+        pairs=len(pairs),
+        ratings=pairs.ratings.size,
+        left_out=len(judgements) - len(pairs),
+        images_seen=sum(splits[image] == "train" for image in pairs.images.tolist()),
+        captions_seen=sum(splits[image] == "train" for image in pairs.caption_images().tolist()),
+    )
 
 
-def _captions(prepared: Prepared) -> dict[str, str]:
-    """Every caption by its key. Captions are numbered as in the dataset's file, which captions.jsonl keeps."""
+def captions_by_key(prepared: Prepared) -> dict[str, str]:
+    """Return every caption by its key. Captions are numbered as in the dataset's file, which captions.jsonl keeps."""
     return {f"{row['image']}#{n}": text for row in prepared.rows for n, text in enumerate(row["captions"])}
 
 
-def _scores(run: Run, prepared: Prepared, pairs: Judgements, captions: dict[str, str]) -> np.ndarray:
-    """(P,) scores of the pairs by the run's own similarity; each image and each caption is embedded once."""
-    ids, image_rows = np.unique(pairs.images, return_inverse=True)
-    texts, caption_rows = np.unique([captions[key] for key in pairs.captions.tolist()], return_inverse=True)
-    stores = [prepared.store(name) for name in run.info.features]
-    parts = [store.read(store.rows(ids.tolist())) for store in stores]
-    images = run.embed_features(join_features(parts, run.settings.image.normalize))
-    sentences = run.embed_sentences(texts.tolist())
-    return pair_scores(run.settings.similarity, images, sentences, image_rows, caption_rows)
-
-
-def _file(folder: Path | str, name: str) -> Path:
-    remedy = f"point --judgements to the folder that holds {EXPERT} and {CROWDFLOWER}"
-    if not Path(folder).is_dir():
-        raise BadInput(f"{folder}: no such folder; {remedy}")
-    if not (Path(folder) / name).is_file():
-        raise BadInput(f"{Path(folder) / name}: no such file; {remedy}")
-    return Path(folder) / name
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str, str, list[str]]]:
-    """Line number, image, key of the caption, and the three words behind them."""
+def _read(path: Path, variant: str, ratings_of: Callable[[Path, int, list[str]], list[float]]) -> Judgements:
+    """Read a file of lines of image, key of the caption, and three words that `ratings_of` reads."""
+    remedy = f"point `judgements` to the folder that holds {EXPERT} and {CROWDFLOWER}"
+    if not path.parent.is_dir():
+        raise BadInput(f"{path.parent}: no such folder; {remedy}")
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; {remedy}")
+    rows = []
     for number, line in numbered_lines(read_text(path)):
         words = [word.strip() for word in line.split("\t")]
-        if len(words) != 5 or not words[0] or not _KEY.fullmatch(words[1]):
+        if len(words) != 5 or not words[0] or not KEY.fullmatch(words[1]):
             raise _malformed(path, number)
-        yield number, words[0], words[1], words[2:]
+        rows.append((words[0], words[1], ratings_of(path, number, words[2:])))
+    images, captions, ratings = zip(*rows, strict=True)
+    return Judgements(path, variant, np.array(images), np.array(captions), np.array(ratings, np.float64))
 
 
 def _stars(path: Path, line: int, words: list[str]) -> list[float]:
@@ -189,22 +188,17 @@ def _stars(path: Path, line: int, words: list[str]) -> list[float]:
     return [float(word) for word in words]
 
 
-def _fraction(path: Path, line: int, words: list[str]) -> float:
-    """The fraction of yeses, which must be what the two counts say."""
+def _fraction(path: Path, line: int, words: list[str]) -> list[float]:
+    """Read the fraction of yeses, which must be what the two counts say."""
     try:
         fraction, yes, no = float(words[0]), int(words[1]), int(words[2])
     except ValueError:
         raise _malformed(path, line) from None
     if yes < 0 or no < 0 or yes + no == 0 or not abs(fraction - yes / (yes + no)) < 1e-5:
         raise _malformed(path, line)
-    return yes / (yes + no)  # not the rounded decimals: equal fractions must be equal numbers
+    return [yes / (yes + no)]  # not the rounded decimals: equal fractions must be equal numbers
 
 
 def _malformed(path: Path, line: int) -> BadInput:
     rest = "three ratings from 1 to 4" if path.name == EXPERT else "fraction of yeses, yeses, noes"
     return BadInput(f"{path}: line {line} is not image, caption (image.jpg#0) and {rest}, between tabs; {AGAIN}")
-
-
-def _judgements(rows: list[tuple[str, str, list[float]]]) -> Judgements:
-    images, captions, ratings = zip(*rows, strict=True)
-    return Judgements(np.array(images), np.array(captions), np.array(ratings, np.float64))

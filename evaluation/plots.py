@@ -1,6 +1,6 @@
-"""Pictures of a comparison: learning curves, recall@K, a swept setting, the similarity matrix of a few pairs.
+"""Draw the figures of a comparison: learning curves, recall@K, a swept setting, the similarity matrix of a few pairs.
 
-Each function takes plain data and returns a matplotlib figure; `write_png` puts it into a file, `png_of` into bytes.
+Each function takes plain data and returns a matplotlib figure; `png_of` makes bytes of it.
 Colors are those of Okabe and Ito (2008), which people with any color vision tell apart; past seven of them, lines
 are dashed and dots change their shape. matplotlib is imported inside, so that a table needs none of it.
 """
@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import ImageOps
-from torch import Tensor
 
 from features.images.decode import thumbnail
-from metrics.ranks import DIRECTIONS, Ranks, recall_at
-from utils import atomic_write
+from metrics.ranks import DIRECTIONS, TITLES, Ranks, recall_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 MARKERS = ("o", "s", "^", "D")
-TITLES = {"image_to_text": "image → text", "text_to_image": "text → image"}
 DPI = 100  # a 10 point letter is 14 pixels high: read without zooming
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -48,7 +44,7 @@ STYLE: dict[Any, Any] = {
 
 
 def styled(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
-    """`draw` under the settings above, which are put back afterwards."""
+    """Run `draw` under the settings above, which are put back afterwards."""
 
     @functools.wraps(draw)
     def with_style(*args: Any, **more: Any) -> "Figure":
@@ -61,35 +57,29 @@ def styled(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
 
 
 def png_of(figure: "Figure") -> bytes:
+    """Return a figure as a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
     return buffer.getvalue()
 
 
-def write_png(path: Path | str, figure: "Figure") -> None:
-    with atomic_write(path, "wb") as file:
-        file.write(png_of(figure))
-
-
 @styled
 def learning_curves(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> "Figure":
-    """Training loss and rsum on val by epoch, a line per run, runs of one group in one color.
+    """Draw training loss and rsum on val by epoch, a line per run, runs of one group in one color.
 
     groups: name → one log for every seed, each the rows of a log.jsonl (epoch, loss, rsum). Marked is the epoch of the
     best rsum, whose weights the run keeps. A run of one epoch, as `cca` is, is that mark alone.
     """
     figure, axes = _panels(groups)
     for number, (name, logs) in enumerate(groups.items()):
-        look = look_of(number)
         for seed, log in enumerate(logs):
             best = int(np.argmax([row["rsum"] for row in log]))
             for axis, key in zip(axes, ("loss", "rsum"), strict=True):
                 rows = [row for row in log if row.get(key) is not None]
-                line: dict[str, Any] = {**look, "label": name if seed == 0 and key == "rsum" else None}
-                mark: dict[str, Any] = (
-                    {"marker": marker_of(number), "markevery": [best]} if len(rows) == len(log) else {}
-                )
-                axis.plot([row["epoch"] for row in rows], [row[key] for row in rows], **line, **mark)
+                line: dict[str, Any] = {**look_of(number), "label": name if seed == 0 and key == "rsum" else None}
+                if len(rows) == len(log):
+                    line |= {"marker": marker_of(number), "markevery": [best]}
+                axis.plot([row["epoch"] for row in rows], [row[key] for row in rows], **line)
     axes[0].set(title="Loss on train", xlabel="epoch")
     axes[1].set(title="rsum on val; marked: the epoch kept", xlabel="epoch")
     losses = [row["loss"] for logs in groups.values() for log in logs for row in log if row.get("loss") is not None]
@@ -102,18 +92,18 @@ def learning_curves(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]])
 
 
 @styled
-def recall_curves(ranks: Mapping[str, Sequence[Ranks]], most: int = 100) -> "Figure":
-    """Recall@K for K = 1 … `most`, both directions, a line per name.
+def recall_curves(ranks: Mapping[str, Sequence[Ranks]], max_k: int = 100) -> "Figure":
+    """Draw recall@K for K = 1 … `max_k`, both directions, a line per name.
 
     ranks: name → Ranks of every seed and every fold, over which the recalls are averaged.
     """
     figure, axes = _panels(ranks, sharey=True)
-    ks = np.arange(1, most + 1)
+    ks = np.arange(1, max_k + 1)
     for axis, direction in zip(axes, DIRECTIONS, strict=True):
-        for number, (name, found) in enumerate(ranks.items()):
-            recalls = [[recall_at(k, getattr(one, direction)) for k in ks.tolist()] for one in found]
+        for number, (name, several) in enumerate(ranks.items()):
+            recalls = [[recall_at(k, getattr(one, direction)) for k in ks.tolist()] for one in several]
             axis.plot(ks, np.mean(recalls, axis=0), **look_of(number), label=name)
-        axis.set(title=TITLES[direction], xlabel="K", xlim=(1, most), ylim=(0, 100))
+        axis.set(title=TITLES[direction], xlabel="K", xlim=(1, max_k), ylim=(0, 100))
         _logarithmic(axis, "x")
     axes[0].set_ylabel("recall@K, % of queries")
     _legend(figure, axes[0])
@@ -127,7 +117,7 @@ def sweep_curve(
     bars: str = "95 % interval",
     measure: str = "rsum",
 ) -> "Figure":
-    """A swept setting against a measure, a line with its intervals per name.
+    """Draw a swept setting against a measure, a line with its intervals per name.
 
     lines: name → points (value of the setting, mean, low end, high end of the interval), in any order.
     bars: what the interval is. Values that span more than a factor of 20 go on a logarithmic axis.
@@ -157,15 +147,15 @@ def sweep_curve(
 def similarity_matrix(
     scores: np.ndarray, captions: Sequence[str], images: Sequence[str], paths: Sequence[Path | None], measure: str
 ) -> "Figure":
-    """Scores (N, N) of N images, the rows, against a caption of each, the columns; the true pairs are framed.
+    """Draw scores (N, N) of N images, the rows, against a caption of each, the columns; the true pairs are framed.
 
-    captions: (N,) texts; images: (N,) ids; paths: where the photographs lie, drawn beside their rows. A row whose
-    photograph is missing or cannot be read shows the end of its id instead. measure: what the scores are.
+    captions: (N,) texts; images: (N,) ids; paths: where the images lie, drawn beside their rows. A row whose image
+    is missing or cannot be read shows the end of its id instead. measure: what the scores are.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    # Inches: every cell is a square of `cell`; `left` holds the photographs or ids, `above` and `right` the captions.
+    # Inches: every cell is a square of `cell`; `left` holds the images or ids, `above` and `right` the captions.
     count, cell, left, above, below = len(scores), 0.3, 1.15, 2.75, 0.75
     side = count * cell
     width, height = left + side + 1.75, above + side + below
@@ -184,16 +174,15 @@ def similarity_matrix(
         label.set(rotation=60, ha="left", va="bottom", fontsize=8.5, rotation_mode="anchor")
     for row, (image, path) in enumerate(zip(images, paths, strict=True)):
         bottom = (below + (count - 1 - row) * cell) / height
-        photograph = thumbnail(path, 64)
-        if photograph is None:
+        small = thumbnail(path, 64)
+        if small is None:
             text = image if len(image) <= 14 else f"…{image[-13:].lstrip()}"
             figure.text((left - 0.08) / width, bottom + cell / 2 / height, text, ha="right", va="center", fontsize=8)
         else:
-            place = figure.add_axes(
-                ((left - cell - 0.05) / width, bottom, (cell - 0.02) / width, (cell - 0.02) / height)
-            )
-            place.imshow(ImageOps.fit(photograph, (64, 64)), aspect="auto")
-            place.axis("off")
+            box = (left - cell - 0.05) / width, bottom, (cell - 0.02) / width, (cell - 0.02) / height
+            beside = figure.add_axes(box)
+            beside.imshow(ImageOps.fit(small, (64, 64)), aspect="auto")
+            beside.axis("off")
     scale = figure.add_axes((left / width, 0.45 / height, 0.5 * side / width, 0.12 / height))
     figure.colorbar(shown, cax=scale, orientation="horizontal").outline.set_visible(False)
     scale.grid(False)
@@ -201,63 +190,8 @@ def similarity_matrix(
     return figure
 
 
-def first_pairs(
-    similarity: Callable[[Tensor, Tensor], Tensor],
-    images: Tensor,
-    captions: Tensor,
-    image_of_caption: np.ndarray,
-    count: int = 32,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (N, N) of the first N = min(count, images) images against the first caption of each, and the captions'
-    rows (N,). images: (all, D), captions: (M, D) embeddings; image_of_caption: (M,).
-    """
-    _, first = np.unique(image_of_caption, return_index=True)
-    rows = first[:count]
-    scores = similarity(images[: len(rows)], captions[torch.from_numpy(rows).to(captions.device)])
-    return scores.float().cpu().numpy(), rows
-
-
-def find_sweeps(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, str]]]]:
-    """The numeric settings of which some rows differ in nothing else: setting → line → (value, name of the row) ….
-
-    rows: name of a table's row → everything it was trained with, flat: `loss.margin`, `dim`, … and, if you like,
-    `recipe` and `features`, which name the lines. A line has two values or more, in rising order.
-    """
-    sweeps: dict[str, dict[str, list[tuple[float, str]]]] = {}
-    keys = {key: None for info in rows.values() for key in info}
-    for key in keys:
-        groups: dict[str, list[tuple[float, str]]] = {}
-        facts_of: dict[str, Mapping[str, Any]] = {}
-        for name, info in rows.items():
-            value = info.get(key)
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                rest = repr(sorted((k, repr(v)) for k, v in info.items() if k != key))
-                groups.setdefault(rest, []).append((float(value), name))
-                facts_of[rest] = info
-        lines = {rest: sorted(points) for rest, points in groups.items() if len({value for value, _ in points}) > 1}
-        if lines:
-            names = _line_names([{k: v for k, v in facts_of[rest].items() if k != key} for rest in lines])
-            sweeps[key] = dict(zip(names, lines.values(), strict=True))
-    return sweeps
-
-
-def _line_names(lines: list[dict[str, Any]]) -> list[str]:
-    """A name for each line of a sweep: its recipe and features, and what else tells it from another of that name."""
-
-    def words(value: Any) -> str:
-        return " + ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-    heads = [", ".join(words(line[key]) for key in ("recipe", "features") if line.get(key)) for line in lines]
-    names = []
-    for head, line in zip(heads, lines, strict=True):
-        same = [other for other, name in zip(lines, heads, strict=True) if name == head]
-        more = [f"{key} {words(line.get(key))}" for key in line if any(other.get(key) != line[key] for other in same)]
-        names.append(", ".join(filter(None, [head, *more])) or "all rows")
-    return names
-
-
 def look_of(number: int) -> dict[str, Any]:
-    """Color and dashes of line `number`, from 0: 28 of them differ."""
+    """Return color and dashes of line `number`, from 0: 28 of them differ."""
     return {
         "color": COLORS[number % len(COLORS)],
         "linestyle": DASHES[number // len(COLORS) % len(DASHES)],
@@ -269,7 +203,7 @@ def marker_of(number: int) -> str:
 
 
 def _panels(names: Iterable[str], sharey: bool = False) -> "tuple[Figure, Sequence[Axes]]":
-    """Two panels side by side, high enough for a legend of `names` on their right."""
+    """Make two panels side by side, high enough for a legend of `names` on their right."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, _legend_height(names)), layout="constrained")
@@ -290,7 +224,7 @@ def _wrapped(name: str) -> str:
 
 
 def _logarithmic(axis: "Axes", which: str) -> None:
-    """A logarithmic axis with plain numbers at 1, 2, 5, 10, …"""
+    """Make an axis logarithmic, with plain numbers at 1, 2, 5, 10, …"""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     getattr(axis, f"set_{which}scale")("log")
@@ -302,12 +236,12 @@ def _logarithmic(axis: "Axes", which: str) -> None:
 
 
 def _whole_numbers(axis: "Axes") -> None:
-    """Epochs are whole: no tick at 2.5."""
+    """Put ticks at whole numbers: no epoch is 2.5."""
     from matplotlib.ticker import MaxNLocator
 
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _short(text: str, most: int) -> str:
+def _short(text: str, length: int) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

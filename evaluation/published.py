@@ -3,35 +3,35 @@
 from pathlib import Path
 from typing import Any
 
-from metrics.ranks import CUTOFFS, DIRECTIONS, rsum
+from evaluation.comparison import ResultRow
+from metrics.ranks import RECALLS, rsum
 from utils import read_json
 
 PUBLISHED = Path(__file__).with_name("published.json")
 
 
-def published_rows(dataset: str, protocol: str) -> list[dict[str, Any]]:
-    """Rows of a table for the results published on `dataset` by `protocol` ("test 1000", "1K, 5 folds", "5K").
+def published_rows(dataset: str, protocol: str) -> list[ResultRow]:
+    """Return the results published on `dataset` by `protocol` ("test 1000", "1K, 5 folds", "5K"); [] if none is known.
 
-    A row has the keys of a table's rows; `images` and `captions` are None, rsum too where one of its recalls was not
-    published. In addition: `published` (True), `image_features`, `source`. Empty where nothing is known.
+    `images` and `captions` of a row are None, `rsum` too where one of its recalls was not published.
     """
-    found = read_json(PUBLISHED, "take it from the project again")
-    return [_row(fact) for fact in found if (fact["dataset"], fact["protocol"]) == (dataset, protocol)]
+    facts = read_json(PUBLISHED, "take it from the project again")
+    return [_row(fact) for fact in facts if (fact["dataset"], fact["protocol"]) == (dataset, protocol)]
 
 
-def _row(fact: dict[str, Any]) -> dict[str, Any]:
-    complete = all(f"R@{k}" in fact[direction] for direction in DIRECTIONS for k in CUTOFFS)
-    return {
-        "run": fact["model"],
-        "row": f"{fact['model']}, {fact['image_features']}",
-        "dataset": fact["dataset"],
-        "split": "test",
-        "protocol": fact["protocol"],
-        "images": None,
-        "captions": None,
-        **{direction: fact[direction] for direction in DIRECTIONS},
-        "rsum": rsum(fact) if complete else None,
-        "published": True,
-        "image_features": fact["image_features"],
-        "source": fact["source"],
-    }
+def _row(fact: dict[str, Any]) -> ResultRow:
+    return ResultRow(
+        run=fact["model"],
+        row=f"{fact['model']}, {fact['image_features']}",
+        dataset=fact["dataset"],
+        split="test",
+        protocol=fact["protocol"],
+        images=None,
+        captions=None,
+        image_to_text=fact["image_to_text"],
+        text_to_image=fact["text_to_image"],
+        rsum=rsum(fact) if all(column in fact[direction] for direction, column in RECALLS) else None,
+        published=True,
+        image_features=fact["image_features"],
+        source=fact["source"],
+    )

@@ -24,7 +24,7 @@ DRAWS_PER_BLOCK = 1_000_000  # resampled images held at a time
 def hits_per_image(
     image_to_text: np.ndarray, text_to_image: np.ndarray, image_of_caption: np.ndarray, cutoffs: Sequence[int]
 ) -> np.ndarray:
-    """(N, C) float64: how many queries of an image have rank ≤ K: the image itself (0 or 1), then its captions.
+    """Return (N, C) float64: how many queries of an image have rank ≤ K: the image itself (0 or 1), then its captions.
 
     image_to_text: (N,) ranks; text_to_image: (captions,) ranks; image_of_caption: (captions,) rows of images.
     """
@@ -34,13 +34,13 @@ def hits_per_image(
 
 
 def queries_per_image(image_of_caption: np.ndarray, images: int, cutoffs: int) -> np.ndarray:
-    """(N, C) float64: how many queries an image has in each column: one, then as many as it has captions."""
+    """Return (N, C) float64: how many queries an image has in each column: one, then as many as it has captions."""
     captions = np.bincount(image_of_caption, minlength=images).astype(np.float64)
     return np.stack([np.ones(images)] * cutoffs + [captions] * cutoffs, axis=1)
 
 
 def draw_counts(images: int, folds: int, samples: int, seed: int = SEED) -> Iterator[np.ndarray]:
-    """Blocks (b, N) of float64: how often each image was drawn, in each of `samples` resamples, within every fold."""
+    """Yield blocks (b, N) of float64: how often each image was drawn, in each resample, within every fold."""
     random = np.random.default_rng(seed)
     size = images // folds
     block = max(1, min(samples, DRAWS_PER_BLOCK // images))
@@ -52,7 +52,7 @@ def draw_counts(images: int, folds: int, samples: int, seed: int = SEED) -> Iter
 
 
 def recalls_of(counts: np.ndarray, hits: np.ndarray, queries: np.ndarray, folds: int) -> np.ndarray:
-    """(b, R, C) recalls in percent, averaged over folds, of images that count `counts` (b, N) times each.
+    """Return (b, R, C) recalls in percent, averaged over folds, of images that count `counts` (b, N) times each.
 
     hits: (R, N, C); queries: (N, C). A recall is a ratio, hits over queries: images have any number of captions, so
     how many captions a resample holds varies as well.
@@ -63,17 +63,22 @@ def recalls_of(counts: np.ndarray, hits: np.ndarray, queries: np.ndarray, folds:
     for start in range(0, images, size):
         fold = slice(start, start + size)
         flat = hits[:, fold].transpose(1, 0, 2).reshape(size, rows * columns)
-        found = (counts[:, fold] @ flat).reshape(len(counts), rows, columns)
-        total += found / (counts[:, fold] @ queries[fold])[:, None, :]
+        hit = (counts[:, fold] @ flat).reshape(len(counts), rows, columns)
+        total += hit / (counts[:, fold] @ queries[fold])[:, None, :]
     return 100.0 * total / folds
 
 
 def bootstrap(
     hits: np.ndarray, queries: np.ndarray, folds: int = 1, samples: int = SAMPLES, seed: int = SEED
 ) -> np.ndarray:
-    """(samples, R, C) recalls of resampled images, the same images for all rows, so that rows can be subtracted.
+    """Return (samples, R, C) recalls of resampled images, the same images for all rows, so that rows can be subtracted.
 
     hits: (R, N, C), averaged over seeds; queries: (N, C). Efron and Tibshirani, An Introduction to the Bootstrap, 1993.
+
+    >>> hits = np.array([[[1.0], [0.0], [1.0], [1.0]]])  # four images, of which a system finds three at rank 1
+    >>> resampled = bootstrap(hits, np.ones((4, 1)), samples=1000)
+    >>> resampled.shape, interval(resampled)[:, 0, 0].tolist()
+    ((1000, 1, 1), [25.0, 100.0])
     """
     return np.concatenate(
         [recalls_of(counts, hits, queries, folds) for counts in draw_counts(hits.shape[1], folds, samples, seed)]
@@ -81,13 +86,13 @@ def bootstrap(
 
 
 def interval(values: np.ndarray, level: float = LEVEL) -> np.ndarray:
-    """(samples, …) → (2, …): the ends between which the middle `level` % of the resamples lie."""
+    """Return (2, …) of (samples, …): the ends between which the middle `level` % of the resamples lie."""
     tail = (100.0 - level) / 2
     return np.percentile(values, [tail, 100.0 - tail], axis=0)
 
 
 def shares_of_rsum(hits: np.ndarray, queries: np.ndarray, folds: int = 1) -> np.ndarray:
-    """(R, N): what each image adds to rsum, both directions together; the shares of a row add up to its rsum.
+    """Return (R, N): what each image adds to rsum, both directions together; the shares of a row add up to its rsum.
 
     hits: (R, N, C); queries: (N, C).
     """
@@ -98,11 +103,14 @@ def shares_of_rsum(hits: np.ndarray, queries: np.ndarray, folds: int = 1) -> np.
 
 
 def sign_flip_test(differences: np.ndarray, samples: int = SAMPLES, seed: int = SEED) -> np.ndarray:
-    """(R,) two-sided p of the sums of `differences` (R, N): how often chance alone gives a sum as far from zero.
+    """Return (R,) two-sided p of the sums of `differences` (R, N): how often chance alone gives a sum as far from zero.
 
     If two systems were alike, each image's difference might as well have had the other sign; `samples` random choices
     of signs say what sums that gives (Fisher's randomization test; Smucker, Allan, Carterette, CIKM 2007, compare it
     with others for retrieval). The observed signs count as one of the choices, so p is never 0.
+
+    >>> sign_flip_test(np.array([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, 1.0]]), samples=1000).round(1).tolist()
+    [1.0, 0.1]
     """
     rows, images = differences.shape
     random = np.random.default_rng(seed)

@@ -1,12 +1,14 @@
 """Protocols: which images and captions are ranked against each other, and under what name a table says so."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from metrics.ranks import Ranks, mean_of, metrics_of, ranks_by_block
+from metrics.similarity import Scores
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,19 @@ USUAL_CAPTIONS = {"coco": (5,), "flickr8k": (0, 5), "flickr30k": (0, 5)}
 def protocols_for(
     dataset: str, split: str, images: int, folds: int | None, captions: int | None = None
 ) -> tuple[Protocol, ...]:
-    """What to report for a split: the folds and captions asked for, or what the dataset's papers report.
+    """Return what to report for a split: the folds and captions asked for, or what the dataset's papers report.
 
     captions: how many captions of an image are kept, 0 for all of them. Raises ValueError for folds that are not equal.
     """
     if captions is not None and captions < 0:
         raise ValueError(
-            f"--captions-per-image {captions}: keep 1 or more captions of every image, or 0 for all of them"
+            f"`captions_per_image` {captions}: keep 1 or more captions of every image, or 0 for all of them"
         )
     kept = _usual(dataset)[0] if captions is None else captions
     if folds is not None:
         if folds < 1 or images % folds:
             raise ValueError(
-                f"--folds {folds}: the {images:,} images of {dataset}'s {split} split do not divide into {folds} equal "
+                f"`folds` {folds}: the {images:,} images of {dataset}'s {split} split do not divide into {folds} equal "
                 f"folds; choose a divisor of {images:,}"
             )
         return (Protocol(folds, kept),)
@@ -51,8 +53,8 @@ def protocols_for(
 
 
 def protocol_name(protocol: Protocol, dataset: str, split: str, images: int) -> str:
-    """As papers and published.json write it: "test 1000", "1K, 5 folds", "5K"; an unusual number of captions is added:
-    "test 1000, 1 caption an image".
+    """Return the name that papers and published.json write: "test 1000", "1K, 5 folds", "5K"; an unusual number of
+    captions is added: "test 1000, 1 caption an image".
     """
     if dataset == "coco" and split == "test" and images % (1000 * protocol.folds) == 0:
         name = f"{images // protocol.folds // 1000}K"
@@ -71,13 +73,13 @@ def _usual(dataset: str) -> tuple[int, ...]:
 
 
 def first_captions(image_of_caption: np.ndarray, most: int) -> np.ndarray:
-    """Rows of the first `most` captions of every image, in order; all rows for 0."""
+    """Return the rows of the first `most` captions of every image, in order; all rows for 0."""
     if not most:
         return np.arange(len(image_of_caption))
-    seen: dict[int, int] = {}
+    seen: Counter[int] = Counter()
     kept = []
     for row, image in enumerate(image_of_caption.tolist()):
-        seen[image] = seen.get(image, 0) + 1
+        seen[image] += 1
         if seen[image] <= most:
             kept.append(row)
     return np.array(kept, dtype=np.int64)
@@ -96,32 +98,27 @@ class Fold:
 
 
 def folds_of(image_of_caption: np.ndarray, images: int, protocol: Protocol) -> list[Fold]:
-    """The galleries that are ranked each on its own. image_of_caption: (all captions,) rows of the split's images."""
+    """Return the galleries, ranked each on its own. image_of_caption: (all captions,) rows of the split's images."""
     size = images // protocol.folds
     if size * protocol.folds != images:
         raise ValueError(f"{images} images do not divide into {protocol.folds} equal folds")
     kept = first_captions(image_of_caption, protocol.captions)
-    owner = image_of_caption[kept]
+    owners = image_of_caption[kept]
     folds = []
     for start in range(0, images, size):
-        inside = (owner >= start) & (owner < start + size)
-        folds.append(Fold(start, start + size, kept[inside], owner[inside] - start))
+        inside = (owners >= start) & (owners < start + size)
+        folds.append(Fold(start, start + size, kept[inside], owners[inside] - start))
     return folds
 
 
-def ranks_of_folds(
-    similarity: Callable[[Tensor, Tensor], Tensor],
-    images: Tensor,
-    captions: Tensor,
-    image_of_caption: np.ndarray,
-    protocol: Protocol,
-) -> list[Ranks]:
-    """Ranks of every fold. images: (N, D), captions: (M, D) embeddings; image_of_caption: (M,)."""
+def ranks_of_folds(similarity: Scores, images: Tensor, captions: Tensor, folds: Sequence[Fold]) -> list[Ranks]:
+    """Return the ranks of every fold. images: (N, D), captions: (M, D) embeddings."""
     return [
         ranks_by_block(similarity, images[fold.start : fold.stop], captions[fold.captions], fold.image_of_caption)
-        for fold in folds_of(image_of_caption, len(images), protocol)
+        for fold in folds
     ]
 
 
 def metrics_of_folds(folds: list[Ranks]) -> dict[str, dict[str, float]]:
+    """Return every metric, averaged over folds."""
     return mean_of([metrics_of(ranks) for ranks in folds])

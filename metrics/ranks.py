@@ -1,90 +1,100 @@
 """Ranks, both ways. They start at 1, and ties count against the model. Counted by comparison, never by sorting."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from metrics.similarity import Scores
+
 
 @dataclass(frozen=True)
 class Ranks:
-    """image_to_text: (images,) int64, rank of each image's best own caption. text_to_image: (captions,) int64."""
+    """image_to_text: (images,) int64, rank of the best of each image's captions. text_to_image: (captions,) int64."""
 
     image_to_text: np.ndarray
     text_to_image: np.ndarray
 
 
 def ranks_of(scores: Tensor, image_of_caption: np.ndarray) -> Ranks:
-    """Ranks from scores (N images, M captions) and the row of each caption's image, (M,).
+    """Return the ranks of scores (N images, M captions); image_of_caption: (M,) the row of each caption's image.
 
     Image to text: 1 + the number of other images' captions that score at least the image's best own caption.
     Text to image: 1 + the number of other images that score at least the true one.
     Not-a-number counts as the worst case on both sides. Raises ValueError if an image has no caption.
+
+    >>> ranks_of(torch.tensor([[0.9, 0.2, 0.3], [0.1, 0.4, 0.4]]), np.array([0, 0, 1]))
+    Ranks(image_to_text=array([1, 2]), text_to_image=array([1, 2, 1]))
     """
-    owner = torch.as_tensor(image_of_caption, device=scores.device)
-    _check(len(scores), owner)
-    own = scores[owner, torch.arange(len(owner), device=scores.device)]
-    return _count(lambda start, stop: scores[start:stop], len(scores), owner, own, block=len(scores))
+    owners = torch.as_tensor(image_of_caption, device=scores.device)
+    _check(len(scores), owners)
+    true_scores = scores[owners, torch.arange(len(owners), device=scores.device)]
+    return _count(lambda start, stop: scores[start:stop], len(scores), owners, true_scores, block=len(scores))
 
 
 def ranks_by_block(
-    similarity: Callable[[Tensor, Tensor], Tensor],
-    images: Tensor,
-    captions: Tensor,
-    image_of_caption: np.ndarray,
-    block: int = 1024,
+    similarity: Scores, images: Tensor, captions: Tensor, image_of_caption: np.ndarray, block: int = 1024
 ) -> Ranks:
-    """`ranks_of(similarity(images, captions), …)` with `block` images at a time: for sets of any size.
+    """Return `ranks_of(similarity(images, captions), …)`, forming scores of `block` images at a time.
 
     Every block of scores is formed twice, first to read the true pairs' scores and then to compare with them: a score
     read off another product could differ in its last bit, and a tie be lost.
+
+    >>> ranks_by_block(lambda a, b: a @ b.T, torch.eye(3), torch.eye(3), np.arange(3), block=2).image_to_text
+    array([1, 1, 1])
     """
-    owner = torch.as_tensor(image_of_caption, device=images.device)
-    _check(len(images), owner)
+    owners = torch.as_tensor(image_of_caption, device=images.device)
+    _check(len(images), owners)
     if len(images) <= block:
         return ranks_of(similarity(images, captions), image_of_caption)
-    own = images.new_empty(len(owner))
+    true_scores = images.new_empty(len(owners))
     for start in range(0, len(images), block):
-        inside = ((owner >= start) & (owner < start + block)).nonzero().squeeze(1)
-        own[inside] = similarity(images[start : start + block], captions)[owner[inside] - start, inside]
-    return _count(lambda a, b: similarity(images[a:b], captions), len(images), owner, own, block)
+        inside = ((owners >= start) & (owners < start + block)).nonzero().squeeze(1)
+        true_scores[inside] = similarity(images[start : start + block], captions)[owners[inside] - start, inside]
+    return _count(lambda a, b: similarity(images[a:b], captions), len(images), owners, true_scores, block)
 
 
-def _count(rows: Callable[[int, int], Tensor], n: int, owner: Tensor, own: Tensor, block: int) -> Ranks:
-    """Compare block by block of images. own: (M,) the score of each caption with its own image."""
-    text_to_image = torch.ones_like(owner)
-    image_to_text = torch.ones(n, dtype=torch.int64, device=owner.device)
+def _count(rows: Callable[[int, int], Tensor], n: int, owners: Tensor, true_scores: Tensor, block: int) -> Ranks:
+    """Compare block by block of images. owners: (M,) rows of images; true_scores: (M,) of captions with these."""
+    text_to_image = torch.ones_like(owners)
+    image_to_text = torch.ones(n, dtype=torch.int64, device=owners.device)
     for start in range(0, n, block):
         scores = rows(start, min(start + block, n))
-        others = owner[None, :] != torch.arange(start, start + len(scores), device=owner.device)[:, None]
+        others = owners[None, :] != torch.arange(start, start + len(scores), device=owners.device)[:, None]
         # "not below" rather than "at least": it holds for not-a-number, too
-        text_to_image += (~(scores < own[None, :]) & others).sum(dim=0)
+        text_to_image += (~(scores < true_scores[None, :]) & others).sum(dim=0)
         best = scores.masked_fill(others, -torch.inf).amax(dim=1)
         image_to_text[start : start + len(scores)] += (~(scores < best[:, None]) & others).sum(dim=1)
     return Ranks(image_to_text.cpu().numpy(), text_to_image.cpu().numpy())
 
 
-def _check(images: int, owner: Tensor) -> None:
-    if len(owner) == 0 or len(torch.bincount(owner, minlength=images)) != images:
+def _check(images: int, owners: Tensor) -> None:
+    if len(owners) == 0 or len(torch.bincount(owners, minlength=images)) != images:
         raise ValueError("image_of_caption names rows that the scores do not have")
-    if (torch.bincount(owner, minlength=images) == 0).any():
+    if (torch.bincount(owners, minlength=images) == 0).any():
         raise ValueError("an image without a caption has no rank")
 
 
 CUTOFFS = (1, 5, 10)
-DIRECTIONS = ("image_to_text", "text_to_image")
+TITLES = {"image_to_text": "image → text", "text_to_image": "text → image"}
+DIRECTIONS = tuple(TITLES)
 COLUMNS = (*(f"R@{k}" for k in CUTOFFS), "median_rank", "mean_rank")
+RECALLS = [(direction, f"R@{k}") for direction in DIRECTIONS for k in CUTOFFS]  # whose sum is rsum
 
 
 def recall_at(k: int, ranks: np.ndarray) -> float:
-    """The percentage of queries with rank ≤ k: a query counts once, however many of its captions are found."""
+    """Return the percentage of queries with rank ≤ k: a query counts once, however many of its captions are found.
+
+    >>> recall_at(5, np.array([1, 5, 6, 40]))
+    50.0
+    """
     return 100.0 * float(np.mean(ranks <= k))
 
 
 def median_rank(ranks: np.ndarray) -> float:
-    """⌊median of zero-based ranks⌋ + 1, as the papers' code counts it.
+    """Return ⌊median of zero-based ranks⌋ + 1, as the papers' code counts it.
 
     >>> median_rank(np.array([1, 2]))
     1.0
@@ -97,24 +107,24 @@ def mean_rank(ranks: np.ndarray) -> float:
 
 
 def one_way(ranks: np.ndarray) -> dict[str, float]:
-    """The five figures of one direction, under the names of COLUMNS."""
+    """Return the five figures of one direction, under the names of COLUMNS."""
     recalls = {f"R@{k}": recall_at(k, ranks) for k in CUTOFFS}
     return {**recalls, "median_rank": median_rank(ranks), "mean_rank": mean_rank(ranks)}
 
 
 def metrics_of(ranks: Ranks) -> dict[str, dict[str, float]]:
-    """Both directions: {"image_to_text": {"R@1": …}, "text_to_image": {…}}."""
+    """Return both directions: {"image_to_text": {"R@1": …}, "text_to_image": {…}}."""
     return {direction: one_way(getattr(ranks, direction)) for direction in DIRECTIONS}
 
 
 def mean_of(metrics: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Every metric averaged, over folds or over seeds."""
+    """Return every metric averaged, over folds or over seeds."""
     return {
         direction: {column: float(np.mean([m[direction][column] for m in metrics])) for column in metrics[0][direction]}
         for direction in DIRECTIONS
     }
 
 
-def rsum(metrics: dict[str, dict[str, float]]) -> float:
-    """The sum of the six recalls; 600 is perfect."""
-    return sum(metrics[direction][f"R@{k}"] for direction in DIRECTIONS for k in CUTOFFS)
+def rsum(metrics: Mapping[str, Mapping[str, float]]) -> float:
+    """Return the sum of the six recalls; 600 is perfect."""
+    return sum(metrics[direction][column] for direction, column in RECALLS)

@@ -3,7 +3,7 @@
 import csv
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, zip_longest
 
@@ -37,12 +37,12 @@ class Table:
 
     def spans(self) -> list[tuple[str, int, int]]:
         """Return name, first column and end of every group; a column without a group stands alone."""
-        found, start = [], 0
+        spans, start = [], 0
         for (name, _), members in groupby(enumerate(self.groups), lambda pair: (pair[1], pair[1] or pair[0])):
             stop = start + len(list(members))
-            found.append((name, start, stop))
+            spans.append((name, start, stop))
             start = stop
-        return found
+        return spans
 
 
 def as_text(table: Table) -> str:
@@ -54,30 +54,25 @@ def as_text(table: Table) -> str:
     ──────────────
     vse0  9.0 27.5
     """
-    cells = [[cell.split("\n") for cell in row] for row in (table.header, *table.rows)]
-    widths = [max(_columns(part) for cell in column for part in cell) for column in zip(*cells, strict=True)]
-    gaps = [0] + [2] * (len(widths) - 1)
+    lines = [
+        (number, parts)
+        for number, row in enumerate([table.header, *table.rows], -1)
+        for parts in zip_longest(*(cell.split("\n") for cell in row), fillvalue="")
+    ]
+    cells = _padded([parts for _, parts in lines], table.left)
+    widths, gaps = [_columns(cell) for cell in cells[0]], [0] + [2] * (len(table.header) - 1)
     for _, start, stop in table.spans():
         gaps[start + 1 : stop] = [1] * (stop - start - 1)
-
-    def lines(row: Sequence[Sequence[str]]) -> list[str]:
-        aligned = []
-        for parts in zip_longest(*row, fillvalue=""):
-            line = ""
-            for column, (part, gap, width) in enumerate(zip(parts, gaps, widths, strict=True)):
-                blank = " " * (width - _columns(part))
-                line += " " * gap + (part + blank if column in table.left else blank + part)
-            aligned.append(line.rstrip())
-        return aligned
-
-    rule = "─" * (sum(widths) + sum(gaps))
     out = [table.title] if table.title else []
     if table.groups:
         sizes = [(name, sum(widths[a:b]) + sum(gaps[a + 1 : b])) for name, a, b in table.spans()]
         out.append("  ".join(f" {name} ".center(size, "─") if name else " " * size for name, size in sizes).rstrip())
-    out += lines(cells[0])
-    for number, row in enumerate(cells[1:]):
-        out += [rule] * (number in table.rules) + lines(row)
+    ruled = set(table.rules)
+    for (number, _), row in zip(lines, cells, strict=True):
+        if number in ruled:  # above the first line of the row alone
+            out.append("─" * (sum(widths) + sum(gaps)))
+            ruled.remove(number)
+        out.append("".join(" " * gap + cell for gap, cell in zip(gaps, row, strict=True)).rstrip())
     return "\n".join([*out, *([""] if table.notes else []), *wrapped(table.notes)])
 
 
@@ -94,26 +89,17 @@ def as_markdown(table: Table) -> str:
     | ---- | --: |
     | vse0 | 9.0 |
     """
-    groups = table.groups or [""] * len(table.header)
-    lines = [
-        [
-            f"{group.replace(' ', '')} {head}" if group else head
-            for group, head in zip(groups, table.header, strict=True)
-        ]
-    ]
+    groups = [f"{name.replace(' ', '')} " if name else "" for name in table.groups]
+    lines: list[Sequence[str]] = [["".join(names) for names in zip_longest(groups, table.header, fillvalue="")]]
     for number, row in enumerate(table.rows):
         if table.rules.get(number):
             lines.append([f"*{table.rules[number]}*", *[""] * (len(row) - 1)])
         lines.append([cell.replace("\n", " ").replace("|", r"\|") for cell in row])
-    left = [column in table.left for column in range(len(table.header))]
-    widths = [max(map(_columns, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width if ltr else "-" * (width - 1) + ":" for ltr, width in zip(left, widths, strict=True)])
-    out = [table.title, ""] if table.title else []
-    for line in lines:
-        blanks = [" " * (width - _columns(cell)) for cell, width in zip(line, widths, strict=True)]
-        aligned = [cell + blank if ltr else blank + cell for cell, blank, ltr in zip(line, blanks, left, strict=True)]
-        out.append(f"| {' | '.join(aligned)} |")
+    cells = _padded(lines, table.left)
+    ends = ["-" if column in table.left else ":" for column in range(len(table.header))]
+    cells.insert(1, ["-" * (_columns(cell) - 1) + end for cell, end in zip(cells[0], ends, strict=True)])
     notes = " ".join(table.notes).replace("*", r"\*")
+    out = [*([table.title, ""] if table.title else []), *(f"| {' | '.join(row)} |" for row in cells)]
     return "\n".join([*out, *(["", notes] if notes else [])])
 
 
@@ -123,17 +109,14 @@ def as_latex(table: Table) -> str:
     >>> print(as_latex(Table("", ["run", "R@1"], [["my_run", "9.0\n±0.4"]])).splitlines()[4])
     my\_run & 9.0 {\scriptsize$\pm$0.4} \\
     """
-    out = [f"% {line}" for line in ([table.title] if table.title else []) + list(table.notes)]
+    out = [f"% {line}" for line in (table.title, *table.notes) if line]
     columns = "".join("l" if column in table.left else "r" for column in range(len(table.header)))
     out += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     if table.groups:
-        named = [span for span in table.spans() if span[0]]
-        heads = [
-            rf"\multicolumn{{{b - a}}}{{c}}{{{_latex(name[:1].upper() + name[1:])}}}" if name else ""
-            for name, a, b in table.spans()
-        ]
+        spans = [(name and _latex(name[0].upper() + name[1:]), a, b) for name, a, b in table.spans()]
+        heads = [rf"\multicolumn{{{b - a}}}{{c}}{{{name}}}" if name else "" for name, a, b in spans]
         out.append(f"{' & '.join(heads)} \\\\".replace("  ", " "))
-        out.append(" ".join(rf"\cmidrule(lr){{{a + 1}-{b}}}" for _, a, b in named))
+        out.append(" ".join(rf"\cmidrule(lr){{{a + 1}-{b}}}" for name, a, b in spans if name))
     out.append(" & ".join(map(_latex, table.header)) + r" \\")
     for number, row in enumerate(table.rows):
         cells = []
@@ -154,6 +137,19 @@ def as_csv(table: Table) -> str:
 
 def _latex(text: str) -> str:
     return "".join(_LATEX.get(sign, sign) for sign in text)
+
+
+def _padded(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[list[str]]:
+    """Fill every cell up to the width of its column, on the right in the columns `left`, elsewhere on the left."""
+    widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
+    blanks = [[" " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return [
+        [
+            cell + blank if column in left else blank + cell
+            for column, (cell, blank) in enumerate(zip(*pair, strict=True))
+        ]
+        for pair in zip(rows, blanks, strict=True)
+    ]
 
 
 def _columns(text: str) -> int:

@@ -176,7 +176,7 @@ def test_several_recipes_seeds_and_values_in_one_command(prepared, monkeypatch, 
         against = ["--against", "vsepp", "--paper", "--format", form]
         assert call(monkeypatch, evaluation, f"{tmp_path}/*", *against) == 0
         said = capsys.readouterr()
-        assert "--paper: nothing published is known for folder, test 6" in said.err
+        assert "nothing published is known for folder, test 6" in said.err
         assert "vsepp" in said.out.replace("\\_", "_")
     assert sum("against" in row for row in json.loads(said.out)) == 3
     for wanted, sentence in (("vsep", "did you mean vsepp"), ("two*", "stands for several rows")):

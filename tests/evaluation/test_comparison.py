@@ -3,21 +3,20 @@
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tomli_w
 
 from evaluation import comparison
-from evaluation.comparison import Group, compare, find_row, finished_runs, group_runs, row_names
+from evaluation.comparison import Group, ProtocolResult, compare, find_row, finished_runs, group_runs, row_names
 from metrics.bootstrap import draw_counts
 from metrics.protocols import Protocol, folds_of, metrics_of_folds, protocol_name, protocols_for
 from metrics.ranks import CUTOFFS, DIRECTIONS, Ranks
 from settings import override, read_recipe, to_table
 from training.run import RunInfo
 from utils import BadInput
-
-ABOUT = {"dataset": "flickr8k", "split": "test", "protocol": "test 12"}
 
 
 def info(recipe="vse0", features=("vgg19",), digests=("d1",), seed=0, dataset="flickr8k"):
@@ -91,27 +90,27 @@ def test_one_run_twice_and_two_datasets_are_refused(tmp_path):
     assert f"{other} was trained on coco, {one} on flickr8k" in str(error.value)
 
 
-def test_half_finished_runs_are_left_out_and_named(tmp_path, monkeypatch):
+def test_half_finished_runs_are_left_out_and_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     root = Path("runs")
-    said: list[str] = []
     done, half = make_run(root, info()), make_run(root, info(seed=1), finished=False)
-    assert finished_runs(["*vgg19*"], root, said.append) == [done]
-    assert said == [f"left out: {half}: its training has not finished; repeat the train.py command and it continues"]
-    assert finished_runs([str(done), done.name, "runs/*-0-*"], root, said.append) == [done], "each once"
-    assert len(said) == 1
+    assert finished_runs(["*vgg19*"], root) == [done]
+    sentence = f"left out: {half}: its training has not finished; repeat the train.py command and it continues\n"
+    assert capsys.readouterr().err == sentence
+    assert finished_runs([str(done), done.name, "runs/*-0-*"], root) == [done], "each once"
+    assert capsys.readouterr().err == ""
     for pattern in (half.name, str(half), "*-1-*"):
         with pytest.raises(BadInput, match="its training has not finished"):
-            finished_runs([pattern], root, said.append)
+            finished_runs([pattern], root)
     with pytest.raises(BadInput, match=r"x\*: no run matches; looked for .* in .*; runs holds 2 runs, such as vse0"):
-        finished_runs(["x*"], root, said.append)
+        finished_runs(["x*"], root)
     with pytest.raises(BadInput, match="holds no run"):
-        finished_runs(["x*"], Path("elsewhere"), said.append)
+        finished_runs(["x*"], Path("elsewhere"))
     with pytest.raises(BadInput, match="nothing: no such run folder"):
-        finished_runs(["nothing"], root, said.append)
+        finished_runs(["nothing"], root)
     Path("empty").mkdir()
     with pytest.raises(BadInput, match="empty: not a run folder"):
-        finished_runs([str(done), "empty"], root, said.append)
+        finished_runs([str(done), "empty"], root)
 
 
 def made(recipe, seeds, name=None):
@@ -137,12 +136,17 @@ def test_the_row_to_test_against_is_found_by_name_run_and_pattern():
     assert find_row("vse0", groups) is groups[0]
     assert find_row("vsepp", groups) is groups[1]
     assert find_row("vse0-*-1-*", groups) is groups[0]
-    with pytest.raises(BadInput, match="--against vse00: no such row in this table; did you mean vse0"):
+    with pytest.raises(BadInput, match="`against` vse00: no such row in this table; did you mean vse0"):
         find_row("vse00", groups)
-    with pytest.raises(BadInput, match=r"--against qqq: .*; its rows: vse0; vsepp, vgg19; strong embed_dim=64"):
+    with pytest.raises(BadInput, match=r"`against` qqq: .*; its rows: vse0; vsepp, vgg19; strong embed_dim=64"):
         find_row("qqq", groups)
     with pytest.raises(BadInput, match=r"stands for several rows \(vse0; vsepp, vgg19\)"):
         find_row("vse*", groups)
+
+
+def compared(*args) -> list[Any]:
+    """The rows of `compare`, in which these tests read what may be absent."""
+    return compare(*args)
 
 
 @pytest.fixture
@@ -158,30 +162,30 @@ def measured(monkeypatch):
 
     ranks = {run: draw(high) for group, high in zip(groups, (16, 16, 4), strict=True) for run in group.runs}
     monkeypatch.setattr(comparison, "bootstrap", partial(comparison.bootstrap, samples=300))
-    return groups, ranks, folds
+    return groups, ProtocolResult("flickr8k", "test", "test 12", folds, ranks)
 
 
 def test_figures_of_a_row_by_hand(measured):
-    groups, ranks, folds = measured
-    rows = compare(groups, ranks, folds, ABOUT)
+    groups, result = measured
+    rows = compared(groups, result)
     for group, row in zip(groups, rows, strict=True):
-        each = [metrics_of_folds(ranks[run]) for run in group.runs]
+        each = [metrics_of_folds(result.ranks[run]) for run in group.runs]
         sums = [sum(m[way][f"R@{k}"] for way in DIRECTIONS for k in CUTOFFS) for m in each]
         for way in DIRECTIONS:
-            for column, value in row[way].items():
+            for column, value in getattr(row, way).items():
                 assert value == pytest.approx(sum(m[way][column] for m in each) / len(each))
                 if len(each) > 1:
                     squares = sum((m[way][column] - value) ** 2 for m in each)
-                    assert row["std"][way][column] == pytest.approx((squares / (len(each) - 1)) ** 0.5)
-        assert row["rsum"] == pytest.approx(sum(sums) / len(sums))
-        assert row["seeds"] == list(group.seeds)
-        assert row["runs"] == [run.name for run in group.runs]
-        assert (row["images"], row["captions"]) == (12, sum(len(fold.captions) for fold in folds))
-        assert row["interval"]["rsum"][0] <= row["rsum"] <= row["interval"]["rsum"][1]
-    assert rows[0]["run"] == rows[0]["row"] == "vse0"
-    assert rows[0]["std"]["rsum"] == pytest.approx(np.std([sum_of(m) for m in each_of(groups[0], ranks)], ddof=1))
-    assert (rows[1]["run"], rows[1]["row"]) == (groups[1].runs[0].name, "vsepp")
-    assert "std" not in rows[1], "one seed has no deviation"
+                    assert getattr(row.std, way)[column] == pytest.approx((squares / (len(each) - 1)) ** 0.5)
+        assert row.rsum == pytest.approx(sum(sums) / len(sums))
+        assert row.seeds == group.seeds
+        assert row.runs == tuple(run.name for run in group.runs)
+        assert (row.images, row.captions) == (12, sum(len(fold.captions) for fold in result.folds))
+        assert row.interval.rsum[0] <= row.rsum <= row.interval.rsum[1]
+    assert rows[0].run == rows[0].row == "vse0"
+    assert rows[0].std.rsum == pytest.approx(np.std([sum_of(m) for m in each_of(groups[0], result.ranks)], ddof=1))
+    assert (rows[1].run, rows[1].row) == (groups[1].runs[0].name, "vsepp")
+    assert rows[1].std is None, "one seed has no deviation"
 
 
 def each_of(group, ranks):
@@ -194,53 +198,53 @@ def sum_of(metrics):
 
 def test_intervals_are_those_of_the_mean_over_seeds_of_each_resample(measured):
     """A resample written out for every seed by itself: images drawn within their fold, with all their captions."""
-    groups, ranks, folds = measured
-    rows = compare(groups, ranks, folds, ABOUT)
+    groups, result = measured
+    rows = compared(groups, result)
     counts = np.concatenate(list(draw_counts(12, 3, 300)))
     sums, recalls = [], []
     for drawn in counts:
         seeds = []
         for run in groups[0].runs:
             parts = []
-            for number, (fold, r) in enumerate(zip(folds, ranks[run], strict=True)):
+            for number, (fold, r) in enumerate(zip(result.folds, result.ranks[run], strict=True)):
                 times = drawn[4 * number : 4 * number + 4].astype(int)
                 parts.append(Ranks(r.image_to_text.repeat(times), r.text_to_image.repeat(times[fold.image_of_caption])))
             seeds.append(metrics_of_folds(parts))
         sums.append(np.mean([sum_of(m) for m in seeds]))
         recalls.append(np.mean([m["text_to_image"]["R@5"] for m in seeds]))
-    assert rows[0]["interval"]["rsum"] == pytest.approx(np.percentile(sums, [2.5, 97.5]))
-    assert rows[0]["interval"]["text_to_image"]["R@5"] == pytest.approx(np.percentile(recalls, [2.5, 97.5]))
+    assert rows[0].interval.rsum == pytest.approx(np.percentile(sums, [2.5, 97.5]))
+    assert rows[0].interval.text_to_image["R@5"] == pytest.approx(np.percentile(recalls, [2.5, 97.5]))
 
 
 def test_rows_held_against_another(measured):
-    groups, ranks, folds = measured
-    rows = compare(groups, ranks, folds, ABOUT, against=groups[1])
-    assert "against" not in rows[1]
+    groups, result = measured
+    rows = compared(groups, result, groups[1])
+    assert rows[1].against is None
     for row in (rows[0], rows[2]):
-        found = row["against"]
-        assert found["row"] == "vsepp"
-        assert found["difference"] == pytest.approx(row["rsum"] - rows[1]["rsum"])
-        assert found["interval"][0] <= found["difference"] <= found["interval"][1]
-    assert rows[0]["against"]["verdict"] == "no more than noise"
-    assert rows[0]["against"]["p"] > 0.05
-    assert rows[2]["against"]["verdict"] == "higher"
-    assert rows[2]["against"]["p"] < 0.05
-    (lower,) = [r["against"] for r in compare(groups[1:], ranks, folds, ABOUT, groups[2]) if "against" in r]
-    assert lower["verdict"] == "lower"
-    assert lower["p"] == rows[2]["against"]["p"], "the other way round it is the same test"
+        test = row.against
+        assert test.row == "vsepp"
+        assert test.difference == pytest.approx(row.rsum - rows[1].rsum)
+        assert test.interval[0] <= test.difference <= test.interval[1]
+    assert rows[0].against.verdict == "no more than noise"
+    assert rows[0].against.p > 0.05
+    assert rows[2].against.verdict == "higher"
+    assert rows[2].against.p < 0.05
+    (lower,) = [row.against for row in compared(groups[1:], result, groups[2]) if row.against]
+    assert lower.verdict == "lower"
+    assert lower.p == rows[2].against.p, "the other way round it is the same test"
 
 
 def test_a_table_repeats(measured):
-    groups, ranks, folds = measured
-    assert compare(groups, ranks, folds, ABOUT, groups[0]) == compare(groups, ranks, folds, ABOUT, groups[0])
+    groups, result = measured
+    assert compared(groups, result, groups[0]) == compared(groups, result, groups[0])
 
 
 def test_a_row_is_the_same_alone_and_among_others(measured):
-    groups, ranks, folds = measured
-    (alone,) = compare(groups[:1], ranks, folds, ABOUT)
-    among = compare(groups, ranks, folds, ABOUT)[0]
-    assert alone["interval"]["rsum"] == pytest.approx(among["interval"]["rsum"])
-    assert {k: v for k, v in alone.items() if k != "interval"} == {k: v for k, v in among.items() if k != "interval"}
+    groups, result = measured
+    (alone,) = compared(groups[:1], result)
+    among = compared(groups, result)[0]
+    assert alone.interval.rsum == pytest.approx(among.interval.rsum)
+    assert replace(alone, interval=None) == replace(among, interval=None)
 
 
 def test_captions_per_image_are_named_unless_they_are_the_usual():
@@ -254,7 +258,7 @@ def test_captions_per_image_are_named_unless_they_are_the_usual():
     assert named("coco", 5000, None, None) == named("coco", 5000, None, 5) == ["1K, 5 folds", "5K"]
     assert named("coco", 5000, None, 3) == ["1K, 5 folds, 3 captions an image", "5K, 3 captions an image"]
     assert named("coco", 5000, 1, 0) == ["5K, all captions"]
-    with pytest.raises(ValueError, match="--captions-per-image -1"):
+    with pytest.raises(ValueError, match="`captions_per_image` -1"):
         named("folder", 200, None, -1)
 
 

@@ -2,12 +2,25 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from evaluation import judgements
-from evaluation.judgements import CROWDFLOWER, EXPERT, correlate, judge, note_of, read_crowdflower, read_expert
+from evaluation.embedded import EmbeddedSplit
+from evaluation.judgements import (
+    CROWDFLOWER,
+    EXPERT,
+    MEASURES,
+    captions_by_key,
+    correlate,
+    judge,
+    note_of,
+    read_crowdflower,
+    read_expert,
+)
+from features.prepared import Split
 from features.text.vocabulary import Vocabulary
 from tests.helpers import FLICKR8K
 from utils import BadInput
@@ -72,7 +85,7 @@ def test_experts_without_a_caption_of_the_image_itself(tmp_path):
     found = read_expert(write(tmp_path))
     assert found.images.tolist() == ["a.jpg", "a.jpg", "b.jpg", "b.jpg"]
     assert found.captions.tolist() == ["b.jpg#1", "c.jpg#0", "a.jpg#1", "c.jpg#0"]
-    assert found.owners().tolist() == ["b.jpg", "c.jpg", "a.jpg", "c.jpg"]
+    assert found.caption_images().tolist() == ["b.jpg", "c.jpg", "a.jpg", "c.jpg"]
     assert found.ratings.tolist() == [[1, 2, 1], [3, 3, 4], [1, 1, 1], [2, 1, 2]]
 
 
@@ -94,8 +107,11 @@ def fake_prepared(train=()):
         for name in ("b.jpg", "a.jpg", "c.jpg")
     ]
     angles = {"a.jpg": 0.0, "b.jpg": 0.5, "c.jpg": 0.9}
-    store = SimpleNamespace(rows=list, read=lambda ids: np.array([[np.cos(angles[i]), np.sin(angles[i])] for i in ids]))
-    return SimpleNamespace(rows=rows, folder=Path("data/made_up"), name="made_up", store=lambda name: store)
+
+    def features_of(ids, features, normalize):
+        return np.array([[np.cos(angles[i]), np.sin(angles[i])] for i in ids])
+
+    return SimpleNamespace(rows=rows, folder=Path("data/made_up"), name="made_up", features_of=features_of)
 
 
 def fake_run(similarity="cosine"):
@@ -110,14 +126,24 @@ def fake_run(similarity="cosine"):
     return SimpleNamespace(settings=settings, info=info, embed_features=lambda x: x, embed_sentences=embed_sentences)
 
 
+def judged(folder, similarity="cosine", train=(), rows=None):
+    """What `judge` says of the run and the judgements in `folder`; every judged pair is of another split."""
+    run: Any = fake_run(similarity)
+    prepared: Any = fake_prepared(train)
+    prepared.rows = rows or prepared.rows
+    split = Split("val", [], [], np.empty(0, np.int64), np.empty((0, 2)))
+    embedded = EmbeddedSplit(run, prepared, split, torch.empty(0, 2), torch.empty(0, 2))
+    return judge(embedded, {name: read(folder) for name, read in MEASURES.items()})
+
+
 def test_a_run_is_judged_pair_by_pair(tmp_path):
-    found = judge(fake_run(), fake_prepared(), write(tmp_path))
+    found = judged(write(tmp_path))
     scores = np.cos([1.2, 0.3, 1.5 - 0.5, 0.5 - 0.3])
     x, y = np.repeat(scores, 3), [1, 2, 1, 3, 3, 4, 1, 1, 1, 2, 1, 2]
-    assert found["expert"]["tau"] == pytest.approx(100 * plain_tau(x, y, "c"))
+    assert found["expert"].tau == pytest.approx(100 * plain_tau(x, y, "c"))
     crowd = plain_tau(np.cos([0.05, 1.2, 0.2]), [1, 1 / 3, 1 / 3], "b")
-    assert found["crowdflower"]["tau"] == pytest.approx(100 * crowd)
-    assert {key: found["expert"][key] for key in ("variant", "pairs", "ratings", "left_out")} == {
+    assert found["crowdflower"].tau == pytest.approx(100 * crowd)
+    assert {key: getattr(found["expert"], key) for key in ("variant", "pairs", "ratings", "left_out")} == {
         "variant": "c",
         "pairs": 4,
         "ratings": 12,
@@ -128,14 +154,14 @@ def test_a_run_is_judged_pair_by_pair(tmp_path):
 
 def test_pairs_that_are_not_there_are_left_out_and_counted(tmp_path):
     more = [("z.jpg", "a.jpg#0", "1", "1", "1"), ("a.jpg", "z.jpg#0", "1", "1", "1"), ("a.jpg", "b.jpg#7", *"111")]
-    found = judge(fake_run(), fake_prepared(), write(tmp_path, [*EXPERT_LINES, *more]))
-    assert (found["expert"]["pairs"], found["expert"]["left_out"]) == (4, 3)
+    found = judged(write(tmp_path, [*EXPERT_LINES, *more]))
+    assert (found["expert"].pairs, found["expert"].left_out) == (4, 3)
     assert "3 pairs left out" in note_of(found)
 
 
 def test_what_training_saw_is_said(tmp_path):
-    found = judge(fake_run("order"), fake_prepared(train=("b.jpg",)), write(tmp_path))
-    assert (found["expert"]["images_seen"], found["expert"]["captions_seen"]) == (2, 1)
+    found = judged(write(tmp_path), "order", train=("b.jpg",))
+    assert (found["expert"].images_seen, found["expert"].captions_seen) == (2, 1)
     assert "the image of 2 and the caption of 1 of them seen in training" in note_of(found)
 
 
@@ -155,24 +181,23 @@ def test_a_malformed_line_is_named(tmp_path, name, line, said):
     write(tmp_path)
     (tmp_path / name).write_text((tmp_path / name).read_text() + line + "\n")
     with pytest.raises(BadInput) as error:
-        judge(fake_run(), fake_prepared(), tmp_path)
+        judged(tmp_path)
     assert str(tmp_path / name) in str(error.value)
     assert said in str(error.value)
     assert "again" in str(error.value)
 
 
 def test_missing_folder_and_files_are_named(tmp_path):
-    with pytest.raises(BadInput, match=r"nowhere: no such folder; point --judgements"):
+    with pytest.raises(BadInput, match=r"nowhere: no such folder; point `judgements`"):
         read_expert(tmp_path / "nowhere")
-    with pytest.raises(BadInput, match=r"CrowdFlowerAnnotations.txt: no such file; point --judgements"):
+    with pytest.raises(BadInput, match=r"CrowdFlowerAnnotations.txt: no such file; point `judgements`"):
         read_crowdflower(tmp_path)
 
 
 def test_a_dataset_without_a_single_judged_pair_is_refused(tmp_path):
-    prepared = fake_prepared()
-    prepared.rows = [{"image": "other.jpg", "split": "test", "captions": ["one"]}]
+    rows = [{"image": "other.jpg", "split": "test", "captions": ["one"]}]
     with pytest.raises(BadInput, match=r"none of its images and captions is in data/made_up, which holds made_up"):
-        judge(fake_run(), prepared, write(tmp_path))
+        judged(write(tmp_path), rows=rows)
 
 
 @pytest.mark.skipif(not (FLICKR8K / EXPERT).is_file(), reason="the judgements of Flickr8k are not there")
@@ -182,7 +207,7 @@ def test_the_real_files():
     assert len(set(expert.images.tolist())) == len(set(crowd.images.tolist())) == 1000
     test_split = set((FLICKR8K / "Flickr_8k.testImages.txt").read_text().split())
     for found in (expert, crowd):
-        assert set(found.images.tolist()) | set(found.owners().tolist()) <= test_split
+        assert set(found.images.tolist()) | set(found.caption_images().tolist()) <= test_split
 
 
 def test_captions_are_numbered_as_in_the_file(tmp_path):
@@ -196,4 +221,4 @@ def test_captions_are_numbered_as_in_the_file(tmp_path):
         (tmp_path / f"Flickr_8k.{split}Images.txt").write_text(f"{image}.jpg\n")
     (tmp_path / "data").mkdir()
     write_prepared(tmp_path / "data", read("flickr8k", tmp_path, None), None, Vocabulary.build(["caption"]))
-    assert judgements._captions(Prepared(tmp_path / "data")) == {key: f"caption {key}" for key in keys}
+    assert captions_by_key(Prepared(tmp_path / "data")) == {key: f"caption {key}" for key in keys}

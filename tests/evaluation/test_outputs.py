@@ -13,6 +13,7 @@ import prep
 import train
 from evaluation.judgements import CROWDFLOWER, EXPERT
 from tests.helpers import QUICK, call, draw_pictures, prep_args
+from training.run import Run
 
 SWEEP = ["loss.margin=0.1,0.2"]
 
@@ -54,6 +55,26 @@ def test_pictures_and_report(swept, monkeypatch, capsys, tmp_path):
     assert "data:image/jpeg" in page
     assert page.count("<details>") == 2
     assert page.count("<h3>") == 2
+
+
+def test_every_run_is_opened_and_embedded_once(swept, monkeypatch, tmp_path):
+    calls = []
+
+    def counted(name, function):
+        def count(*args):
+            calls.append((name, str(args[0])) if name == "open" else name)
+            return function(*args)
+
+        return count
+
+    for name in ("embed_features", "embed_captions", "embed_sentences"):
+        monkeypatch.setattr(Run, name, counted(name, getattr(Run, name)))
+    monkeypatch.setattr(Run, "open", counted("open", Run.open))
+    everything = ["--plots", tmp_path, "--report", tmp_path / "a.html", "--judgements", swept / "judged", "--folds", 2]
+    assert call(monkeypatch, evaluation, f"{swept}/runs/*", *everything) == 0
+    assert len({call for call in calls if isinstance(call, tuple)}) == 4
+    assert len(calls) == 12
+    assert calls.count("embed_features") == calls.count("embed_captions") == 4
 
 
 def test_judgements_in_every_format(swept, monkeypatch, capsys):

@@ -10,11 +10,10 @@ import torch
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from evaluation.figures import find_sweeps, first_pairs, write_figures
 from evaluation.plots import (
     COLORS,
     DPI,
-    find_sweeps,
-    first_pairs,
     learning_curves,
     look_of,
     marker_of,
@@ -22,7 +21,6 @@ from evaluation.plots import (
     recall_curves,
     similarity_matrix,
     sweep_curve,
-    write_png,
 )
 from features.images.decode import thumbnail
 from metrics.ranks import Ranks, recall_at
@@ -174,8 +172,8 @@ def test_a_sweep_is_found_among_rows_that_differ_in_nothing_else():
     grid = {f"{m} {d}": {**base, "loss.margin": m, "embed_dim": d} for m in (0.1, 0.2) for d in (32, 64)}
     assert find_sweeps(grid) == {
         "loss.margin": {
-            "vse0, vgg19, dim 32": [(0.1, "0.1 32"), (0.2, "0.2 32")],
-            "vse0, vgg19, dim 64": [(0.1, "0.1 64"), (0.2, "0.2 64")],
+            "vse0, vgg19, embed_dim 32": [(0.1, "0.1 32"), (0.2, "0.2 32")],
+            "vse0, vgg19, embed_dim 64": [(0.1, "0.1 64"), (0.2, "0.2 64")],
         },
         "embed_dim": {
             "vse0, vgg19, loss.margin 0.1": [(32.0, "0.1 32"), (64.0, "0.1 64")],
@@ -187,7 +185,7 @@ def test_a_sweep_is_found_among_rows_that_differ_in_nothing_else():
 
 def test_a_file_is_written_whole_and_settings_are_put_back(tmp_path):
     before = dict(matplotlib.rcParams)
-    write_png(tmp_path / "curves.png", learning_curves(LOGS))
+    write_figures(tmp_path, {"curves.png": ("Learning curves", png_of(learning_curves(LOGS)))})
     assert dict(matplotlib.rcParams) == before
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
     assert Image.open(tmp_path / "curves.png").format == "PNG"

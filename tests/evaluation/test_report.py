@@ -2,16 +2,19 @@
 
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image as PILImage
 
-from evaluation.report import Hit, Query, Table, find_queries, write_report
+from evaluation.queries import Hit, Query, find_queries
+from evaluation.report import Report, write_report
 from features.prepared import Split
 from metrics.ranks import ranks_of
 from metrics.similarity import RANKING
+from metrics.table import Table
 
 # Three images, two captions each. Image 0 is found by both of its captions, image 2 by none.
 SCORES = torch.tensor(
@@ -32,7 +35,7 @@ def look_up(images, captions):
 
 def queries_of(scores=look_up, **more):
     images, captions = torch.arange(3.0)[:, None], torch.arange(6.0)[:, None]
-    return find_queries(images, captions, scores, SPLIT, [None, None, None], **more)
+    return find_queries(images, captions, scores, SPLIT, **more)
 
 
 def pick(queries, direction, kind):
@@ -40,7 +43,7 @@ def pick(queries, direction, kind):
 
 
 def test_best_and_worst_are_those_of_rank_and_lead():
-    queries = queries_of(best=1, worst=1, k=2)
+    queries = queries_of(count=1, k=2)
     (best,) = pick(queries, "text_to_image", "best")
     assert (best.text, best.rank) == ("caption 0", 1)
     assert [(hit.rank, hit.text, hit.true) for hit in best.hits] == [(1, "0.png", True), (2, "2.png", False)]
@@ -59,7 +62,7 @@ def test_best_and_worst_are_those_of_rank_and_lead():
 
 
 def test_one_caption_of_an_image_and_no_query_twice():
-    queries = queries_of(best=2, worst=2)
+    queries = queries_of(count=2)
     for direction in ("text_to_image", "image_to_text"):
         found = pick(queries, direction, "best") + pick(queries, direction, "worst")
         images = [query.text if direction == "image_to_text" else OWNER[int(query.text[-1])] for query in found]
@@ -68,7 +71,7 @@ def test_one_caption_of_an_image_and_no_query_twice():
 
 @pytest.mark.parametrize("similarity", ["cosine", "order"])
 @pytest.mark.parametrize("collapsed", [False, True])
-def test_printed_ranks_are_the_ranks_of_the_table_block_by_block(similarity, collapsed):
+def test_printed_ranks_are_the_ranks_of_the_table_block_by_block(similarity, collapsed, monkeypatch):
     random = torch.Generator().manual_seed(0)
     images, captions = (torch.rand(n, 4, generator=random) for n in (11, 30))
     if collapsed:
@@ -76,8 +79,9 @@ def test_printed_ranks_are_the_ranks_of_the_table_block_by_block(similarity, col
     owner = np.sort(np.concatenate([np.arange(11), np.random.default_rng(0).integers(0, 11, 19)]))
     split = Split("test", [f"{i}.png" for i in range(11)], [f"{j}" for j in range(30)], owner, np.zeros((11, 1)))
     ranks = ranks_of(RANKING[similarity](images, captions), owner)
-    queries = find_queries(images, captions, RANKING[similarity], split, [None] * 11, k=3, block=4)
-    assert queries == find_queries(images, captions, RANKING[similarity], split, [None] * 11, k=3)
+    queries = find_queries(images, captions, RANKING[similarity], split, k=3)
+    monkeypatch.setattr("evaluation.queries.IMAGES_PER_BLOCK", 4)
+    assert queries == find_queries(images, captions, RANKING[similarity], split, k=3)
     assert len(queries) == 16 or collapsed
     for query in queries:
         if query.direction == "text_to_image":
@@ -120,25 +124,28 @@ EVIL = '<script>alert("1")</script> & <b>'
 
 @pytest.fixture
 def page(tmp_path):
-    Image.new("RGB", (640, 480), (200, 30, 30)).save(tmp_path / "there.png")
+    PILImage.new("RGB", (640, 480), (200, 30, 30)).save(tmp_path / "there.png")
     hits = (
-        Hit(1, 0.5, "there.png", False, tmp_path / "there.png"),
-        Hit(2, 0.4, 'missing"><script>.png', False, tmp_path / "missing.png"),
-        Hit(1802, -0.1, "true.png", True, None),
+        Hit(1, 0.5, "there.png", False),
+        Hit(2, 0.4, 'missing"><script>.png', False),
+        Hit(1802, -0.1, "true.png", True),
     )
     queries = [
         Query("text_to_image", "worst", EVIL, 1802, hits),
-        Query("image_to_text", "best", "there.png", 1, (Hit(1, 0.9, EVIL, True),), tmp_path / "there.png"),
+        Query("image_to_text", "best", "there.png", 1, (Hit(1, 0.9, EVIL, True),)),
     ]
     table = Table(
         EVIL,
-        [("", "run"), ("image → text", "R@1"), ("image → text", "R@5")],
+        ["run", "R@1", "R@5"],
         [[EVIL, "1.0", "5.0"]],
-        frozenset({(0, 2)}),
+        ["", "image → text", "image → text"],
+        best=frozenset({(0, 2)}),
     )
     path = tmp_path / "report.html"
     recipe = f'source = "https://example.org {EVIL}"\n[loss]\nmargin = 0.2\n'
-    write_report(path, EVIL, [table], {EVIL: b"\x89PNG"}, {EVIL: recipe}, {EVIL: queries}, [EVIL])
+    parts: dict[str, Any] = {"figures": {EVIL: b"\x89PNG"}, "recipes": {EVIL: recipe}, "queries": {EVIL: queries}}
+    paths = {"there.png": tmp_path / "there.png", 'missing"><script>.png': tmp_path / "missing.png"}
+    write_report(path, Report(EVIL, [table], [EVIL], paths=paths, **parts))
     return path.read_text(encoding="utf-8")
 
 
@@ -194,6 +201,6 @@ def test_keyboard_telephone_and_dark_mode(page):
 
 
 def test_empty_parts_are_left_out(tmp_path):
-    write_report(tmp_path / "report.html", "Title", [Table("t", [("", "run")], [["a"]])], {}, {}, {})
+    write_report(tmp_path / "report.html", Report("Title", [Table("t", ["run"], [["a"]])]))
     parsed = Page((tmp_path / "report.html").read_text())
     assert [a["id"] for a in parsed.all("section")] == ["results"]

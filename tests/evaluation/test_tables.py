@@ -7,24 +7,18 @@ import re
 
 import pytest
 
+from evaluation.comparison import Comparison, Interval, ResultRow, Spread
 from evaluation.published import published_rows
-from evaluation.tables import FORMATS, WIDTH
+from evaluation.tables import FORMATS, as_dict
 from metrics.ranks import COLUMNS, CUTOFFS, DIRECTIONS
+from metrics.table import WIDTH
 
 
-def row(run, first, dataset="flickr8k", protocol="test 1000"):
+def row(name, first, dataset="flickr8k", protocol="test 1000", **more):
     way = {"R@1": first, "R@5": 50.04, "R@10": 60.06, "median_rank": 7.0, "mean_rank": 33.333}
-    return {
-        "run": run,
-        "dataset": dataset,
-        "split": "test",
-        "protocol": protocol,
-        "images": 1000,
-        "captions": 5000,
-        "image_to_text": way,
-        "text_to_image": {**way, "median_rank": 7.5},
-        "rsum": 2 * (first + 50.04 + 60.06),
-    }
+    figures = {"image_to_text": way, "text_to_image": {**way, "median_rank": 7.5}, "rsum": 2 * (first + 50.04 + 60.06)}
+    about = {"dataset": dataset, "split": "test", "protocol": protocol, "images": 1000, "captions": 5000}
+    return ResultRow(**{"run": name, "row": name, **about, **figures, **more})
 
 
 ROWS = [row("strong-1", 20.0), row("a_longer_name_50%", 7.25)]
@@ -68,9 +62,9 @@ def test_csv_and_json_keep_every_digit():
     assert float(two["image_to_text R@1"]) == 7.25
     assert float(one["text_to_image mean_rank"]) == 33.333
     rows = json.loads(FORMATS["json"](ROWS))
-    assert rows == ROWS
+    assert rows == list(map(as_dict, ROWS))
     assert set(rows[0]) == {
-        *("run", "dataset", "split", "protocol", "images", "captions", "rsum"),
+        *("run", "row", "dataset", "split", "protocol", "images", "captions", "rsum"),
         *DIRECTIONS,
     }
     assert set(rows[0]["image_to_text"]) == set(COLUMNS) == {"R@1", "R@5", "R@10", "median_rank", "mean_rank"}
@@ -87,33 +81,35 @@ def test_datasets_and_protocols_stand_apart(name):
 
 
 def test_figures_that_are_not_known_are_dashes():
-    published = row("paper", 10.0)
-    published["image_to_text"] = {"R@1": 10.0}
+    published = row("paper", 10.0, image_to_text={"R@1": 10.0})
     assert FORMATS["text"]([published]).splitlines()[4].split()[2:6] == ["–"] * 4
     assert "--" in FORMATS["latex"]([published])
 
 
 def grouped(name, first, seeds=(0, 1, 2), against=None):
-    """A row of several seeds, as retrieval/comparison.py makes it."""
-    one = {**row(name, first), "row": name, "features": ["efficientnet_lite0", "inception_v3"], "seeds": list(seeds)}
-    one["runs"] = [f"{name}-flickr8k-efficientnet_lite0+inception_v3-{seed}-1a2b3c4d" for seed in seeds]
-    if len(seeds) == 1:
-        one["run"] = one["runs"][0]
-    else:
-        one["std"] = {**{way: dict.fromkeys(COLUMNS, 0.44) for way in DIRECTIONS}, "rsum": 1.96}
-    ends = {way: {f"R@{k}": [first - 1, first + 1] for k in CUTOFFS} for way in DIRECTIONS}
-    one["interval"] = {**ends, "rsum": [one["rsum"] - 9.04, one["rsum"] + 9.06]}
-    if against:
-        keys = ("row", "difference", "interval", "p", "verdict")
-        one["against"] = dict(zip(keys, against, strict=True))
-    return one
+    """A row of several seeds, as comparison.py makes it."""
+    rsum = row(name, first).rsum
+    runs = tuple(f"{name}-flickr8k-efficientnet_lite0+inception_v3-{seed}-1a2b3c4d" for seed in seeds)
+    deviations = {way: dict.fromkeys(COLUMNS, 0.44) for way in DIRECTIONS}
+    ends = {way: {f"R@{k}": (first - 1, first + 1) for k in CUTOFFS} for way in DIRECTIONS}
+    return row(
+        name,
+        first,
+        run=runs[0] if len(seeds) == 1 else name,
+        features=("efficientnet_lite0", "inception_v3"),
+        runs=runs,
+        seeds=tuple(seeds),
+        std=Spread(**deviations, rsum=1.96) if len(seeds) > 1 else None,
+        interval=Interval(**ends, rsum=(rsum - 9.04, rsum + 9.06)),
+        against=Comparison(*against) if against else None,
+    )
 
 
 LONG = "order_embedding loss.margin=0.05 training.batch_size=128"
 COMPARED = [
     grouped("strong", 20.0),
-    grouped("vse0 loss.margin=0.1", 7.25, against=("strong", -25.5, [-33.3, -17.7], 0.0001, "lower")),
-    grouped(LONG, 20.03, seeds=[0], against=("strong", 0.06, [-4.0, 4.1], 0.81, "no more than noise")),
+    grouped("vse0 loss.margin=0.1", 7.25, against=("strong", -25.5, (-33.3, -17.7), 0.0001, "lower")),
+    grouped(LONG, 20.03, seeds=[0], against=("strong", 0.06, (-4.0, 4.1), 0.81, "no more than noise")),
 ]
 EVERYTHING = COMPARED + published_rows("flickr8k", "test 1000")
 
@@ -141,7 +137,7 @@ def test_text_of_single_runs_says_which_they_are():
     rows = [grouped("strong", 20.0, seeds=[3]), grouped("vse0", 10.0, seeds=[0])]
     table = FORMATS["text"](rows)
     assert "±" not in table
-    assert f"\n\nstrong: {rows[0]['run']}\nvse0: {rows[1]['run']}\n" in table
+    assert f"\n\nstrong: {rows[0].run}\nvse0: {rows[1].run}\n" in table
     assert "95 %: bootstrap interval" in table
 
 
@@ -192,11 +188,11 @@ def test_csv_and_json_hold_all_there_is():
     found = list(csv.DictReader(io.StringIO(FORMATS["csv"](EVERYTHING))))
     assert len(found) == len(EVERYTHING)
     assert [found[1][key] for key in ("seeds", "text_to_image R@5 std", "rsum std", "rsum low", "p", "verdict")] == [
-        *("0 1 2", "0.44", "1.96", str(COMPARED[1]["interval"]["rsum"][0]), "0.0001", "lower")
+        *("0 1 2", "0.44", "1.96", str(COMPARED[1].interval.rsum[0]), "0.0001", "lower")
     ]
     assert found[0]["against"] == found[2]["rsum std"] == found[0]["source"] == ""
     assert (found[3]["run"], found[3]["image_features"], found[3]["images"]) == ("DeViSE", "CNN", "")
-    assert json.loads(FORMATS["json"](EVERYTHING)) == EVERYTHING
+    assert json.loads(FORMATS["json"](EVERYTHING)) == json.loads(json.dumps(list(map(as_dict, EVERYTHING))))
 
 
 def test_every_published_figure_is_a_percentage_or_a_rank_with_a_source():
@@ -210,15 +206,16 @@ def test_every_published_figure_is_a_percentage_or_a_rank_with_a_source():
         rows = published_rows(dataset, protocol)
         assert len(rows) == count
         for one in rows:
-            assert one["source"]
-            assert one["image_features"]
+            assert one.source
+            assert one.image_features
             for way in DIRECTIONS:
-                assert set(one[way]) <= set(COLUMNS)
-                recalls = [one[way][f"R@{k}"] for k in CUTOFFS if f"R@{k}" in one[way]]
+                figures = getattr(one, way)
+                assert set(figures) <= set(COLUMNS)
+                recalls = [figures[f"R@{k}"] for k in CUTOFFS if f"R@{k}" in figures]
                 assert recalls == sorted(recalls)
                 assert all(0 < recall < 100 for recall in recalls)
     assert published_rows("flickr8k", "val 1000") == []
-    (two_way,) = [r for r in published_rows("flickr8k", "test 1000") if r["run"] == "2WayNet"]
-    assert two_way["rsum"] is None, "no R@10 was published"
-    (uvs,) = [r for r in published_rows("flickr8k", "test 1000") if r["run"] == "UVS (paper)"]
-    assert uvs["rsum"] == pytest.approx(18.0 + 40.9 + 55.0 + 12.5 + 37.0 + 51.5)
+    (two_way,) = [r for r in published_rows("flickr8k", "test 1000") if r.run == "2WayNet"]
+    assert two_way.rsum is None, "no R@10 was published"
+    (uvs,) = [r for r in published_rows("flickr8k", "test 1000") if r.run == "UVS (paper)"]
+    assert uvs.rsum == pytest.approx(18.0 + 40.9 + 55.0 + 12.5 + 37.0 + 51.5)

@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from metrics import similarity
-from metrics.protocols import Protocol, first_captions, metrics_of_folds, protocol_name, protocols_for, ranks_of_folds
+from metrics.protocols import (
+    Protocol,
+    first_captions,
+    folds_of,
+    metrics_of_folds,
+    protocol_name,
+    protocols_for,
+    ranks_of_folds,
+)
 from metrics.ranks import mean_of, mean_rank, median_rank, metrics_of, ranks_by_block, ranks_of, recall_at, rsum
 from metrics.similarity import (
     RANKING,
@@ -188,7 +196,7 @@ def test_folds_are_equal_consecutive_and_averaged():
     rng = np.random.default_rng(0)
     owner = np.repeat(np.arange(12), 5)
     images, captions = (torch.from_numpy(rng.normal(size=(n, 6)).astype(np.float32)) for n in (12, 60))
-    folds = ranks_of_folds(cosine_scores, images, captions, owner, Protocol(folds=3))
+    folds = ranks_of_folds(cosine_scores, images, captions, folds_of(owner, 12, Protocol(folds=3)))
     assert len(folds) == 3
     parts = []
     for k in range(3):
@@ -217,7 +225,7 @@ def test_protocols_and_their_names():
     (protocol,) = protocols_for("flickr8k", "test", 1000, None)
     assert protocol == Protocol(1, 0)
     assert protocol_name(protocol, "flickr8k", "test", 1000) == "test 1000"
-    with pytest.raises(ValueError, match="--folds 3"):
+    with pytest.raises(ValueError, match="`folds` 3"):
         protocols_for("flickr8k", "test", 1000, 3)
-    with pytest.raises(ValueError, match="--folds 0"):
+    with pytest.raises(ValueError, match="`folds` 0"):
         protocols_for("flickr8k", "test", 1000, 0)
