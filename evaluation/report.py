@@ -5,16 +5,14 @@ content policy forbids every request. It follows the reader's light or dark sett
 """
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image as PILImage
 
 from evaluation.queries import Query
-from features.images.decode import thumbnail
+from features.images.decode import jpeg_bytes, thumbnail
 from metrics.ranks import TITLES
 from metrics.table import Table
 from utils import atomic_write
@@ -47,7 +45,7 @@ def write_report(path: Path | str, report: Report) -> None:
     )
     environment.filters |= {
         "thumbnail": lambda path: thumbnail(path, THUMBNAIL_PIXELS),
-        "jpeg": lambda image: _data_url("jpeg", _jpeg(image)),
+        "jpeg": lambda image: _data_url("jpeg", jpeg_bytes(image, THUMBNAIL_PIXELS, optimize=True)),
         "png": lambda png: _data_url("png", png),
     }
     parts = {
@@ -59,12 +57,6 @@ def write_report(path: Path | str, report: Report) -> None:
     page = environment.get_template("report.html").render(report=report, parts=list(parts.items()), titles=TITLES)
     with atomic_write(path) as file:
         file.write(page.lstrip())
-
-
-def _jpeg(image: PILImage.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80, optimize=True)
-    return buffer.getvalue()
 
 
 def _data_url(kind: str, data: bytes) -> str:
