@@ -156,7 +156,7 @@ def test_attention_pooling_takes_maps():
     maps = torch.randn(4, 2, 3, 6, generator=torch.Generator().manual_seed(0))
     embedded = model.embed_images(maps)
     assert embedded.shape == (4, 8)
-    assert not torch.allclose(embedded, model.embed_images(maps.flip(2))), "the place of things counts"
+    assert not torch.allclose(embedded, model.embed_images(maps.flip(2))), "where things are counts"
 
 
 def test_sentences_take_their_features_and_tokens_along():
@@ -206,7 +206,7 @@ def test_pooling_equals_plain_attention_with_its_gradients(
     torch.testing.assert_close(ours, plain)
     for name, gradient in plain_gradients.items():
         torch.testing.assert_close(our_gradients[name], gradient, msg=f"gradient of {name}")
-        if grid != (1, 1):  # there the mean is the only position, and what they are asked makes no difference
+        if grid != (1, 1):  # where the mean is the only position, and the query makes no difference
             assert name.endswith("bias") or gradient.abs().max() > 1e-6, name
 
 

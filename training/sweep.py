@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -24,7 +25,7 @@ from model import heads_for
 from settings import Settings, TextSettings, override, parse_changes, read_recipe
 from training.run import RESULT, RunInfo, RunPlan, check_same, encoding_settings
 from training.trainer import TrainingData, epochs_of, train
-from utils import BadInput, log, make_folder
+from utils import BadInput, NotPrepared, log, make_folder
 
 
 def train_recipes(
@@ -85,7 +86,7 @@ def plan_run(
     """
     names = list(dict.fromkeys(features or settings.features or data.stores()[:1]))
     if not names:
-        raise BadInput(f"{data.folder}: has no features; prepare them with: python prep.py {data.name} --backbone NAME")
+        raise NotPrepared(f"{data.folder}: has no features", {"": data.name, "backbone": "NAME"})
     stores = [data.store(name) for name in names]
     for store in stores:
         check_shape(store, settings)
@@ -110,7 +111,7 @@ def check_shape(store: FeatureStore, settings: Settings) -> None:
     maps, attention = len(store.shape) == 3, settings.image.branch == "attention"
     if maps and not attention:
         raise BadInput(
-            f"{store.path}: holds spatial maps; take them with `image.branch` = attention, or choose other `features`"
+            f"{store.path}: holds spatial maps; take them with `image.branch`=attention, or choose other `features`"
         )
     if attention and not maps:
         raise BadInput(
@@ -182,7 +183,7 @@ def sweep(plans: Sequence[RunPlan], data: Prepared, fresh: bool = False, jobs: i
     keys = list(dict.fromkeys(map(SplitCache.key, unfinished)))
     unfinished.sort(key=lambda plan: keys.index(SplitCache.key(plan)))  # those that read the same come together
     failed: dict[Path, str] = {}
-    with Sweep(unfinished, SplitCache(data), fresh) as runs:
+    with closing(Sweep(unfinished, SplitCache(data), fresh)) as runs:
         for plan, reason in runs.in_turn() if jobs == 1 else runs.in_processes(jobs):
             failed[plan.folder] = reason
             log(f"{plan.folder.name}: {reason}")
@@ -203,10 +204,7 @@ class Sweep:
         name, total = f"all {len(plans)} runs", sum(self.left.values())
         self.bar = tqdm(total=total, desc=name, unit=" epochs", disable=len(plans) < 2, position=0)
 
-    def __enter__(self) -> "Sweep":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.bar.close()
 
     def on_epoch(self, plan: RunPlan, epochs: int, line: str) -> None:
@@ -243,7 +241,7 @@ class Sweep:
                 while waiting and len(running) < jobs:
                     plan = waiting.pop()
                     try:
-                        data = self.cache.read(plan)  # read here, so that the processes share it
+                        data = self.cache.read(plan)  # before the fork, so that the processes share it
                     except BadInput as error:
                         yield plan, str(error)
                         self.on_end(plan)

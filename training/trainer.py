@@ -181,7 +181,7 @@ class Trainer:
         return metrics_of(ranks_by_block(RANKING[self.settings.similarity], images, captions, split.image_of_caption))
 
     def collapsed(self, loss: float, score: float) -> bool:
-        """Return whether every image and caption lies at one place: rsum is near chance, the loss equal scores'."""
+        """Return whether all embeddings are alike: rsum (`score`) near chance, and the loss what equal scores give."""
         if score >= 2 * chance_rsum(len(self.data.splits["val"].images)):
             return False
         equal, images = [], self.data.splits["train"].image_of_caption
