@@ -1,7 +1,8 @@
-"""Losses: functions of scores and of who belongs to whom. None sees settings, models or features.
+"""Losses: functions of scores and of which image each pair is of. None sees settings, models or features.
 
-Scores are (B, B): rows are images, columns are captions, larger is closer; pair i is image i with caption i. `images`
-(B,) names each pair's image; two pairs of one image are never each other's negatives.
+scores: (B, B), rows are images, columns are captions, larger is closer; pair i is image i with caption i.
+images: (B,) integers, the image of each pair; two pairs of one image are never each other's negatives.
+Every loss is a scalar tensor with a gradient, finite for any finite scores.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,11 @@ from torch.nn import functional as F
 
 
 def negatives_mask(images: Tensor) -> Tensor:
-    """(B,) image of each pair → (B, B) bool: where image i and caption j do not belong together."""
+    """Return (B, B) bool: where image i and caption j do not belong together.
+
+    >>> negatives_mask(torch.tensor([0, 0, 1])).int().tolist()
+    [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
+    """
     return images[:, None] != images[None, :]
 
 
@@ -24,7 +29,7 @@ def hinge(
     reduction: str = "sum",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Bidirectional hinge triplet loss: negatives that come closer to a query than `margin` below its positive.
+    """Return the bidirectional hinge triplet loss: what negatives score beyond the positive less `margin`.
 
     scores: (B, B); images: (B,) image of each pair; margin: in units of the scores.
     negatives: "sum" over all (Kiros et al., 2014; Vendrov et al., 2016), the "hardest" (Faghri et al., 2018, VSE++),
@@ -75,12 +80,17 @@ NEGATIVES: dict[str, Callable[[Tensor, Tensor, torch.Generator | None], Tensor]]
 def smooth_hinge(
     scores: Tensor, images: Tensor, margin: float, sharpness: float = 20.0, reduction: str = "sum"
 ) -> Tensor:
-    """The hinge over the hardest negative made smooth: log(1 + Σ exp(sharpness x violation)) / sharpness, both ways.
+    """Return the smooth hinge over the hardest negative: log(1 + Σ exp(sharpness x violation)) / sharpness, both ways.
 
     It takes all negatives into account, near ones most, and tends to the hinge over the hardest one as `sharpness`
-    grows (the log-sum-exp of Oh Song et al., 2016, on the scores of a batch). scores, images, reduction: as for hinge.
+    grows (the log-sum-exp of Oh Song et al., 2016, on the scores of a batch).
+    scores: (B, B); images: (B,); margin: in units of the scores; sharpness: one over it; reduction: as hinge's.
+
+    >>> scores = torch.tensor([[0.9, 0.8], [0.1, 0.5]])
+    >>> smooth_hinge(scores, torch.tensor([0, 1]), margin=0.2, sharpness=100.0)  # hinge: 0.1 and 0.5
+    tensor(0.6000)
     """
-    mask, scores = negatives_mask(images), _wide(scores)
+    mask, scores = negatives_mask(images), _as_float(scores)
     positives = scores.diagonal()
     total = scores.new_zeros(())
     for by_query in (scores, scores.T):
@@ -92,41 +102,38 @@ def smooth_hinge(
 
 
 def infonce(scores: Tensor, images: Tensor, scale: Tensor | float) -> Tensor:
-    """Symmetric cross-entropy: each query picks its own among all that are not of its image (Radford et al., 2021).
+    """Return the symmetric cross-entropy of picking the true one among all others (van den Oord et al., 2018; CLIP,
+    Radford et al., 2021), the mean over both directions and over the batch.
 
     scores: (B, B); images: (B,); scale: what scores are multiplied by, one over the temperature, learned as a rule.
-    The mean over both directions and over the batch.
+
+    >>> infonce(torch.zeros(4, 4), torch.arange(4), scale=10.0)  # one in four: log 4
+    tensor(1.3863)
     """
-    logits = scale * _wide(scores)
-    others = ~negatives_mask(images) & ~torch.eye(len(images), dtype=torch.bool, device=images.device)
-    logits = logits.masked_fill(others, -torch.inf)  # other captions of one image are no wrong answers
-    own = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    logits = scale * _as_float(scores)
+    same_image = ~negatives_mask(images) & ~torch.eye(len(images), dtype=torch.bool, device=images.device)
+    logits = logits.masked_fill(same_image, -torch.inf)  # other captions of one image are no wrong answers
+    true = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, true) + F.cross_entropy(logits.T, true)) / 2
 
 
 def siglip(scores: Tensor, images: Tensor, scale: Tensor | float, bias: Tensor | float) -> Tensor:
-    """Pairwise sigmoid: every pair by itself is called matching or not (Zhai et al., 2023).
+    """Return the pairwise sigmoid loss: every pair by itself is called matching or not (SigLIP, Zhai et al., 2023).
 
     scores: (B, B); images: (B,); scale and bias: of the logits, both learned as a rule. The sum over all pairs but
-    those of other captions of the same image, divided by the batch.
+    those of other captions of the same image, divided by B.
+
+    >>> siglip(torch.zeros(4, 4), torch.arange(4), scale=10.0, bias=0.0)  # 16 pairs of log 2, over 4
+    tensor(2.7726)
     """
-    logits = scale * _wide(scores) + bias
+    logits = scale * _as_float(scores) + bias
     negative = negatives_mask(images)
-    own = torch.eye(len(images), dtype=torch.bool, device=images.device)
-    signs = torch.where(own, 1.0, -1.0).to(logits.dtype)
+    true = torch.eye(len(images), dtype=torch.bool, device=images.device)
+    signs = torch.where(true, 1.0, -1.0).to(logits.dtype)
     costs = -F.logsigmoid(signs * logits)
-    return costs.masked_fill(~(negative | own), 0).sum() / len(scores)
+    return costs.masked_fill(~(negative | true), 0).sum() / len(scores)
 
 
-def _wide(scores: Tensor) -> Tensor:
+def _as_float(scores: Tensor) -> Tensor:
     """Exponentials of half-precision scores are summed up in float32."""
     return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-
-
-def hinge_of_equal_scores(images: Tensor, margin: float, negatives: str, reduction: str) -> Tensor:
-    """The hinge loss as all scores come to be the same: where a collapsed model stays.
-
-    Equal scores leave "semihard" without a negative, but scores that only come near each other give it a hardest one.
-    """
-    equal = torch.zeros(len(images), len(images), device=images.device)
-    return hinge(equal, images, margin, "hardest" if negatives == "semihard" else negatives, reduction)

@@ -106,8 +106,8 @@ def measure(folder: Path, draw: Draw, count: int, queries: np.ndarray, k: int) -
     print(f"index opened in {1e3 * (time.perf_counter() - began):.1f} ms")
     assert index.graph is not None
     while ef <= max(chosen, 256):
-        found = index.graph.nearest(queries[half:], k, ef)[1]
-        name = f"approximate, efSearch {ef}: recall@{k} {recall_of(found, exact[half:]):.4f}"
+        nearest = index.graph.nearest(queries[half:], k, ef)[1]
+        name = f"approximate, efSearch {ef}: recall@{k} {recall_of(nearest, exact[half:]):.4f}"
         times = timed(functools.partial(index.graph.nearest, k=k, ef=ef), queries[half:])
         report(name + (" (chosen)" if ef == chosen else ""), times)
         ef *= 2
@@ -127,9 +127,9 @@ def write_index(folder: Path, files: dict[str, str], shape: tuple[int, int], ef:
 def timed(search: Callable[[np.ndarray], object], queries: np.ndarray, warm: int = WARM) -> np.ndarray:
     """Seconds of every query (Q, dim), one by one, after `warm` that do not count."""
     times = []
-    for place in range(-min(warm, len(queries)), len(queries)):
+    for row in range(-min(warm, len(queries)), len(queries)):
         began = time.perf_counter()
-        search(queries[place : place + 1] if place >= 0 else queries[-1 - place : -place])
+        search(queries[row : row + 1] if row >= 0 else queries[-1 - row : -row])
         times.append(time.perf_counter() - began)
     return np.array(times[-len(queries) :])
 

@@ -28,8 +28,8 @@ def plain_order_scores(images: torch.Tensor, captions: torch.Tensor, rows: int =
 
 def backward(scores: Callable, images: torch.Tensor, captions: torch.Tensor) -> None:
     images, captions = images.clone().requires_grad_(), captions.clone().requires_grad_()
-    found = scores(images, captions)
-    (0.05 + found - found.diagonal()[:, None]).clamp(min=0).sum().backward()
+    result = scores(images, captions)
+    (0.05 + result - result.diagonal()[:, None]).clamp(min=0).sum().backward()
 
 
 def main() -> None:
@@ -39,8 +39,8 @@ def main() -> None:
         return torch.nn.functional.normalize(torch.randn(rows, 1024, generator=generator), dim=1).abs()
 
     images, captions = embed(200), embed(5000)
-    own, plain = ratio(lambda: order_scores(images, captions), lambda: plain_order_scores(images, captions))
-    speed = 200 * 5000 * 1024 / own / 1e9
+    ours, plain = ratio(lambda: order_scores(images, captions), lambda: plain_order_scores(images, captions))
+    speed = 200 * 5000 * 1024 / ours / 1e9
     print(f"ranking, 200 x 5,000 x 1024: {speed:.1f} G element operations/s; plain / ours {plain:.1f}")
     _, cosine = ratio(lambda: exact_cosine_scores(images, captions), lambda: order_scores(images, captions))
     print(f"ranking: order / cosine {cosine:.1f}")

@@ -1,7 +1,7 @@
 """How long does one warm query take from end to end, the branch of the sentence or the image included?
 
-    python benchmarks/search_latency.py photographs.index
-    python benchmarks/search_latency.py photographs.index --queries 1000 --images 50
+    python benchmarks/search_latency.py images.index
+    python benchmarks/search_latency.py images.index --queries 1000 --images 50
 
 Queries are test captions of the dataset that the index's run was trained on, each with its own time; the text branch is
 timed apart, so that one sees where the time goes.
@@ -53,8 +53,8 @@ def sentence_times(
         began = time.perf_counter()
         query = searcher.embed_sentence(caption)
         embedded = time.perf_counter()
-        places, _ = searcher.nearest_images(query, args.k)
-        [searcher.index.ids[row] for row in places[0].tolist()]
+        rows, _ = searcher.nearest_images(query, args.k)
+        [searcher.index.ids[row] for row in rows[0].tolist()]
         whole.append(time.perf_counter() - began)
         text.append(embedded - began)
     return text, whole

@@ -23,10 +23,11 @@ from features.images.backbones import Backbone
 from features.images.decode import Unreadable, read_image
 from features.images.store import write_store
 from features.prepared import Split, write_prepared
-from features.text.vocabulary import Sentences, Vocabulary, WordIndex, tokenize
+from features.text.sentences import TextProcessor
+from features.text.vocabulary import Vocabulary, tokenize
 from settings import Settings, override
 from training import trainer
-from training.run import RunInfo
+from training.run import RunInfo, RunPlan, encoding_settings
 from utils import BadInput, run_script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,18 +159,20 @@ def made_up_data(size=12):
     return splits
 
 
-def made_up_info(seed=0, digest="d", captions=""):
-    return RunInfo("test", "made-up", "nowhere", ("features",), (digest,), (12,), seed, captions)
+def train_small(folder, seed=0, digest="d", captions="", fresh=False, on_epoch=lambda epochs, line: None, **changes):
+    plan, data = plan_small(folder, seed, digest, captions, **changes)
+    return trainer.train(plan, data, fresh, on_epoch, progress=False)
 
 
-def train_small(folder, seed=0, digest="d", captions="", fresh=False, told=lambda epochs, line: None, **changes):
-    splits = made_up_data()
+def plan_small(folder, seed=0, digest="d", captions="", **changes):
+    """A run to be trained on made-up data, and that data."""
     settings = override(Settings(), {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}})
+    info = RunInfo("test", "made-up", "nowhere", ("features",), (digest,), (12,), seed, captions, ())
+    splits = made_up_data()
     vocabulary = Vocabulary.build(splits["train"].captions)
-    encoder = WordIndex(vocabulary, settings.text.stem, settings.text.min_count)
-    sentences = {name: Sentences.encode(split.captions, encoder) for name, split in splits.items()}
-    about = made_up_info(seed, digest, captions)
-    return trainer.train(folder, settings, about, vocabulary, splits, sentences, fresh, told, progress=False)
+    processor = TextProcessor(vocabulary, **encoding_settings(settings.text))
+    sentences = {name: processor.encode(split.captions) for name, split in splits.items()}
+    return RunPlan(folder, settings, info), trainer.TrainingData(vocabulary, splits, sentences)
 
 
 # A backbone of eight numbers

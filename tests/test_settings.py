@@ -1,10 +1,12 @@
 """Recipes, overrides, and what is said about a key or a value that is not known."""
 
 import dataclasses
+import doctest
 
 import pytest
 import tomli_w
 
+import settings as room
 from settings import (
     Settings,
     flat_table,
@@ -16,6 +18,10 @@ from settings import (
     to_table,
 )
 from utils import BadInput
+
+
+def test_the_examples_are_true():
+    assert doctest.testmod(room).failed == 0
 
 
 @pytest.mark.parametrize("name", known_recipes())
@@ -41,7 +47,7 @@ def test_the_recipes_of_the_papers_are_what_the_papers_say():
 def test_an_unknown_key_names_the_nearest():
     with pytest.raises(BadInput, match=r"loss\.margn.*did you mean loss\.margin"):
         from_table({"loss": {"margn": 0.1}}, "mine.toml")
-    with pytest.raises(BadInput, match=r"trainign\.epochs: unknown setting; did you mean training\.epochs"):
+    with pytest.raises(BadInput, match=r"`trainign\.epochs`: unknown setting; did you mean training\.epochs"):
         override(Settings(), {"trainign.epochs": 3})
 
 
@@ -58,7 +64,7 @@ def test_an_unknown_key_names_the_nearest():
         ("text.stem", 1, "true or false"),
         ("similarity", "cosin", "did you mean cosine"),
         ("image.dropout", 1.0, "from 0 to 0.99"),
-        ("features", "inception_v3", "name features with --features"),
+        ("features", "inception_v3", "name features with `features`"),
     ],
 )
 def test_a_wrong_value_says_what_is_taken(key, value, sentence):
@@ -106,7 +112,7 @@ def test_changes_multiply():
 
 @pytest.mark.parametrize("words", [["loss.margin"], ["loss.margin="], ["embed_dim=1", "embed_dim=2"]])
 def test_changes_that_cannot_be_read(words):
-    with pytest.raises(BadInput, match="--set"):
+    with pytest.raises(BadInput, match="`set`"):
         parse_changes(words)
 
 

@@ -4,37 +4,79 @@ Hotelling (1936); in this field Hodosh et al. (2013) and Gong et al. (2014), who
 is taken here too. It trains in seconds and is the classical line of every table.
 """
 
+import time
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from scipy import linalg, sparse
 
 from features.text.vocabulary import UNKNOWN, Sentences
+from settings import Settings
+
+if TYPE_CHECKING:
+    from training.trainer import Trainer
 
 ROWS_PER_BLOCK = 8192  # images at a time
 
 
-def fit_cca(
-    features: np.ndarray,
-    sentences: Sentences,
-    image_of_caption: np.ndarray,
-    words: int,
-    weighting: str,
-    dim: int,
-    regularization: float,
-    power: float,
-) -> dict[str, torch.Tensor]:
-    """Weights of a linear image branch and a one-layer bag of words that maximize correlation over all pairs.
+def fit(trainer: "Trainer") -> None:
+    """Train a run in closed form: one epoch, without a loss."""
+    if not trainer.log:
+        began = time.monotonic()
+        split, sentences = trainer.data.splits["train"], trainer.data.sentences["train"]
+        assert isinstance(split.features, np.ndarray)  # a linear image branch takes no maps
+        num_words = len(trainer.model.state_dict()["text.bag.weight"])
+        weights = fit_cca(split.features, sentences, split.image_of_caption, num_words, trainer.settings)
+        trainer.model.load_state_dict(weights)
+        trainer.end_epoch(began, None)
+    trainer.finish()
 
-    features: (N, D); sentences: M of them, over `words` words; image_of_caption: (M,). regularization: added to the
-    diagonals of both covariances, as a share of their mean. power: dimensions are scaled by correlation ** power.
-    Returns "image_weight" (dim, D), "image_bias" (dim,), "text_weight" (words, dim), "text_bias" (dim,), float32; with
-    fewer than `dim` directions to be had, the others are zero.
+
+def fit_cca(
+    features: np.ndarray, sentences: Sentences, image_of_caption: np.ndarray, num_words: int, s: Settings
+) -> dict[str, torch.Tensor]:
+    """Return weights of a linear image branch and a one-layer bag of words that maximize correlation over all pairs.
+
+    features: (N, D); sentences: M of them, over `num_words` words; image_of_caption: (M,). s.loss.regularization: added
+    to the diagonals of both covariances, as a share of their mean; s.loss.power: dimensions are scaled by correlation
+    ** power. The names are those of TwoBranch, float32; with fewer than `embed_dim` directions, the others are zero.
+
+    >>> features, sentences = np.eye(3), Sentences.of([[1], [2], [1, 2], [2]])
+    >>> weights = fit_cca(features, sentences, np.array([0, 1, 2, 1]), 3, Settings(embed_dim=2))
+    >>> {name: tuple(weight.shape) for name, weight in weights.items()}
+    {'image.1.weight': (2, 3), 'image.1.bias': (2,), 'text.bag.weight': (3, 2), 'text.bias': (2,)}
     """
-    bags = bag_of_words(sentences, words, weighting)
-    pairs = len(image_of_caption)
+    bags = bag_of_words(sentences, num_words, s.text.weighting)
+    x_mean, y_mean, cxx, cyy, cxy = covariances(features, bags, image_of_caption)
+    for covariance in (cxx, cyy):
+        covariance[np.diag_indices_from(covariance)] += s.loss.regularization * np.trace(covariance) / len(covariance)
+    # With C = L Lᵀ on both sides, the correlations are the singular values of Lx⁻¹ Cxy Ly⁻ᵀ.
+    lx, ly = linalg.cholesky(cxx, lower=True), linalg.cholesky(cyy, lower=True)
+    middle = linalg.solve_triangular(lx, cxy, lower=True)
+    middle = linalg.solve_triangular(ly, middle.T, lower=True).T
+    left, correlations, right = top_singular(middle, s.embed_dim)
+    scale = correlations**s.loss.power
+    image_weight = linalg.solve_triangular(lx, left, lower=True, trans="T") * scale
+    text_weight = linalg.solve_triangular(ly, right, lower=True, trans="T") * scale
+    text_weight[UNKNOWN] = 0
+    missing = s.embed_dim - len(scale)
+    weights = {
+        "image.1.weight": np.pad(image_weight.T, ((0, missing), (0, 0))),
+        "image.1.bias": np.pad(-x_mean @ image_weight, (0, missing)),
+        "text.bag.weight": np.pad(text_weight, ((0, 0), (0, missing))),
+        "text.bias": np.pad(-y_mean @ text_weight, (0, missing)),
+    }
+    return {name: torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32)) for name, value in weights.items()}
+
+
+def covariances(
+    features: np.ndarray, bags: sparse.csr_array, image_of_caption: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return, over all M pairs and in float64, the means (D,) and (W,), and the covariances (D, D), (W, W), (D, W)."""
+    (pairs, words), size = bags.shape, features.shape[1]
     captions = np.bincount(image_of_caption, minlength=len(features)).astype(np.float64)
     per_image = sparse.csr_array((np.ones(pairs), (image_of_caption, np.arange(pairs))), (len(features), pairs)) @ bags
-    size = features.shape[1]
     x_sum, xx, yx = np.zeros(size), np.zeros((size, size)), np.zeros((words, size))
     for start in range(0, len(features), ROWS_PER_BLOCK):  # in float64 by block: the features may fill the memory
         block = slice(start, start + ROWS_PER_BLOCK)
@@ -45,34 +87,15 @@ def fit_cca(
     x_mean, y_mean = x_sum / pairs, np.asarray(bags.mean(axis=0)).ravel()
     cxx = xx / pairs - np.outer(x_mean, x_mean)
     cyy = (bags.T @ bags).toarray() / pairs - np.outer(y_mean, y_mean)
-    cxy = yx.T / pairs - np.outer(x_mean, y_mean)
-    for covariance in (cxx, cyy):
-        covariance[np.diag_indices_from(covariance)] += regularization * np.trace(covariance) / len(covariance)
-    # With C = L Lᵀ on both sides, the correlations are the singular values of Lx⁻¹ Cxy Ly⁻ᵀ.
-    lx, ly = linalg.cholesky(cxx, lower=True), linalg.cholesky(cyy, lower=True)
-    middle = linalg.solve_triangular(lx, cxy, lower=True)
-    middle = linalg.solve_triangular(ly, middle.T, lower=True).T
-    left, correlations, right = top_singular(middle, dim)
-    scale = correlations**power
-    image_weight = linalg.solve_triangular(lx, left, lower=True, trans="T") * scale
-    text_weight = linalg.solve_triangular(ly, right, lower=True, trans="T") * scale
-    text_weight[UNKNOWN] = 0
-    missing = dim - len(scale)
-    weights = {
-        "image_weight": np.pad(image_weight.T, ((0, missing), (0, 0))),
-        "image_bias": np.pad(-x_mean @ image_weight, (0, missing)),
-        "text_weight": np.pad(text_weight, ((0, 0), (0, missing))),
-        "text_bias": np.pad(-y_mean @ text_weight, (0, missing)),
-    }
-    return {name: torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32)) for name, value in weights.items()}
+    return x_mean, y_mean, cxx, cyy, yx.T / pairs - np.outer(x_mean, y_mean)
 
 
-def bag_of_words(sentences: Sentences, words: int, weighting: str) -> sparse.csr_array:
-    """(M, words) float64, as the one-hot branch sees its sentences: unknown words count for nothing."""
+def bag_of_words(sentences: Sentences, num_words: int, weighting: str) -> sparse.csr_array:
+    """Return (M, num_words) float64, as the one-hot branch sees its sentences: unknown words count for nothing."""
     rows = np.repeat(np.arange(len(sentences)), sentences.lengths)
     known = sentences.numbers != UNKNOWN
-    ones = np.ones(known.sum())
-    bags = sparse.csr_array((ones, (rows[known], sentences.numbers[known])), (len(sentences), words))  # sums repeats
+    cells = rows[known], sentences.numbers[known]
+    bags = sparse.csr_array((np.ones(known.sum()), cells), (len(sentences), num_words))  # sums repeats
     if weighting == "binary":
         bags.data[:] = 1
     if weighting == "mean":
@@ -81,7 +104,7 @@ def bag_of_words(sentences: Sentences, words: int, weighting: str) -> sparse.csr
 
 
 def top_singular(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The `most` largest singular values and their vectors: (rows, k), (k,), (columns, k), largest first.
+    """Return the `most` largest singular values and their vectors: (rows, k), (k,), (columns, k), largest first.
 
     By the eigenvectors of the smaller Gram matrix: exact enough for correlations, and quick.
     """

@@ -10,7 +10,6 @@ result.json         the metrics on val; it appears when training is over
 
 import copy
 import hashlib
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,37 +19,36 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors.torch
 import tomli_w
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from features.device import default_device as device
+from features.device import default_device
 from features.images.maps import FeatureMaps
 from features.prepared import Prepared, join_features
 from features.text.sentences import TextProcessor, sentence_encoder
-from features.text.store import TextStore
 from features.text.vocabulary import Sentences, Vocabulary, WordIndex
 from model import InputDims, TwoBranch
-from settings import Settings, from_table, read_toml, to_table
+from settings import Settings, TextSettings, from_table, read_toml, to_table
+from training.checkpoint import load_model
 from utils import BadInput, atomic_write, did_you_mean, make_folder, read_json
 
 if TYPE_CHECKING:
     from features.images.backbones import Backbone
 
-Photograph = Path | str | IO[bytes]
+ImageFile = Path | str | IO[bytes]
 
 RECIPE, MODEL, VOCABULARY = "recipe.toml", "model.safetensors", "vocabulary.json"
 LOG, LAST, RESULT = "log.jsonl", "last.pt", "result.json"
 ROWS_PER_BATCH = 1000  # images or sentences embedded at a time; of maps, as many as
 BATCH_BYTES = 2**26  # bytes hold;
 SENTENCES_PER_BATCH = 64  # sentences through a transformer
+AGAIN = "train the run again with `fresh`"
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a run was trained on. `digests` and `sizes` belong to `features`, one each."""
+    """What a run was trained on. `digests`, `sizes` and `backbones` belong to `features`, one each."""
 
     recipe: str
     dataset: str
@@ -59,63 +57,91 @@ class RunInfo:
     digests: tuple[str, ...]
     sizes: tuple[int, ...]  # of spatial maps, their channels
     seed: int
-    captions: str = ""  # digest of images, splits, captions and stemmer; "" where it is not known
-    backbones: tuple[dict[str, Any], ...] = ()  # what each of `features` was made with, as its store says
+    captions: str  # digest of images, splits, captions and stemmer
+    backbones: tuple[dict[str, Any], ...]  # what each of `features` was made with, as its store says
     grid: tuple[int, ...] = ()  # (H, W) of spatial maps
     encoder_digest: str = ""  # of the transformer in the text branch, and
     encoder_size: int = 0  # the size of its features
 
     def run_name(self, settings: Settings) -> str:
-        """The prepared folder stands for the dataset: there may be two of one dataset."""
+        """Return the name of the run's folder. The prepared folder stands for the dataset: there may be two of one."""
         parts = (self.recipe, Path(self.data).name, "+".join(self.features), str(self.seed), settings.digest())
         return "-".join(parts)
 
 
-def create_run(folder: Path, settings: Settings, info: RunInfo, vocabulary: Vocabulary) -> None:
+@dataclass(frozen=True)
+class RunPlan:
+    """A run to be trained."""
+
+    folder: Path
+    settings: Settings
+    info: RunInfo
+
+
+def create_run(plan: RunPlan, vocabulary: Vocabulary) -> None:
     """Write what a run needs before its first epoch. recipe.toml comes last: with it the folder is a run."""
-    make_folder(folder, "--runs")
-    vocabulary.save(folder / VOCABULARY)
-    run = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(info).items()}
-    with atomic_write(folder / RECIPE, "wb") as file:
-        tomli_w.dump({"run": run, **to_table(settings)}, file)
+    make_folder(plan.folder, "`runs`")
+    vocabulary.save(plan.folder / VOCABULARY)
+    run = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(plan.info).items()}
+    with atomic_write(plan.folder / RECIPE, "wb") as file:
+        tomli_w.dump({"run": run, **to_table(plan.settings)}, file)
 
 
 def read_run_config(folder: Path) -> tuple[Settings, RunInfo]:
-    """Read the settings of a run folder, and what it was trained on."""
+    """Read the settings of a run folder, and what it was trained on. Raises BadInput if it is none."""
     path = folder / RECIPE
     if not path.is_file():
         raise BadInput(f"{folder}: not a run folder (no {RECIPE}); train one with train.py, or name another")
-    table = read_toml(path, "train the run again with --fresh")
+    table = read_toml(path, AGAIN)
     try:
         run: dict[str, Any] = table.pop("run")
         lists = {key: tuple(value) for key, value in run.items() if isinstance(value, list)}
         info = RunInfo(**{**run, **lists})
     except (KeyError, TypeError, AttributeError):
-        raise BadInput(f"{path}: not the recipe of a run of this version; train it again with --fresh") from None
+        raise BadInput(f"{path}: not the recipe of a run of this version; {AGAIN}") from None
     return from_table(table, str(path)), info
 
 
-def new_model(settings: Settings, info: RunInfo, words: int) -> TwoBranch:
-    """A model with first weights that depend on the seed alone; a transformer that is trained too has its own."""
-    sizes = InputDims(sum(info.sizes), words, info.grid, info.encoder_size)
+def check_same(plan: RunPlan) -> None:
+    """Raise BadInput unless the plan's folder was begun with the same settings, features and captions."""
+    settings, info = read_run_config(plan.folder)
+    start_over = "start over with `fresh`, or give another folder with `runs`"
+    for name, was, now in zip(info.features, info.digests, plan.info.digests, strict=False):
+        if was != now:
+            raise BadInput(
+                f"{plan.folder}: was trained on {name} features of other weights than {plan.info.data} holds now; "
+                f"{start_over}"
+            )
+    if info.captions != plan.info.captions:
+        raise BadInput(
+            f"{plan.folder}: was trained on other captions or splits than {plan.info.data} holds now; {start_over}"
+        )
+    if info.encoder_digest != plan.info.encoder_digest:
+        raise BadInput(
+            f"{plan.folder}: was trained with another text encoder under the name {plan.settings.text.encoder}; "
+            f"{start_over}"
+        )
+    same_shape = (info.sizes, info.grid) == (plan.info.sizes, plan.info.grid)
+    if not same_shape or settings.digest() != plan.settings.digest():
+        raise BadInput(f"{plan.folder}: was begun with other settings or features; start over with `fresh`")
+
+
+def encoding_settings(text: TextSettings) -> dict[str, Any]:
+    """Return the settings of a text branch that decide what it takes, as TextProcessor's arguments."""
+    names = ("stem", "min_count", "encoder", "encoder_pooling", "finetune")
+    return {name: getattr(text, name) for name in names}
+
+
+def new_model(settings: Settings, info: RunInfo, vocabulary: Vocabulary) -> TwoBranch:
+    """Make a model whose first weights depend on the seed alone; a transformer that is trained too has its own."""
+    num_words = len(WordIndex(vocabulary, settings.text.stem, settings.text.min_count))
+    dims = InputDims(sum(info.sizes), num_words, info.grid, info.encoder_size)
     if settings.text.finetune:
         encoder = sentence_encoder(settings.text.encoder)
         module = copy.deepcopy(encoder.module).requires_grad_(True)
-        sizes = replace(sizes, transformer=module, padding=encoder.padding)
+        dims = replace(dims, transformer=module, padding=encoder.padding)
     torch.manual_seed(info.seed)
-    return TwoBranch(settings, sizes).to(device())
-
-
-def save_model(path: Path, model: TwoBranch) -> None:
-    with atomic_write(path, "wb") as file:
-        file.write(safetensors.torch.save({name: t.cpu().contiguous() for name, t in model.state_dict().items()}))
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    with atomic_write(path, "wb") as file:
-        file.write(buffer.getbuffer())
+    return TwoBranch(settings, dims).to(default_device())
 
 
 class Run:
@@ -128,142 +154,120 @@ class Run:
 
     def __init__(self, folder: Path, settings: Settings, info: RunInfo, vocabulary: Vocabulary, model: TwoBranch):
         self.folder, self.settings, self.info, self.model = folder, settings, info, model
-        self.reader = TextProcessor(vocabulary, settings.text, info.encoder_digest)
+        self.processor = TextProcessor(vocabulary, **encoding_settings(settings.text), digest=info.encoder_digest)
 
     @classmethod
     def open(cls, folder: Path | str) -> "Run":
-        """Raises BadInput if `folder` is no run, or one whose training has not finished."""
+        """Open a run folder. Raises BadInput if `folder` is no run, or one whose training has not finished."""
         folder = Path(folder)
         settings, info = read_run_config(folder)
         if not (folder / RESULT).is_file():
             raise BadInput(f"{folder}: its training has not finished; repeat the train.py command and it continues")
         vocabulary = Vocabulary.load(folder / VOCABULARY)
-        model = new_model(settings, info, len(WordIndex(vocabulary, settings.text.stem, settings.text.min_count)))
-        load_weights(model, folder / MODEL)
+        model = new_model(settings, info, vocabulary)
+        load_model(folder / MODEL, model)
         return cls(folder, settings, info, vocabulary, model.eval())
 
     @cached_property
-    def backbone_attributes(self) -> list[dict[str, Any]]:
-        """What each of its features was made with, as its store says."""
-        if self.info.backbones:
-            return list(self.info.backbones)
-        stores = map(Prepared(self.info.data).store, self.info.features)  # a run of an earlier version
-        return [{**store.attributes, "dtype": store.dtype} for store in stores]
-
-    @cached_property
     def backbones(self) -> "list[Backbone]":
-        """The frozen networks of its features, loaded when the first photograph comes."""
+        """The frozen networks of its features, loaded when the first image comes."""
         from features.images.backbones import reopen
 
-        return [reopen(attributes) for attributes in self.backbone_attributes]
+        return [reopen(attributes) for attributes in self.info.backbones]
 
-    def embed_images(self, paths: Sequence[Photograph]) -> np.ndarray:
-        """N photographs (paths or open files) → (N, dim) float32. Raises BadInput for one that cannot be read."""
+    def embed_images(self, paths: Sequence[ImageFile]) -> np.ndarray:
+        """Embed N images (paths or open files) → (N, embed_dim) float32. Raises BadInput for an unreadable one."""
         rows = []
-        for place, row in self.embed_readable(paths, batch=max(1, min(16, len(paths)))):
+        for index, row in self.embed_readable(paths, batch=max(1, min(16, len(paths)))):
             if isinstance(row, str):
-                name = paths[place] if isinstance(paths[place], str | Path) else "the image"
+                name = paths[index] if isinstance(paths[index], str | Path) else "the image"
                 raise BadInput(f"{name}: cannot be read ({row}); mend it, or leave it out")
             rows.append(row)
         return np.stack(rows) if rows else np.empty((0, self.settings.embed_dim), np.float32)
 
     def embed_readable(
-        self, paths: Sequence[Photograph], batch: int = 16, workers: int = 0
+        self, paths: Sequence[ImageFile], batch: int = 16, workers: int = 0
     ) -> Iterator[tuple[int, np.ndarray | str]]:
-        """For each of many photographs in turn: its place, and its embedding (dim,) float32 or why it cannot be read.
+        """Embed many images; yield of each in turn its index, and its embedding (embed_dim,) or why it is unreadable.
 
-        The frozen networks see `batch` at a time; `workers` processes decode beside them.
+        batch: images that the frozen networks see at a time; workers: processes that decode beside them.
         """
         from features.images.extract import features_of
 
         streams = [features_of(paths, backbone, batch=batch, workers=workers) for backbone in self.backbones]
-        dtypes = [attributes["dtype"] for attributes in self.backbone_attributes]
-        normalize = self.settings.image.normalize
+        dtypes = [attributes["dtype"] for attributes in self.info.backbones]
         together = zip(*streams, strict=True)
         while group := list(islice(together, batch)):
-            sound = [pieces for pieces in group if all(isinstance(row, np.ndarray) for _, row in pieces)]
+            readable = [pieces for pieces in group if all(isinstance(row, np.ndarray) for _, row in pieces)]
             rows: Iterator[np.ndarray] = iter(())
-            if sound:  # as the stores keep them, then joined as for training
+            if readable:  # as the stores keep them, then joined as for training
                 parts = [
-                    np.stack([pieces[i][1] for pieces in sound]).astype(d).astype(np.float32)
-                    for i, d in enumerate(dtypes)
+                    np.stack([pieces[i][1] for pieces in readable]).astype(dtype).astype(np.float32)
+                    for i, dtype in enumerate(dtypes)
                 ]
-                rows = iter(self.embed_features(join_features(parts, normalize)))
-            for (place, first), *others in group:
-                reason = next((row for row in (first, *(row for _, row in others)) if isinstance(row, str)), None)
-                yield place, reason if reason is not None else next(rows)
+                rows = iter(self.embed_features(join_features(parts, self.settings.image.normalize)))
+            for pieces in group:
+                reason = next((row for _, row in pieces if isinstance(row, str)), None)
+                yield pieces[0][0], reason if reason is not None else next(rows)
 
     def embed_features(self, features: np.ndarray | FeatureMaps) -> np.ndarray:
-        """(N, D) joined features or maps, as Prepared.split gives them → (N, dim) float32."""
+        """Embed joined features (N, D) or maps, as Prepared.split gives them → (N, embed_dim) float32."""
         return embed_features(self.model, features).cpu().numpy()
 
     def embed_sentences(self, sentences: Sequence[str]) -> np.ndarray:
-        """N sentences → (N, dim) float32."""
-        return embed_sentences(self.model, self.reader.read(sentences)).cpu().numpy()
+        """Embed N sentences → (N, embed_dim) float32."""
+        return embed_sentences(self.model, self.processor.encode(sentences)).cpu().numpy()
 
     def embed_captions(self, data: Prepared, split: str) -> np.ndarray:
-        """The captions of a split in the order of `data.split(split, …)` → (M, dim) float32.
+        """Embed the M captions of a split in the order of `data.split(split, …)` → (M, embed_dim) float32.
 
-        A frozen sentence encoder need not run again: its features are read from where prep.py cached them.
+        A frozen sentence encoder need not run again: its features are read from where prep.py cached them. Raises
+        BadInput if they are of other weights than the run was trained with.
         """
         captions = [caption for row in data.rows if row["split"] == split for caption in row["captions"]]
         features, text = None, self.settings.text
         if text.encoder and not text.finetune:
-            check_encoder(data.text_store(text.encoder), self.info.encoder_digest, self.folder)
+            store = data.text_store(text.encoder)
+            if store.attributes["digest"] != self.info.encoder_digest:
+                raise BadInput(
+                    f"{store.path}: holds sentence features of other weights than {self.folder} was trained with; "
+                    f"name the right folder with `data`, or train again"
+                )
             features = data.sentence_features(split, text.encoder, text.encoder_pooling)
-        return embed_sentences(self.model, self.reader.read(captions, features)).cpu().numpy()
+        return embed_sentences(self.model, self.processor.encode(captions, features)).cpu().numpy()
 
     def unknown_words(self, sentence: str) -> list[str]:
-        """The words of a sentence that its text branch has no number for."""
-        return self.reader.unknown_words(sentence)
+        """Return the words of a sentence that its text branch has no number for."""
+        return self.processor.unknown_words(sentence)
 
     def knows(self, sentence: str) -> bool:
-        """Whether the text branch knows one word of the sentence at least."""
-        return self.reader.knows(sentence)
+        """Return whether the text branch knows one word of the sentence at least."""
+        return self.processor.knows(sentence)
 
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that differ when the weights, the settings or the features differ."""
+        """Return sixteen hexadecimal digits that differ when the weights, the settings or the features differ."""
         info = self.info
         total = hashlib.sha256((self.folder / MODEL).read_bytes())
         total.update(f"{self.settings.digest()} {info.features} {info.digests}".encode())
         return total.hexdigest()[:16]
 
     def result(self) -> dict[str, Any]:
-        return read_json(self.folder / RESULT, "train the run again with --fresh")
-
-
-def check_encoder(store: TextStore, digest: str, folder: Path) -> None:
-    """Raises BadInput unless the sentence features are of the weights that the run in `folder` was trained with."""
-    if store.attributes["digest"] != digest:
-        raise BadInput(
-            f"{store.path}: holds sentence features of other weights than {folder} was trained with; "
-            f"name the right folder with --data, or train again"
-        )
-
-
-def load_weights(model: TwoBranch, path: Path) -> None:
-    remedy = "train the run again with --fresh"
-    try:
-        model.load_state_dict(safetensors.torch.load(path.read_bytes()))
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file; {remedy}") from None
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"{path}: cut short, or not the weights of this recipe ({reason}); {remedy}") from None
+        """Read result.json."""
+        return read_json(self.folder / RESULT, AGAIN)
 
 
 @torch.inference_mode()
 def embed_features(model: TwoBranch, features: np.ndarray | FeatureMaps) -> Tensor:
-    """(N, D) float32 or maps → (N, dim) on the model's device, in blocks. The model must be in eval mode."""
+    """Embed (N, D) float32 or maps → (N, embed_dim) on the model's device, in blocks. The model is in eval mode."""
     height = max(1, min(ROWS_PER_BATCH, BATCH_BYTES // (4 * math.prod(features.shape[1:]))))
     blocks = (features[start : start + height] for start in range(0, len(features), height))
-    parts = [model.embed_images(torch.from_numpy(np.ascontiguousarray(block)).to(device())) for block in blocks]
+    parts = [model.embed_images(torch.from_numpy(np.ascontiguousarray(block)).to(default_device())) for block in blocks]
     return torch.cat(parts) if parts else torch.empty(0, 0)
 
 
 @torch.inference_mode()
 def embed_sentences(model: TwoBranch, sentences: Sentences) -> Tensor:
-    """N sentences → (N, dim) on the model's device, those of like length together. The model must be in eval mode."""
+    """Embed N sentences → (N, embed_dim) on the model's device, like lengths together. The model is in eval mode."""
     lengths = (sentences.tokens or sentences).lengths
     order = np.argsort(lengths, kind="stable")
     height = ROWS_PER_BATCH if sentences.tokens is None else SENTENCES_PER_BATCH
@@ -271,45 +275,32 @@ def embed_sentences(model: TwoBranch, sentences: Sentences) -> Tensor:
     if not parts:
         return torch.empty(0, 0)
     embedded = torch.cat(parts)
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    return embedded[torch.from_numpy(back).to(embedded.device)]
+    return embedded[torch.from_numpy(np.argsort(order)).to(embedded.device)]
 
 
 def run_folders(root: Path) -> list[Path]:
-    """Run folders under `root`, finished or not, the newest first."""
-    found = [path.parent for path in root.glob(f"*/{RECIPE}")]
-    return sorted(found, key=lambda folder: (-_last_change(folder), folder.name))
+    """Return the run folders under `root`, finished or not, the newest first."""
+    folders = [path.parent for path in root.glob(f"*/{RECIPE}")]
+    changed = {folder: max(path.stat().st_mtime for path in folder.iterdir()) for folder in folders}
+    return sorted(folders, key=lambda folder: (-changed[folder], folder.name))
 
 
 def newest_run(root: Path) -> Path:
-    """The finished run under `root` that was written last."""
+    """Return the finished run under `root` that was written last. Raises BadInput if there is none."""
     finished = [folder for folder in run_folders(root) if (folder / RESULT).is_file()]
     if not finished:
         raise BadInput(f"{root}: holds no finished run; run train.py first, or name a run folder")
     return finished[0]
 
 
-def _last_change(folder: Path) -> float:
-    return max(path.stat().st_mtime for path in folder.iterdir())
-
-
 def find_runs(patterns: Sequence[str], root: Path) -> Iterator[Path]:
-    """Run folders named by paths, by names under `root`, or by patterns such as 'runs/*'. Each once, in order."""
+    """Yield run folders named by paths, by names under `root`, or by patterns such as 'runs/*'. Each once, in order."""
     seen = set()
     for pattern in patterns:
-        found = _matches(pattern, root)
-        if not found:
-            known = [folder.name for folder in run_folders(root)]
-            if any(letter in pattern for letter in "*?["):
-                there = f"{root} holds {len(known)} runs, such as {min(known)}" if known else f"{root} holds no run"
-                raise BadInput(
-                    f"{pattern}: no run matches; looked for folders of that pattern with a {RECIPE} in {Path.cwd()}; "
-                    f"{there}"
-                )
-            hint = did_you_mean(Path(pattern).name, known) if known else f"{root} holds no run: train one with train.py"
-            raise BadInput(f"{pattern}: no such run folder, here or under {root}; {hint}")
-        for folder in found:
+        matches = _matches(pattern, root)
+        if not matches:
+            raise BadInput(f"{pattern}: {_no_match(pattern, root)}")
+        for folder in matches:
             if folder.resolve() not in seen:
                 seen.add(folder.resolve())
                 yield folder
@@ -320,7 +311,16 @@ def _matches(pattern: str, root: Path) -> list[Path]:
         if path.is_dir():
             return [path]
         base, glob = (Path(path.anchor), path.relative_to(path.anchor)) if path.is_absolute() else (Path(), path)
-        found = sorted(hit for hit in base.glob(str(glob)) if (hit / RECIPE).is_file())
-        if found:
-            return found
+        matches = sorted(match for match in base.glob(str(glob)) if (match / RECIPE).is_file())
+        if matches:
+            return matches
     return []
+
+
+def _no_match(pattern: str, root: Path) -> str:
+    known = [folder.name for folder in run_folders(root)]
+    if any(letter in pattern for letter in "*?["):
+        content = f"{root} holds {len(known)} runs, such as {min(known)}" if known else f"{root} holds no run"
+        return f"no run matches; looked for folders of that pattern with a {RECIPE} in {Path.cwd()}; {content}"
+    hint = did_you_mean(Path(pattern).name, known) if known else f"{root} holds no run: train one with train.py"
+    return f"no such run folder, here or under {root}; {hint}"

@@ -3,220 +3,291 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from tqdm import tqdm
 
-from features.prepared import Prepared, Split
-from features.text.sentences import TextProcessor
+from features.images.store import FeatureStore
+from features.prepared import Prepared, Split, newest_prepared
+from features.text.sentences import TextProcessor, sentence_encoder
 from features.text.vocabulary import Sentences
-from settings import Settings, TextSettings
-from training.run import RESULT, RunInfo
-from training.trainer import check_same, epochs_of, train
-from utils import BadInput
+from model import heads_for
+from settings import Settings, TextSettings, override, parse_changes, read_recipe
+from training.run import RESULT, RunInfo, RunPlan, check_same, encoding_settings
+from training.trainer import TrainingData, epochs_of, train
+from utils import BadInput, NotPrepared, log, make_folder
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run to be trained."""
+def train_recipes(
+    recipes: Sequence[str],
+    *,
+    data: Path | None = None,
+    features: Sequence[Sequence[str]] = (),
+    runs: Path = Path("runs"),
+    seeds: Sequence[int] = (0,),
+    changes: Sequence[str] = (),
+    jobs: int = 1,
+    fresh: bool = False,
+) -> list[Path]:
+    """Train every recipe with every seed, set of features and combination of "key=value,value" `changes`.
 
-    folder: Path
-    settings: Settings
-    info: RunInfo
+    data: a prepared folder, the newest under data/ by default. features: names, those of a set joined; by default what
+    the recipe names, or else the newest. jobs: runs side by side. Return the folders, below `runs`. Raises BadInput.
+
+    >>> train_recipes(["vse0", "vsepp"], seeds=[0, 1, 2], changes=["loss.margin=0.1,0.2"])  # doctest: +SKIP
+    """
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise BadInput(f"`seeds` {seed}: a seed is a whole number from 0 to {2**32 - 1}")
+    if jobs < 1:
+        raise BadInput(f"`jobs` {jobs}: one run at a time at least")
+    if jobs > 1:
+        torch.set_num_threads(1)  # threads of torch do not survive the fork of a process
+    read = {name: read_recipe(name) for name in recipes}  # before anything slow
+    combinations = parse_changes(list(changes))
+    variants = [(Path(name).stem, override(recipe, change)) for name, recipe in read.items() for change in combinations]
+    prepared = Prepared(data or newest_prepared(Path("data")))
+    make_folder(runs, "`runs`")
+    captions = prepared.digest()
+    plans = [
+        plan_run(prepared, settings, recipe=name, features=names, seed=seed, root=runs, captions=captions)
+        for names in features or [[]]
+        for name, settings in variants
+        for seed in seeds
+    ]
+    unique = {plan.folder: plan for plan in plans}  # two ways of saying the same settings are one run
+    sweep(list(unique.values()), prepared, fresh, jobs)
+    return list(unique)
 
 
-class Inputs:
+def plan_run(
+    data: Prepared,
+    settings: Settings,
+    *,
+    recipe: str,
+    features: Sequence[str] = (),
+    seed: int = 0,
+    root: Path = Path("runs"),
+    captions: str = "",
+) -> RunPlan:
+    """Plan a run on a prepared folder. Raises BadInput if the folder lacks what the settings ask for.
+
+    features: names; by default what the settings name, or else the newest. captions: `data.digest()`, where known.
+    """
+    names = list(dict.fromkeys(features or settings.features or data.stores()[:1]))
+    if not names:
+        raise NotPrepared(f"{data.folder}: has no features", {"": data.name, "backbone": "NAME"})
+    stores = [data.store(name) for name in names]
+    for store in stores:
+        check_shape(store, settings)
+    info = RunInfo(
+        recipe=recipe,
+        dataset=data.name,
+        data=str(data.folder.resolve()),
+        features=tuple(names),
+        digests=tuple(str(store.attributes["digest"]) for store in stores),
+        sizes=tuple(store.shape[-1] for store in stores),
+        seed=seed,
+        captions=captions or data.digest(),
+        backbones=tuple({**store.attributes, "dtype": store.dtype} for store in stores),
+        grid=stores[0].shape[:-1],
+        **encoder_info(data, settings.text),
+    )
+    return RunPlan(root / info.run_name(settings), settings, info)
+
+
+def check_shape(store: FeatureStore, settings: Settings) -> None:
+    """Raise BadInput unless the image branch takes such features."""
+    maps, attention = len(store.shape) == 3, settings.image.branch == "attention"
+    if maps and not attention:
+        raise BadInput(
+            f"{store.path}: holds spatial maps; take them with `image.branch`=attention, or choose other `features`"
+        )
+    if attention and not maps:
+        raise BadInput(
+            f"{store.path}: holds no spatial maps, which image.branch = 'attention' pools; name those that prep.py "
+            f"makes of maps with `features`, such as {store.path.stem}.map"
+        )
+    if attention:
+        heads_for(store.shape[-1], settings.image.num_heads)
+
+
+def encoder_info(data: Prepared, text: TextSettings) -> dict[str, Any]:
+    """Return what a run notes of its text encoder. Raises BadInput if it, or its features, are missing."""
+    if not text.encoder:
+        return {}
+    if text.finetune:
+        encoder = sentence_encoder(text.encoder)
+        return {"encoder_digest": encoder.digest, "encoder_size": encoder.size}
+    store = data.text_store(text.encoder)
+    return {"encoder_digest": str(store.attributes["digest"]), "encoder_size": store.size}
+
+
+@dataclass
+class SplitCache:
     """Features and encoded captions, read once for all the runs that want the same; features of one kind are held."""
 
-    def __init__(self, data: Prepared):
-        self.data = data
-        self.splits: dict[tuple, dict[str, Split]] = {}
-        self.sentences: dict[TextSettings, dict[str, Sentences]] = {}
+    data: Prepared
+    splits: dict[tuple, dict[str, Split]] = field(default_factory=dict)
+    sentences: dict[tuple, dict[str, Sentences]] = field(default_factory=dict)
 
     @staticmethod
-    def key(job: Job) -> tuple:
-        """What two runs must share to read the same features."""
-        return job.info.features, job.settings.image.normalize
+    def key(plan: RunPlan) -> tuple:
+        """Return what two runs must share to read the same features."""
+        return plan.info.features, plan.settings.image.normalize
 
-    def of(self, job: Job) -> tuple[dict[str, Split], dict[str, Sentences]]:
-        key = self.key(job)
+    def read(self, plan: RunPlan) -> TrainingData:
+        """Read what a run trains on, or return what was read before."""
+        key = self.key(plan)
         if key not in self.splits:
             self.splits.clear()  # before others are read: two kinds might not fit
-            self.splits[key] = {s: self.data.split(s, *key) for s in ("train", "val")}
-        splits = self.splits[key]
-        text = encoding_settings(job.settings.text)
-        if text not in self.sentences:
-            reader = TextProcessor(self.data.vocabulary, text)
-            self.sentences[text] = {name: self._read(reader, split) for name, split in splits.items()}
-        return splits, self.sentences[text]
+            self.splits[key] = {name: self.data.split(name, *key) for name in ("train", "val")}
+        encoding = encoding_settings(plan.settings.text)
+        text_key = tuple(encoding.values())
+        if text_key not in self.sentences:
+            processor = TextProcessor(self.data.vocabulary, **encoding)
+            self.sentences[text_key] = {name: self._encode(processor, s) for name, s in self.splits[key].items()}
+        return TrainingData(self.data.vocabulary, self.splits[key], self.sentences[text_key])
 
-    def _read(self, reader: TextProcessor, split: Split) -> Sentences:
-        text, features = reader.text, None
-        if text.encoder and not text.finetune:
-            features = self.data.sentence_features(split.name, text.encoder, text.encoder_pooling)
-        return reader.read(split.captions, features, progress=True)
-
-
-def encoding_settings(text: TextSettings) -> TextSettings:
-    """The settings of a text branch that decide what it takes, the others as they are by default."""
-    names = ("stem", "min_count", "encoder", "encoder_pooling", "finetune")
-    return TextSettings(**{name: getattr(text, name) for name in names})
+    def _encode(self, processor: TextProcessor, split: Split) -> Sentences:
+        features = None
+        if processor.encoder and not processor.finetune:
+            features = self.data.sentence_features(split.name, processor.encoder, processor.encoder_pooling)
+        return processor.encode(split.captions, features, progress=True)
 
 
-def sweep(jobs: Sequence[Job], data: Prepared, fresh: bool = False, side_by_side: int = 1) -> None:
-    """Train every job that is not finished, `side_by_side` at a time, each in a process of its own if more than one.
+def sweep(plans: Sequence[RunPlan], data: Prepared, fresh: bool = False, jobs: int = 1) -> None:
+    """Train every run that is not finished, `jobs` at a time, each in a process of its own if more than one.
 
     Processes share the memory of what was read and the processor's cores. A run that cannot be trained does not keep
     the others from it. Raises BadInput that names those that could not be.
     """
-    todo = []
-    for job in jobs:
-        if (job.folder / RESULT).is_file() and not fresh:
-            check_same(job.folder, job.settings, job.info)
+    unfinished = []
+    for plan in plans:
+        if (plan.folder / RESULT).is_file() and not fresh:
+            check_same(plan)
         else:
-            todo.append(job)
-    if len(jobs) > len(todo):
-        tqdm.write(f"{len(jobs) - len(todo)} of {len(jobs)} runs finished", file=sys.stderr)
+            unfinished.append(plan)
+    if len(plans) > len(unfinished):
+        log(f"{len(plans) - len(unfinished)} of {len(plans)} runs finished")
+    keys = list(dict.fromkeys(map(SplitCache.key, unfinished)))
+    unfinished.sort(key=lambda plan: keys.index(SplitCache.key(plan)))  # those that read the same come together
     failed: dict[Path, str] = {}
-    inputs = Inputs(data)
-    train_all = one_after_the_other if side_by_side == 1 else each_in_a_process(side_by_side)
-    with Progress(todo) as progress:
-        for job, reason in train_all(in_order(todo), inputs, fresh, progress):
-            failed[job.folder] = reason
-            tqdm.write(f"{job.folder.name}: {reason}", file=sys.stderr)
-    if len(failed) == len(jobs) and len(set(failed.values())) == 1:
+    with closing(Sweep(unfinished, SplitCache(data), fresh)) as runs:
+        for plan, reason in runs.in_turn() if jobs == 1 else runs.in_processes(jobs):
+            failed[plan.folder] = reason
+            log(f"{plan.folder.name}: {reason}")
+    if len(failed) == len(plans) and len(set(failed.values())) == 1:
         raise BadInput(next(iter(failed.values())))
     if failed:
         reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in failed.items())
-        others = ", all others are finished" if len(failed) < len(jobs) else ""
-        raise BadInput(f"{len(failed)} of {len(jobs)} runs could not be trained{others}: {reasons}")
+        others = ", all others are finished" if len(failed) < len(plans) else ""
+        raise BadInput(f"{len(failed)} of {len(plans)} runs could not be trained{others}: {reasons}")
 
 
-def in_order(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs that read the same features come together; otherwise the order in which they were asked for stays."""
-    groups: dict[tuple, list[Job]] = {}
-    for job in jobs:
-        groups.setdefault(Inputs.key(job), []).append(job)
-    return [job for group in groups.values() for job in group]
+class Sweep:
+    """Runs in training, what they read, and a bar over the epochs of all of them where there are several."""
 
+    def __init__(self, plans: Sequence[RunPlan], cache: SplitCache, fresh: bool):
+        self.plans, self.cache, self.fresh = plans, cache, fresh
+        self.left = {plan.folder: epochs_of(plan.settings) for plan in plans}
+        name, total = f"all {len(plans)} runs", sum(self.left.values())
+        self.bar = tqdm(total=total, desc=name, unit=" epochs", disable=len(plans) < 2, position=0)
 
-class Progress:
-    """A bar over the epochs of all runs, where there are several, and what runs have to say above it."""
-
-    def __init__(self, jobs: Sequence[Job]):
-        self.left = {job.folder: epochs_of(job.settings) for job in jobs}
-        self.runs = len(jobs)
-
-    def __enter__(self) -> "Progress":
-        name, total = f"all {self.runs} runs", sum(self.left.values())
-        self.bar = tqdm(total=total, desc=name, unit=" epochs", disable=self.runs < 2, position=0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.bar.close()
 
-    def told(self, job: Job, epochs: int, line: str) -> None:
-        """`job` has `epochs` epochs behind it."""
-        tqdm.write(line, file=sys.stderr)
-        left = epochs_of(job.settings) - epochs
-        self.bar.update(self.left[job.folder] - left)
-        self.left[job.folder] = left
+    def on_epoch(self, plan: RunPlan, epochs: int, line: str) -> None:
+        """Show that a run has `epochs` epochs behind it."""
+        log(line)
+        left = epochs_of(plan.settings) - epochs
+        self.bar.update(self.left[plan.folder] - left)
+        self.left[plan.folder] = left
 
-    def over(self, job: Job) -> None:
-        self.bar.update(self.left.pop(job.folder))  # the epochs that patience saved
+    def on_end(self, plan: RunPlan) -> None:
+        """Show that a run is over, the epochs that patience saved included."""
+        self.bar.update(self.left.pop(plan.folder))
 
+    def in_turn(self) -> Iterator[tuple[RunPlan, str]]:
+        """Train one after the other in this process; yield the runs that could not be trained, and why."""
+        for plan in self.plans:
+            try:
+                train(plan, self.cache.read(plan), self.fresh, partial(self.on_epoch, plan))
+            except BadInput as error:
+                yield plan, str(error)
+            self.on_end(plan)
 
-def one_after_the_other(
-    jobs: Sequence[Job], inputs: Inputs, fresh: bool, progress: Progress
-) -> Iterator[tuple[Job, str]]:
-    """Train them in this process; yields the jobs that could not be trained, and why."""
-    for job in jobs:
+    def in_processes(self, jobs: int) -> Iterator[tuple[RunPlan, str]]:
+        """As `in_turn`, but up to `jobs` at a time. The processes are forked: they share what was read.
 
-        def told(epochs: int, line: str, job: Job = job) -> None:
-            progress.told(job, epochs, line)
-
-        try:
-            splits, sentences = inputs.of(job)
-            train(job.folder, job.settings, job.info, inputs.data.vocabulary, splits, sentences, fresh, told)
-        except BadInput as error:
-            yield job, str(error)
-        progress.over(job)
-
-
-def each_in_a_process(most: int) -> Callable[..., Iterator[tuple[Job, str]]]:
-    """As one_after_the_other, but up to `most` at a time. The processes are forked: they share what was read.
-
-    A process keeps what it was forked with: up to `most` sets of features are in memory where one follows another.
-    """
-    if not hasattr(os, "fork"):
-        raise BadInput(f"--jobs {most}: this system cannot fork a process; leave --jobs out")
-    context = multiprocessing.get_context("fork")
-
-    def train_all(jobs: Sequence[Job], inputs: Inputs, fresh: bool, progress: Progress) -> Iterator[tuple[Job, str]]:
-        waiting = list(reversed(jobs))
-        running: dict[Any, tuple[Job, Any]] = {}  # by the connection that each process speaks through
+        A process keeps what it was forked with: up to `jobs` sets of features are in memory where one follows another.
+        """
+        if not hasattr(os, "fork"):
+            raise BadInput(f"`jobs` {jobs}: this system cannot fork a process; leave `jobs` out")
+        waiting = list(reversed(self.plans))
+        running: dict[Connection, tuple[RunPlan, ForkProcess]] = {}  # by the pipe that each process speaks through
         try:
             while waiting or running:
-                while waiting and len(running) < most:
-                    job = waiting.pop()
+                while waiting and len(running) < jobs:
+                    plan = waiting.pop()
                     try:
-                        inputs.of(job)  # read here, so that the processes share it
+                        data = self.cache.read(plan)  # before the fork, so that the processes share it
                     except BadInput as error:
-                        yield job, str(error)
-                        progress.over(job)
-                        continue
-                    ours, theirs = context.Pipe(duplex=False)
-                    process = context.Process(target=_child, args=(job, inputs, fresh, theirs, most))
-                    process.start()
-                    theirs.close()
-                    running[ours] = (job, process)
-                for connection in cast(list[Connection], wait(list(running)) if running else []):
-                    job, process = running[connection]
+                        yield plan, str(error)
+                        self.on_end(plan)
+                    else:
+                        pipe, process = fork(plan, data, self.fresh, jobs)
+                        running[pipe] = plan, process
+                for pipe in cast(list[Connection], wait(list(running)) if running else []):
+                    plan, process = running[pipe]
                     try:
-                        kind, *message = connection.recv()
+                        epochs, line = pipe.recv()
                     except EOFError:
                         process.join()
-                        del running[connection]
+                        del running[pipe]
                         if process.exitcode:
-                            yield job, _end_of(process.exitcode)
-                        progress.over(job)
+                            yield plan, reason_of(process.exitcode)
+                        self.on_end(plan)
                     else:
-                        if kind == "failed":
-                            yield job, *message
+                        if epochs is None:
+                            yield plan, line
                         else:
-                            progress.told(job, *message)
+                            self.on_epoch(plan, epochs, line)
         finally:
             for _, process in running.values():
                 process.terminate()
             for _, process in running.values():
                 process.join()
 
-    return train_all
+
+def fork(plan: RunPlan, data: TrainingData, fresh: bool, jobs: int) -> tuple[Connection, ForkProcess]:
+    """Train a run in a process of its own; return it and the pipe on which it says (epochs, line) or (None, reason)."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_train_forked, args=(plan, data, fresh, theirs, jobs))
+    process.start()
+    theirs.close()
+    return ours, process
 
 
-def _child(job: Job, inputs: Inputs, fresh: bool, parent: Connection, processes: int) -> None:
+def _train_forked(plan: RunPlan, data: TrainingData, fresh: bool, parent: Connection, jobs: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends us
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    splits, sentences = inputs.of(job)
-
-    def told(epochs: int, line: str) -> None:
-        parent.send(("told", epochs, line))
-
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     try:
-        train(
-            job.folder, job.settings, job.info, inputs.data.vocabulary, splits, sentences, fresh, told, progress=False
-        )
+        train(plan, data, fresh, lambda epochs, line: parent.send((epochs, line)), progress=False)
     except BadInput as error:
-        parent.send(("failed", str(error)))
+        parent.send((None, str(error)))
 
 
 def _end_with(parent: int) -> None:
@@ -226,12 +297,8 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _end_of(status: int) -> str:
+def reason_of(status: int) -> str:
+    """Return why a process ended with this status."""
     if status == -signal.SIGKILL:
-        return "the run's process was killed, probably for want of memory; repeat the command with fewer --jobs"
-    return f"the run's process ended with status {status}; the lines above say why; repeat the command without --jobs"
-
-
-def unique(jobs: Iterable[Job]) -> list[Job]:
-    """Two ways of saying the same settings are one run."""
-    return list({job.folder: job for job in jobs}.values())
+        return "the run's process was killed, probably for want of memory; repeat the command with fewer `jobs`"
+    return f"the run's process ended with status {status}; the lines above say why; repeat the command without `jobs`"

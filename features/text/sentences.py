@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from features.text.vocabulary import Sentences, Vocabulary, WordIndex, tokenize
-from settings import TextSettings
 from utils import BadInput
 
 if TYPE_CHECKING:
@@ -16,49 +15,63 @@ if TYPE_CHECKING:
 
 @cache
 def sentence_encoder(name: str) -> "SentenceEncoder":
-    """The transformer `name`, loaded once. Raises BadInput if it cannot be."""
+    """Load the transformer `name`, once. Raises BadInput if it cannot be."""
     from features.text.encoders import load_sentence_encoder
 
     return load_sentence_encoder(name)
 
 
 class TextProcessor:
-    """Turns sentences into what the text branch of these settings takes.
+    """Turns sentences into what a text branch takes.
 
-    digest: of the frozen sentence encoder that the run was trained with; any will do while there is none.
+    stem, min_count: which words count (see WordIndex). encoder: name of a transformer, "" for none; encoder_pooling: of
+    its states; finetune: it is trained too, and takes tokens. digest: of a frozen encoder's weights, "" for any.
+
+    >>> TextProcessor(Vocabulary.build(["two dogs", "a dog"]), stem=True).encode(["Two dogs run"]).numbers.tolist()
+    [3, 1, 0]
     """
 
-    def __init__(self, vocabulary: Vocabulary, text: TextSettings, digest: str = ""):
-        self.words = WordIndex(vocabulary, text.stem, text.min_count)
-        self.text, self.digest = text, digest
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        stem: bool = False,
+        min_count: int = 1,
+        encoder: str = "",
+        encoder_pooling: str = "mean",
+        finetune: bool = False,
+        digest: str = "",
+    ):
+        self.words = WordIndex(vocabulary, stem, min_count)
+        self.encoder, self.encoder_pooling, self.finetune, self.digest = encoder, encoder_pooling, finetune, digest
 
-    def read(self, sentences: Sequence[str], features: np.ndarray | None = None, progress: bool = False) -> Sentences:
-        """`features`: (N, D) of the frozen sentence encoder where they are at hand; made here where they are not.
+    def encode(self, sentences: Sequence[str], features: np.ndarray | None = None, progress: bool = False) -> Sentences:
+        """Encode N sentences. features: (N, D) of the frozen encoder, where they are cached; else made here.
 
-        Raises BadInput if the encoder cannot be loaded, or its weights are no longer those the run was trained with.
+        Raises BadInput if the encoder cannot be loaded, or its weights are not those of `digest`.
         """
         encoded = Sentences.encode(sentences, self.words, progress)
-        if not self.text.encoder:
+        if not self.encoder:
             return encoded
-        if self.text.finetune:
+        if self.finetune:
             from features.text.encoders import tokenize_for
 
-            return encoded.with_tokens(tokenize_for(sentence_encoder(self.text.encoder), sentences))
+            return encoded.with_tokens(tokenize_for(sentence_encoder(self.encoder), sentences))
         if features is None:
-            encoder = sentence_encoder(self.text.encoder)
+            encoder = sentence_encoder(self.encoder)
             if self.digest and encoder.digest != self.digest:
                 raise BadInput(
-                    f"{self.text.encoder}: holds other weights than the run was trained with; put those back, or "
-                    f"train again with --fresh"
+                    f"{self.encoder}: holds other weights than the run was trained with; put those back, or train "
+                    f"again with `fresh`"
                 )
-            features = encoder.features(sentences, progress)[self.text.encoder_pooling]
+            features = encoder.features(sentences, progress)[self.encoder_pooling]
         return encoded.with_features(features)
 
     def unknown_words(self, sentence: str) -> list[str]:
-        """The words that the text branch has no number for. A transformer takes any."""
-        return [] if self.text.encoder else self.words.unknown_words(sentence)
+        """Return the words that the text branch has no number for. A transformer takes any."""
+        return [] if self.encoder else self.words.unknown_words(sentence)
 
     def knows(self, sentence: str) -> bool:
-        """Whether the text branch knows one word at least."""
+        """Return whether the text branch knows one word at least."""
         words = tokenize(sentence)
-        return len(self.unknown_words(sentence)) < len(words) or (bool(self.text.encoder) and bool(sentence.strip()))
+        return len(self.unknown_words(sentence)) < len(words) or (bool(self.encoder) and bool(sentence.strip()))

@@ -20,7 +20,7 @@ from utils import BadInput
 
 
 def info(recipe="vse0", features=("vgg19",), digests=("d1",), seed=0, dataset="flickr8k"):
-    return RunInfo(recipe, dataset, "data/flickr8k", features, digests, (8,) * len(features), seed)
+    return RunInfo(recipe, dataset, "data/flickr8k", features, digests, (8,) * len(features), seed, "", ())
 
 
 def make_run(root, about, changes=None, finished=True, settings=None):

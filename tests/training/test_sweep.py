@@ -15,6 +15,7 @@ from features.datasets.dataset import Dataset, Image
 from features.images.store import write_store
 from features.prepared import Prepared, write_prepared
 from features.text.vocabulary import Vocabulary
+from settings import Settings, override
 from tests.helpers import MADE_UP_WORDS, ROOT, made_up_data
 from training import sweep as sweeping
 from utils import BadInput
@@ -32,7 +33,7 @@ def prepared(tmp_path_factory):
     images, ids, rows = [], [], []
     for name, split in {**made_up_data(), "test": made_up_data()["val"]}.items():
         for number, image in enumerate(split.images):
-            captions = [c for c, owner in zip(split.captions, split.image_of_caption, strict=True) if owner == number]
+            captions = [c for c, row in zip(split.captions, split.image_of_caption, strict=True) if row == number]
             images.append(Image(f"{name}-{image}", None, name, tuple(captions)))
             ids.append(f"{name}-{image}")
             rows.append(split.features[number])
@@ -47,8 +48,8 @@ def prepared(tmp_path_factory):
         "map": 0,
         "crops": 1,
     }
-    for name, some in (("one", np.stack(rows)), ("two", np.stack(rows)[:, ::-1] ** 2)):
-        write_store(folder / f"{name}.h5", ids, (12,), "float32", {**about, "backbone": name}, [some])
+    for name, features in (("one", np.stack(rows)), ("two", np.stack(rows)[:, ::-1] ** 2)):
+        write_store(folder / f"{name}.h5", ids, (12,), "float32", {**about, "backbone": name}, [features])
     return folder
 
 
@@ -108,7 +109,7 @@ def test_side_by_side_gives_the_same_runs(prepared, undisturbed, tmp_path):
 
 @pytest.mark.parametrize(("jobs", "after"), [("1", 6), ("2", 9)])
 def test_a_sweep_killed_anywhere_gives_the_same_table(prepared, undisturbed, tmp_path, jobs, after):
-    """Killed without warning once `after` epochs were told, then the command is repeated."""
+    """Killed without warning once `after` epochs were logged, then the command is repeated."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command(prepared, tmp_path / "runs", "--jobs", jobs),
@@ -117,11 +118,11 @@ def test_a_sweep_killed_anywhere_gives_the_same_table(prepared, undisturbed, tmp
         text=True,
         env=environment,
     )
-    told = 0
+    epochs = 0
     assert process.stderr is not None
     for line in process.stderr:
-        told += "val rsum" in line
-        if told == after:
+        epochs += "val rsum" in line
+        if epochs == after:
             process.send_signal(signal.SIGKILL)
             break
     process.wait()
@@ -198,23 +199,20 @@ def test_a_run_that_fails_does_not_keep_the_others_from_theirs(prepared, undistu
     assert "Traceback" not in done.stderr
 
 
-def test_a_killed_process_of_a_sweep_is_told(tmp_path, monkeypatch, prepared):
-    from settings import Settings, override
-    from training.run import RunInfo
-
+def test_a_killed_process_of_a_sweep_is_named(tmp_path, monkeypatch, prepared):
     data = Prepared(prepared)
     settings = override(Settings(), {"embed_dim": 8, "training.epochs": 1})
-    info = RunInfo("vse0", "folder", str(prepared), ("one",), ("1",), (12,), 0, data.digest())
-    jobs = [sweeping.Job(tmp_path / str(seed), settings, info) for seed in range(3)]
+    plans = [
+        sweeping.plan_run(data, settings, recipe="vse0", features=["one"], seed=n, root=tmp_path) for n in range(3)
+    ]
     train = sweeping.train
 
-    def deadly(folder, *rest, **more):
-        if folder.name == "1":
+    def deadly(plan, *rest, **more):
+        if plan.info.seed == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return train(folder, *rest, **more)
+        return train(plan, *rest, **more)
 
     monkeypatch.setattr(sweeping, "train", deadly)
     with pytest.raises(BadInput, match=r"1 of 3 runs could not be trained.*want of memory"):
-        sweeping.sweep(jobs, data, side_by_side=2)
-    assert (tmp_path / "0" / "result.json").is_file()
-    assert (tmp_path / "2" / "result.json").is_file()
+        sweeping.sweep(plans, data, jobs=2)
+    assert [(plan.folder / "result.json").is_file() for plan in plans] == [True, False, True]

@@ -1,5 +1,6 @@
 """Training: every caption once, exact resume after a kill, the best on val kept, collapse noticed, stops in time."""
 
+import doctest
 import json
 import subprocess
 import sys
@@ -9,12 +10,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from model import InputDims
+from losses import hinge
+from metrics import similarity
+from metrics.ranks import metrics_of, ranks_by_block
+from metrics.similarity import exact_cosine_scores
+from model import InputDims, TwoBranch
 from settings import Settings, override
 from tests.helpers import ROOT, made_up_data, train_small
 from training import trainer as training
 from training.run import Run
-from training.trainer import chance_rsum, epoch_batches, rate_at
+from training.trainer import Trainer, chance_rsum, epoch_batches, loss_of_epoch, rate_at
 from utils import BadInput, lock_folder
 
 
@@ -41,6 +46,10 @@ def assert_same_runs(one, other):
     assert result == other_result
 
 
+def test_the_example_is_true():
+    assert doctest.testmod(training).failed == 0
+
+
 BRANCHES = [
     {"text__branch": "onehot", "loss__negatives": "random"},
     {"text__branch": "gru", "similarity": "order", "loss__margin": 0.05},
@@ -53,7 +62,7 @@ BRANCHES = [
 def test_going_on_after_a_stop_is_exact(tmp_path, monkeypatch, changes, stop):
     train_small(tmp_path / "whole", **changes)
     steps = {"left": 8 * stop + 3}  # stopped in the middle of an epoch
-    step = training._step
+    step = Trainer.train_step
 
     def stopping(*args):
         steps["left"] -= 1
@@ -62,7 +71,7 @@ def test_going_on_after_a_stop_is_exact(tmp_path, monkeypatch, changes, stop):
         return step(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_step", stopping)
+        patch.setattr(Trainer, "train_step", stopping)
         with pytest.raises(KeyboardInterrupt):
             train_small(tmp_path / "stopped", **changes)
     assert not (tmp_path / "stopped" / "result.json").exists()
@@ -102,9 +111,9 @@ def test_a_killed_process_goes_on_exactly(tmp_path):
         "from training import trainer\n"
         "from tests.helpers import ROOT, train_small\n"
         "save = trainer.save_checkpoint\n"
-        "def kill(path, state):\n"
-        "    save(path, state)\n"
-        "    if len(state['log']) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def kill(path, model, optimizer, log):\n"
+        "    save(path, model, optimizer, log)\n"
+        "    if len(log) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
         "trainer.save_checkpoint = kill\n"
         f"train_small(Path({str(tmp_path / 'killed')!r}), text__branch='onehot')"
     )
@@ -123,7 +132,7 @@ def test_it_learns_and_keeps_the_best(tmp_path):
     opened = Run.open(tmp_path / "run")
     images = torch.from_numpy(opened.embed_features(split.features))
     captions = torch.from_numpy(opened.embed_sentences(split.captions))
-    metrics = training.metrics_of(training.ranks_of_embeddings(opened.settings.similarity, images, captions, split))
+    metrics = metrics_of(ranks_by_block(exact_cosine_scores, images, captions, split.image_of_caption))
     assert metrics == {"image_to_text": result["image_to_text"], "text_to_image": result["text_to_image"]}
 
 
@@ -152,12 +161,13 @@ def test_a_run_of_other_features_or_settings_is_not_continued(tmp_path):
         train_small(tmp_path / "run", embed_dim=8)
 
 
-def test_collapse_is_noticed_and_told(tmp_path, monkeypatch):
-    zero = training.TRAINING["cosine"]
-    monkeypatch.setitem(training.TRAINING, "cosine", lambda a, b: 0 * zero(a, b))
-    monkeypatch.setitem(training.RANKING, "cosine", lambda a, b: 0 * zero(a, b))
+@pytest.mark.parametrize("negatives", ["hardest", "semihard"])
+def test_collapse_is_noticed_and_said(tmp_path, monkeypatch, negatives):
+    zero = similarity.TRAINING["cosine"]
+    monkeypatch.setitem(similarity.TRAINING, "cosine", lambda a, b: 0 * zero(a, b) + 1e-7 * torch.eye(len(a)))
+    monkeypatch.setitem(similarity.RANKING, "cosine", lambda a, b: 0 * zero(a, b))
     lines = []
-    result = train_small(tmp_path / "run", loss__negatives="hardest", told=lambda epochs, line: lines.append(line))
+    result = train_small(tmp_path / "run", loss__negatives=negatives, on_epoch=lambda epochs, line: lines.append(line))
     assert result["collapsed"]
     assert result["rsum"] == 0
     said = "\n".join(lines)
@@ -167,7 +177,8 @@ def test_collapse_is_noticed_and_told(tmp_path, monkeypatch):
 
 def test_a_run_that_learns_is_not_called_collapsed(tmp_path):
     lines = []
-    assert not train_small(tmp_path / "run", text__branch="onehot", told=lambda *said: lines.append(said))["collapsed"]
+    result = train_small(tmp_path / "run", text__branch="onehot", on_epoch=lambda *said: lines.append(said))
+    assert not result["collapsed"]
     assert [epochs for epochs, _ in lines] == [1, 2, 3, 4]
     assert not any("collapsed" in line for _, line in lines)
 
@@ -244,13 +255,13 @@ def test_cca_wants_linear_branches(tmp_path, changes):
 
 
 def test_the_rate_of_the_schedule_reaches_the_optimizer(tmp_path, monkeypatch):
-    seen, step = [], training._step
+    seen, step = [], Trainer.train_step
 
-    def watching(model, optimizer, *rest):
-        seen.append(optimizer.param_groups[0]["lr"])
-        return step(model, optimizer, *rest)
+    def watching(self, rows):
+        seen.append(self.optimizer.param_groups[0]["lr"])
+        return step(self, rows)
 
-    monkeypatch.setattr(training, "_step", watching)
+    monkeypatch.setattr(Trainer, "train_step", watching)
     train_small(tmp_path / "run", training__schedule="step", training__lr_step=2, training__lr_gamma=0.5)
     steps = len(seen) // 4
     assert seen == pytest.approx([0.01] * 2 * steps + [0.005] * 2 * steps)
@@ -278,11 +289,11 @@ def test_clipping_and_weight_decay_act(tmp_path, monkeypatch):
 
 def test_the_first_epochs_take_the_sum():
     settings = override(Settings(), {"loss.negatives": "hardest", "loss.warmup_epochs": 1}).loss
-    model = training.TwoBranch(Settings(), InputDims(features=2, words=2))
+    model = TwoBranch(Settings(), InputDims(image_dim=2, num_words=2))
     scores, images = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)), torch.arange(5)
-    first, second = (training.loss_functions(model, settings, epoch)[0](scores, images) for epoch in (0, 1))
-    assert first == training.hinge(scores, images, settings.margin, "sum")
-    assert second == training.hinge(scores, images, settings.margin, "hardest") != first
+    first, second = (loss_of_epoch(model, settings, epoch)(scores, images) for epoch in (0, 1))
+    assert first == hinge(scores, images, settings.margin, "sum")
+    assert second == hinge(scores, images, settings.margin, "hardest") != first
 
 
 def test_the_weights_kept_are_those_of_the_best_epoch(tmp_path, monkeypatch):
@@ -297,7 +308,7 @@ def test_the_weights_kept_are_those_of_the_best_epoch(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_no_longer_a_number_ends_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_step", lambda *args: float("nan"))
+    monkeypatch.setattr(Trainer, "train_step", lambda *args: float("nan"))
     with pytest.raises(BadInput, match=r"training\.lr"):
         train_small(tmp_path / "run")
 
@@ -309,7 +320,7 @@ def test_a_run_of_other_captions_is_not_continued(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK half a file", {"model": 1}, [1]])
-def test_every_damaged_checkpoint_is_told(tmp_path, content):
+def test_every_damaged_checkpoint_is_named(tmp_path, content):
     train_small(tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     if isinstance(content, bytes):

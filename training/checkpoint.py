@@ -1,0 +1,59 @@
+"""Weights and checkpoints: written whole or not at all, read without unpickling a class."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from model import TwoBranch
+from utils import BadInput, atomic_write
+
+
+def save_model(path: Path, model: TwoBranch) -> None:
+    """Write the weights of a model, as safetensors."""
+    with atomic_write(path, "wb") as file:
+        file.write(safetensors.torch.save({name: t.cpu().contiguous() for name, t in model.state_dict().items()}))
+
+
+def load_model(path: Path, model: TwoBranch) -> None:
+    """Put saved weights into a model. Raises BadInput if they are missing, damaged or of another recipe."""
+    remedy = "train the run again with `fresh`"
+    try:
+        model.load_state_dict(safetensors.torch.load(path.read_bytes()))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file; {remedy}") from None
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{path}: cut short, or not the weights of this recipe ({reason}); {remedy}") from None
+
+
+def save_checkpoint(path: Path, model: TwoBranch, optimizer: torch.optim.Optimizer, log: list[dict[str, Any]]) -> None:
+    """Write all that resuming needs: plain tensors and numbers."""
+    buffer = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log}, buffer)
+    with atomic_write(path, "wb") as file:
+        file.write(buffer.getbuffer())
+
+
+def load_checkpoint(path: Path, model: TwoBranch, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Put the last checkpoint into model and optimizer; return its log, empty if there is no checkpoint.
+
+    Raises BadInput if the file is damaged, or of another model.
+    """
+    if not path.is_file():
+        return []
+    try:
+        state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return list(state["log"])
+    except (
+        *(RuntimeError, KeyError, ValueError, EOFError, OSError, TypeError, AttributeError, IndexError),
+        pickle.UnpicklingError,
+    ) as error:  # whatever a damaged file makes torch stumble over
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"{path}: not a checkpoint of this run ({reason}); start over with `fresh`") from None
