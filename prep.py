@@ -14,14 +14,14 @@ import argparse
 from pathlib import Path
 
 from features.options import DATA, DATASETS, DEFAULT_BACKBONE, DTYPES, LANGUAGES, PrepOptions, resolve_options
-from utils import command_line, log, run_script, with_flags
+from utils import command_line, log, run_script
 
 
 def main() -> None:
     options = resolve_options(vars(arguments()))
     from features.prepare import prepare  # takes numpy, HDF5 and nltk along, which --help does not wait for
 
-    data = prepare(options, log=lambda line: log(with_flags(line)))
+    data = prepare(options)
     if data.stores():
         stores = sorted(path.name for path in data.folder.glob("*.h5"))
         log(f"{data.folder}: {len(data.rows):,} images, features: {', '.join(stores)}")

@@ -35,6 +35,8 @@ class NotPrepared(BadInput):
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; bad input ends in one sentence on stderr and exit status 2, never in a traceback."""
+    global _as_script
+    _as_script = True
     try:
         main()
     except NotPrepared as error:
@@ -85,8 +87,12 @@ def command_line(script: str, options: dict[str, Any]) -> str:
     return shlex.join(words)
 
 
+_as_script = False  # whether a person reads flags, or a program has parameters
+
+
 def log(line: str) -> None:
-    """Say something on stderr, above a progress bar if there is one."""
+    """Say something on stderr, above a progress bar if there is one; in a script, with its flags as in errors."""
+    line = with_flags(line) if _as_script else line
     bars = sys.modules.get("tqdm")
     if bars is None:
         print(line, file=sys.stderr, flush=True)

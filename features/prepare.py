@@ -2,12 +2,11 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import utils
 from features.datasets.dataset import SPLITS, Dataset, check_on_disk
 from features.datasets.precomputed import load_precomputed
 from features.datasets.readers import read
@@ -18,19 +17,17 @@ from features.prepared import Prepared, write_prepared
 from features.text.hub import text_store_name
 from features.text.store import SUFFIX, update_text_store
 from features.text.vocabulary import Vocabulary, make_stemmer
-from utils import BadInput, lock_folder, make_folder
+from utils import BadInput, lock_folder, log, make_folder
 
 if TYPE_CHECKING:
     from features.images.backbones import Backbone
     from features.text.encoders import SentenceEncoder
 
-Log = Callable[[str], None]
 
-
-def prepare(options: PrepOptions, log: Log = utils.log) -> Prepared:
+def prepare(options: PrepOptions) -> Prepared:
     """Bring the prepared folder up to what `options` ask for; what is done is not done again.
 
-    log: takes a line at a time, with option names in backquotes. Raises BadInput for all that a person can mend.
+    Raises BadInput for all that a person can mend.
 
         options = resolve_options({"dataset": "flickr8k", "images": "Images", "captions": "captions.txt"})
         data = prepare(options)
@@ -44,7 +41,7 @@ def prepare(options: PrepOptions, log: Log = utils.log) -> Prepared:
     encoders = load_encoders(options.text_encoder)  # before the dataset is read or drawn: a typo is told at once
     with lock_folder(folder):
         if options.reads_captions:
-            prepare_images(options, log)
+            prepare_images(options)
         data = Prepared(folder)
         for encoder in encoders:
             path = folder / f"{text_store_name(encoder.name)}{SUFFIX}"
@@ -53,7 +50,7 @@ def prepare(options: PrepOptions, log: Log = utils.log) -> Prepared:
     return data
 
 
-def prepare_images(options: PrepOptions, log: Log) -> None:
+def prepare_images(options: PrepOptions) -> None:
     """Write captions, vocabulary and, unless sentence features alone are asked for, the features of the images."""
     make_stemmer(options.language)
     precomputed = options.features_file is not None
@@ -63,12 +60,12 @@ def prepare_images(options: PrepOptions, log: Log) -> None:
         log(note)
     log(f"{options.dataset}: " + ", ".join(f"{dataset.count(split):,} {split}" for split in SPLITS) + " images")
     if not options.makes_features:
-        dataset = without_unknown(dataset, options.folder, log)
+        dataset = without_unknown(dataset, options.folder)
     elif precomputed:
-        store_precomputed(options, dataset, log)
+        store_precomputed(options, dataset)
     else:
-        dataset = extract_features(options, dataset, backbones, log)
-    write_captions(options, dataset, images, log)
+        dataset = extract_features(options, dataset, backbones)
+    write_captions(options, dataset, images)
 
 
 def load_encoders(names: Sequence[str]) -> list["SentenceEncoder"]:
@@ -102,7 +99,7 @@ def read_dataset(options: PrepOptions) -> tuple[Dataset, Path | None]:
     return dataset, options.images
 
 
-def extract_features(options: PrepOptions, dataset: Dataset, backbones: list["Backbone"], log: Log) -> Dataset:
+def extract_features(options: PrepOptions, dataset: Dataset, backbones: list["Backbone"]) -> Dataset:
     """Bring a store for each backbone up to date; return the dataset without images that cannot be read.
 
     Raises BadInput if there are such images and `skip_unreadable` does not say to go on without them.
@@ -132,7 +129,7 @@ def extract_features(options: PrepOptions, dataset: Dataset, backbones: list["Ba
     return without(dataset, unreadable, "that cannot be read")
 
 
-def store_precomputed(options: PrepOptions, dataset: Dataset, log: Log) -> None:
+def store_precomputed(options: PrepOptions, dataset: Dataset) -> None:
     """Turn precomputed features into a store. Raises BadInput if there is one of another file under its name."""
     file = options.features_file
     assert file is not None
@@ -159,7 +156,7 @@ def store_precomputed(options: PrepOptions, dataset: Dataset, log: Log) -> None:
     write_store(path, precomputed.ids, precomputed.shape, precomputed.dtype, attributes, precomputed.blocks())
 
 
-def without_unknown(dataset: Dataset, folder: Path, log: Log) -> Dataset:
+def without_unknown(dataset: Dataset, folder: Path) -> Dataset:
     """Leave out images that no store has features of: such as could not be read when they were made."""
     stores = [FeatureStore.open(path) for path in folder.glob("*.h5") if not path.name.endswith(SUFFIX)]
     unknown = {image.id for image in dataset.images if not any(image.id in store for store in stores)}
@@ -179,7 +176,7 @@ def without(dataset: Dataset, ids: Collection[str], why: str) -> Dataset:
     return replace(dataset, images=kept, notes=notes)
 
 
-def write_captions(options: PrepOptions, dataset: Dataset, images: Path | None, log: Log) -> None:
+def write_captions(options: PrepOptions, dataset: Dataset, images: Path | None) -> None:
     """Write captions.jsonl, dataset.json and vocabulary.json, which is built again only if it must be."""
     folder, language, vocabulary = options.folder, options.language, None
     if not options.fresh and same_rows(folder, dataset) and (folder / VOCABULARY).is_file():

@@ -52,7 +52,7 @@ def embed(run: str, inputs: Sequence[str], out: Path, *, runs: Path = RUNS) -> N
     print(f"{what} → {rows.shape} float32 in {out}, for {opened.settings.similarity} similarity")
 
 
-def emoji(
+def emoji(  # noqa: PLR0913 (a command's options, keyword-only)
     run: str,
     images: Sequence[str],
     *,
@@ -90,7 +90,7 @@ def emoji(
         print(EMOJI_FORMATS[format](images, hits))
 
 
-def index(
+def index(  # noqa: PLR0913 (a command's options, keyword-only)
     run: str,
     images: Sequence[Path],
     out: Path,
@@ -114,7 +114,7 @@ def index(
     print(f"{out}: {report.images:,} images ({report.counts()}), {report.captions:,} captions")
 
 
-def find(
+def find(  # noqa: PLR0913 (a command's options, keyword-only)
     index: Path,
     sentence: str | None = None,
     *,

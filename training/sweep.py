@@ -182,13 +182,13 @@ def sweep(plans: Sequence[RunPlan], data: Prepared, fresh: bool = False, jobs: i
         log(f"{len(plans) - len(unfinished)} of {len(plans)} runs finished")
     keys = list(dict.fromkeys(map(SplitCache.key, unfinished)))
     unfinished.sort(key=lambda plan: keys.index(SplitCache.key(plan)))  # those that read the same come together
-    failed: dict[Path, str] = {}
+    failed: dict[Path, BadInput] = {}
     with closing(Sweep(unfinished, SplitCache(data), fresh)) as runs:
-        for plan, reason in runs.in_turn() if jobs == 1 else runs.in_processes(jobs):
-            failed[plan.folder] = reason
-            log(f"{plan.folder.name}: {reason}")
-    if len(failed) == len(plans) and len(set(failed.values())) == 1:
-        raise BadInput(next(iter(failed.values())))
+        for plan, error in runs.in_turn() if jobs == 1 else runs.in_processes(jobs):
+            failed[plan.folder] = error
+            log(f"{plan.folder.name}: {error}")
+    if len(failed) == len(plans) and len(set(map(str, failed.values()))) == 1:
+        raise next(iter(failed.values()))
     if failed:
         reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in failed.items())
         others = ", all others are finished" if len(failed) < len(plans) else ""
@@ -218,16 +218,16 @@ class Sweep:
         """Show that a run is over, the epochs that patience saved included."""
         self.bar.update(self.left.pop(plan.folder))
 
-    def in_turn(self) -> Iterator[tuple[RunPlan, str]]:
+    def in_turn(self) -> Iterator[tuple[RunPlan, BadInput]]:
         """Train one after the other in this process; yield the runs that could not be trained, and why."""
         for plan in self.plans:
             try:
                 train(plan, self.cache.read(plan), self.fresh, partial(self.on_epoch, plan))
             except BadInput as error:
-                yield plan, str(error)
+                yield plan, error
             self.on_end(plan)
 
-    def in_processes(self, jobs: int) -> Iterator[tuple[RunPlan, str]]:
+    def in_processes(self, jobs: int) -> Iterator[tuple[RunPlan, BadInput]]:
         """As `in_turn`, but up to `jobs` at a time. The processes are forked: they share what was read.
 
         A process keeps what it was forked with: up to `jobs` sets of features are in memory where one follows another.
@@ -243,31 +243,37 @@ class Sweep:
                     try:
                         data = self.cache.read(plan)  # before the fork, so that the processes share it
                     except BadInput as error:
-                        yield plan, str(error)
+                        yield plan, error
                         self.on_end(plan)
                     else:
                         pipe, process = fork(plan, data, self.fresh, jobs)
                         running[pipe] = plan, process
                 for pipe in cast(list[Connection], wait(list(running)) if running else []):
-                    plan, process = running[pipe]
-                    try:
-                        epochs, line = pipe.recv()
-                    except EOFError:
-                        process.join()
-                        del running[pipe]
-                        if process.exitcode:
-                            yield plan, reason_of(process.exitcode)
-                        self.on_end(plan)
-                    else:
-                        if epochs is None:
-                            yield plan, line
-                        else:
-                            self.on_epoch(plan, epochs, line)
+                    yield from self.hear(pipe, running)
         finally:
             for _, process in running.values():
                 process.terminate()
             for _, process in running.values():
                 process.join()
+
+    def hear(
+        self, pipe: Connection, running: dict[Connection, tuple[RunPlan, ForkProcess]]
+    ) -> Iterator[tuple[RunPlan, BadInput]]:
+        """Take in what a process says; yield its run if it could not be trained, and why."""
+        plan, process = running[pipe]
+        try:
+            epochs, line = pipe.recv()
+        except EOFError:
+            process.join()
+            del running[pipe]
+            if process.exitcode:
+                yield plan, BadInput(reason_of(process.exitcode))
+            self.on_end(plan)
+        else:
+            if epochs is None:
+                yield plan, BadInput(line)
+            else:
+                self.on_epoch(plan, epochs, line)
 
 
 def fork(plan: RunPlan, data: TrainingData, fresh: bool, jobs: int) -> tuple[Connection, ForkProcess]:
