@@ -54,6 +54,8 @@ def run_script(main: Callable[[], None]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         remedy = "check that it exists, that you may read and write there, and that the disk is not full"
         sys.exit(_say(f"{where}{error.strerror or error}; {remedy}", 2))
+    finally:
+        _as_script = False
 
 
 def with_flags(sentence: str) -> str:

@@ -153,18 +153,17 @@ def test_a_damaged_memory_is_none(
     assert head_of("data/folder") == head
 
 
-def test_from_python(here: Path) -> None:
-    """As in a notebook: options as a mapping, what is missing as data, lines where the reader wants them."""
-    lines: list[str] = []
+def test_from_python(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in a notebook: options as a mapping, what is missing as data, lines that name parameters."""
     given = {"dataset": "folder", "images": "images", "captions": "captions.csv", "splits": "lists"}
     small = {"backbone": "resnet18", "weights": "random", "workers": 0}
-    data = prepare.prepare(resolve_options({**given, **small}), lines.append)
-    assert (data.stores(), lines[-1]) == (["resnet18"], "8 training captions, 10 words, stems: english")
+    data = prepare.prepare(resolve_options({**given, **small}))
+    assert data.stores() == ["resnet18"]
+    assert "8 training captions, 10 words, stems: english" in capsys.readouterr().err
     with pytest.raises(NotPrepared) as caught:
         data.store("resnet18.map")
-    lines.clear()
-    assert prepare.prepare(resolve_options({**caught.value.options, **small}), lines.append).stores()
-    assert lines[0].startswith(f"remembered: `images` {here}/images `captions` ")
+    assert prepare.prepare(resolve_options({**caught.value.options, **small})).stores()
+    assert f"remembered: `images` {here}/images `captions` " in capsys.readouterr().err
     assert set(data.stores()) == {"resnet18", "resnet18.map"}
     with pytest.raises(BadInput, match="did you mean backbone"):
         resolve_options({"backbones": "resnet18"})
