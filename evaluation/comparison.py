@@ -235,7 +235,7 @@ def compare(groups: Sequence[Group], result: ProtocolResult, against: Group | No
 
     >>> fold = Fold(0, 2, np.arange(4), np.array([0, 0, 1, 1]))
     >>> ranks = {Path("runs/a"): [Ranks(np.array([1, 3]), np.array([1, 2, 1, 1]))]}
-    >>> info = RunInfo("vse0", "flickr8k", "data/flickr8k", ("vgg19",), ("d1",), (4096,), 0)
+    >>> info = RunInfo("vse0", "flickr8k", "data/flickr8k", ("vgg19",), ("d1",), (4096,), 0, "", ())
     >>> group = Group("vse0", Settings(), info, (Path("runs/a"),), (0,))
     >>> (row,) = compare([group], ProtocolResult("flickr8k", "test", "test 2", [fold], ranks))
     >>> row.image_to_text["R@1"], row.text_to_image["R@1"], row.rsum, row.interval.rsum

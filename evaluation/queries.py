@@ -74,13 +74,13 @@ def find_queries(
 
 def _leads(images: Tensor, captions: Tensor, similarity: Scores, image_of_caption: np.ndarray) -> Ranks:
     """Return by how much each query's best true answer outscores its best wrong one, float; laid out like Ranks."""
-    owners = torch.from_numpy(image_of_caption).to(images.device)
+    image_rows = torch.from_numpy(image_of_caption).to(images.device)
     true = torch.full((len(captions),), -torch.inf)
     wrong = torch.full((len(captions),), -torch.inf)
     image_leads = []
     for start in range(0, len(images), IMAGES_PER_BLOCK):
         scores = similarity(images[start : start + IMAGES_PER_BLOCK], captions).float()
-        others = owners[None, :] != torch.arange(start, start + len(scores), device=images.device)[:, None]
+        others = image_rows[None, :] != torch.arange(start, start + len(scores), device=images.device)[:, None]
         true_only, wrong_only = scores.masked_fill(others, -torch.inf), scores.masked_fill(~others, -torch.inf)
         image_leads.append((true_only.amax(1) - wrong_only.amax(1)).cpu())
         true = torch.maximum(true, true_only.amax(0).cpu())

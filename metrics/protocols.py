@@ -103,11 +103,11 @@ def folds_of(image_of_caption: np.ndarray, images: int, protocol: Protocol) -> l
     if size * protocol.folds != images:
         raise ValueError(f"{images} images do not divide into {protocol.folds} equal folds")
     kept = first_captions(image_of_caption, protocol.captions)
-    owners = image_of_caption[kept]
+    image_rows = image_of_caption[kept]
     folds = []
     for start in range(0, images, size):
-        inside = (owners >= start) & (owners < start + size)
-        folds.append(Fold(start, start + size, kept[inside], owners[inside] - start))
+        inside = (image_rows >= start) & (image_rows < start + size)
+        folds.append(Fold(start, start + size, kept[inside], image_rows[inside] - start))
     return folds
 
 

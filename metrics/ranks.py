@@ -28,10 +28,10 @@ def ranks_of(scores: Tensor, image_of_caption: np.ndarray) -> Ranks:
     >>> ranks_of(torch.tensor([[0.9, 0.2, 0.3], [0.1, 0.4, 0.4]]), np.array([0, 0, 1]))
     Ranks(image_to_text=array([1, 2]), text_to_image=array([1, 2, 1]))
     """
-    owners = torch.as_tensor(image_of_caption, device=scores.device)
-    _check(len(scores), owners)
-    true_scores = scores[owners, torch.arange(len(owners), device=scores.device)]
-    return _count(lambda start, stop: scores[start:stop], len(scores), owners, true_scores, block=len(scores))
+    image_rows = torch.as_tensor(image_of_caption, device=scores.device)
+    _check(len(scores), image_rows)
+    true_scores = scores[image_rows, torch.arange(len(image_rows), device=scores.device)]
+    return _count(lambda start, stop: scores[start:stop], len(scores), image_rows, true_scores, block=len(scores))
 
 
 def ranks_by_block(
@@ -45,24 +45,24 @@ def ranks_by_block(
     >>> ranks_by_block(lambda a, b: a @ b.T, torch.eye(3), torch.eye(3), np.arange(3), block=2).image_to_text
     array([1, 1, 1])
     """
-    owners = torch.as_tensor(image_of_caption, device=images.device)
-    _check(len(images), owners)
+    image_rows = torch.as_tensor(image_of_caption, device=images.device)
+    _check(len(images), image_rows)
     if len(images) <= block:
         return ranks_of(similarity(images, captions), image_of_caption)
-    true_scores = images.new_empty(len(owners))
+    true_scores = images.new_empty(len(image_rows))
     for start in range(0, len(images), block):
-        inside = ((owners >= start) & (owners < start + block)).nonzero().squeeze(1)
-        true_scores[inside] = similarity(images[start : start + block], captions)[owners[inside] - start, inside]
-    return _count(lambda a, b: similarity(images[a:b], captions), len(images), owners, true_scores, block)
+        inside = ((image_rows >= start) & (image_rows < start + block)).nonzero().squeeze(1)
+        true_scores[inside] = similarity(images[start : start + block], captions)[image_rows[inside] - start, inside]
+    return _count(lambda a, b: similarity(images[a:b], captions), len(images), image_rows, true_scores, block)
 
 
-def _count(rows: Callable[[int, int], Tensor], n: int, owners: Tensor, true_scores: Tensor, block: int) -> Ranks:
-    """Compare block by block of images. owners: (M,) rows of images; true_scores: (M,) of captions with these."""
-    text_to_image = torch.ones_like(owners)
-    image_to_text = torch.ones(n, dtype=torch.int64, device=owners.device)
+def _count(rows: Callable[[int, int], Tensor], n: int, image_rows: Tensor, true_scores: Tensor, block: int) -> Ranks:
+    """Compare block by block of images. image_rows: (M,) of captions; true_scores: (M,) of captions with these."""
+    text_to_image = torch.ones_like(image_rows)
+    image_to_text = torch.ones(n, dtype=torch.int64, device=image_rows.device)
     for start in range(0, n, block):
         scores = rows(start, min(start + block, n))
-        others = owners[None, :] != torch.arange(start, start + len(scores), device=owners.device)[:, None]
+        others = image_rows[None, :] != torch.arange(start, start + len(scores), device=image_rows.device)[:, None]
         # "not below" rather than "at least": it holds for not-a-number, too
         text_to_image += (~(scores < true_scores[None, :]) & others).sum(dim=0)
         best = scores.masked_fill(others, -torch.inf).amax(dim=1)
@@ -70,10 +70,10 @@ def _count(rows: Callable[[int, int], Tensor], n: int, owners: Tensor, true_scor
     return Ranks(image_to_text.cpu().numpy(), text_to_image.cpu().numpy())
 
 
-def _check(images: int, owners: Tensor) -> None:
-    if len(owners) == 0 or len(torch.bincount(owners, minlength=images)) != images:
+def _check(images: int, image_rows: Tensor) -> None:
+    if len(image_rows) == 0 or len(torch.bincount(image_rows, minlength=images)) != images:
         raise ValueError("image_of_caption names rows that the scores do not have")
-    if (torch.bincount(owners, minlength=images) == 0).any():
+    if (torch.bincount(image_rows, minlength=images) == 0).any():
         raise ValueError("an image without a caption has no rank")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import tomli_w
 import torch
 from PIL import Image, ImageDraw
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from features.datasets.dataset import Dataset
@@ -41,24 +41,40 @@ COLORS = {"red": (220, 30, 30), "green": (20, 160, 40), "blue": (30, 60, 220), "
 SHAPES = {"circle": "ellipse", "square": "rectangle"}
 
 
-def draw_pictures(folder, images=24):
-    """Pictures of one shape in one color, and a CSV of their captions; returns the CSV."""
-    (folder / "pictures").mkdir(parents=True)
+def draw_images(folder, count=24):
+    """Images of one shape in one color, and a CSV of their captions; returns the CSV."""
+    (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
     lines = ["image,caption,split"]
-    for number in range(images):
+    for number in range(count):
         color = rng.choice(list(COLORS))
         shape = rng.choice(list(SHAPES))
-        picture = Image.new("RGB", (64, 64), "white")
+        image = Image.new("RGB", (64, 64), "white")
         x, y, r = rng.integers(20, 44), rng.integers(20, 44), rng.integers(8, 18)
-        getattr(ImageDraw.Draw(picture), SHAPES[shape])((x - r, y - r, x + r, y + r), COLORS[color])
-        picture.save(folder / "pictures" / f"{number}.png")
+        getattr(ImageDraw.Draw(image), SHAPES[shape])((x - r, y - r, x + r, y + r), COLORS[color])
+        image.save(folder / "images" / f"{number}.png")
         split = ("train", "train", "val", "test")[number % 4]
         lines.append(f"{number}.png,a {color} {shape},{split}")
         lines.append(f'{number}.png,"a {shape}, painted {color}",{split}')
     path = folder / "captions.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def draw_flickr8k(folder, count=12):
+    """Flickr8k's files in small: folder/Flicker8k_Dataset, and folder/Flickr8k_text with captions and three lists."""
+    draw_images(folder / "drawn", count)
+    images, text = folder / "Flicker8k_Dataset", folder / "Flickr8k_text"
+    images.mkdir(parents=True)
+    lines, lists = [], {"train": "", "dev": "", "test": ""}
+    for number in range(count):
+        name = "3385593926_d3e9c21170.jpg" if number == 0 else f"{number}.jpg"
+        Image.open(folder / f"drawn/images/{number}.png").save(images / name)
+        lines += [f"{name}#{n}\tA {shape} {n} of image {number} ." for n, shape in enumerate(SHAPES)]
+        lists[("train", "train", "dev", "test")[number % 4]] += f"{name}\n"
+    write(text / "Flickr8k.token.txt", "\n".join(lines) + "\n")
+    for part, ids in lists.items():
+        write(text / f"Flickr_8k.{part}Images.txt", ids)
 
 
 def call(monkeypatch, module, *args):
@@ -72,7 +88,7 @@ def call(monkeypatch, module, *args):
 
 
 def prep_args(folder, *more):
-    data = ["--images", folder / "pictures", "--captions", folder / "captions.csv", "--data", folder / "data"]
+    data = ["--images", folder / "images", "--captions", folder / "captions.csv", "--data", folder / "data"]
     return ["folder", *data, "--workers", 0, *more]
 
 
@@ -195,7 +211,7 @@ class Network(nn.Module):
         return self.convolution(pixels).relu().mean((2, 3))
 
 
-def see(image: Pictures.Image) -> Tensor:
+def see(image: PILImage.Image) -> Tensor:
     return torch.from_numpy(np.array(image.resize((16, 16)))).permute(2, 0, 1) / 255
 
 
@@ -206,13 +222,13 @@ def tiny_backbone(seed: int = 0, dawdle: float = 0, transform: str = "resize 16"
     return Backbone("tiny", "end", "tiny", network, see, transform, f"digest {seed}", f"seed {seed}", (8,))
 
 
-def photographs(folder: Path, count: int) -> list[DatasetImage]:
+def make_images(folder: Path, count: int) -> list[DatasetImage]:
     folder.mkdir(exist_ok=True)
     for number in range(count):
         path = folder / f"{number:03}.png"
         if not path.exists():
             noise = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-            Pictures.fromarray(noise).save(path)
+            PILImage.fromarray(noise).save(path)
     return [DatasetImage(f"{n:03}", folder / f"{n:03}.png", "train", ("a caption",)) for n in range(count)]
 
 
@@ -223,7 +239,7 @@ WORDS = {"a", "red", "house", "dog", "cat", "picture", "of", "two", "pictures", 
 
 
 def paint(path, seed, size=(40, 30)):
-    """A picture of noise that depends on the seed alone."""
+    """An image of noise that depends on the seed alone."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
     Image.fromarray(pixels).save(path, "PNG")
@@ -232,7 +248,7 @@ def paint(path, seed, size=(40, 30)):
 
 @dataclass
 class _FakeRun:
-    """root: its folder is made below; name: stands for its weights. It embeds pictures by their pixels."""
+    """root: its folder is made below; name: stands for its weights. It embeds images by their pixels."""
 
     root: Path
     similarity: str = "cosine"
@@ -294,18 +310,18 @@ class _FakeRun:
         return len(self.unknown_words(sentence)) < len(tokenize(sentence))
 
     def prepare(self, root, count, digest="d1"):
-        """A prepared folder of `count` pictures with features, six of them for training, which is this run's own."""
+        """A prepared folder of `count` images with features, six of them for training, which is this run's own."""
         folder = root / "data"
         folder.mkdir(exist_ok=True)
         images = []
         for number in range(count):
-            paint(root / "photographs" / f"{number}.png", number)
+            paint(root / "images" / f"{number}.png", number)
             captions = [f"picture {number} of a dog"] + ["two pictures of one caption"] * (number > 7)
             split = "train" if number < 6 else "val" if number < 8 else "test"
-            path = root / "photographs" / f"{number}.png"
+            path = root / "images" / f"{number}.png"
             images.append(DatasetImage(f"{number}.png", path, split, tuple(captions)))
         vocabulary = Vocabulary.build(caption for image in images for caption in image.captions)
-        write_prepared(folder, Dataset("drawn", tuple(images)), root / "photographs", vocabulary)
+        write_prepared(folder, Dataset("drawn", tuple(images)), root / "images", vocabulary)
         rows = np.random.default_rng(0).normal(size=(count, DIM)).astype(np.float32)
         ids = [image.id for image in images]
         write_store(folder / "noise.h5", ids, (DIM,), "float32", {"digest": digest}, [rows])

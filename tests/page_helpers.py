@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 import prep
 import train
 from retrieval.build import build_index
-from tests.helpers import QUICK, call, draw_pictures, prep_args
+from tests.helpers import QUICK, call, draw_images, prep_args
 from training.run import Run
 
 uvicorn = pytest.importorskip("uvicorn")
@@ -27,8 +27,8 @@ LIMIT = 0.5  # MB of a request
 
 
 def make_index(folder):
-    """Drawn pictures, a run trained on them, an index of their prepared folder and one of pictures with odd names."""
-    draw_pictures(folder)
+    """Drawn images, a run trained on them, an index of their prepared folder and one of images with odd names."""
+    draw_images(folder)
     train_args = ["strong", "--data", folder / "data/folder", "--runs", folder / "runs", *QUICK]
     with pytest.MonkeyPatch.context() as patch:
         assert call(patch, prep, *prep_args(folder)) == 0
@@ -37,7 +37,7 @@ def make_index(folder):
     for number, name in enumerate(ODD):
         path = folder / "odd" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        PILImage.open(folder / f"pictures/{number}.png").resize((300, 200)).save(path)
+        PILImage.open(folder / f"images/{number}.png").resize((300, 200)).save(path)
     build_index(run, [folder / "data/folder"], folder / "index")
     build_index(run, [folder / "odd"], folder / "odd.index")
     return run

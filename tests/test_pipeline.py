@@ -13,14 +13,14 @@ import eval as evaluation
 import prep
 import train
 from features.prepared import Prepared
-from tests.helpers import QUICK, ROOT, call, copy_of, draw_pictures, prep_args
+from tests.helpers import QUICK, ROOT, call, copy_of, draw_images, prep_args
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A prepared folder and one trained run, made once."""
     folder = tmp_path_factory.mktemp("pipeline")
-    draw_pictures(folder)
+    draw_images(folder)
     with pytest.MonkeyPatch.context() as patch:
         assert call(patch, prep, *prep_args(folder)) == 0
         assert call(patch, train, "strong", "--data", folder / "data/folder", "--runs", folder / "runs", *QUICK) == 0
@@ -211,17 +211,17 @@ def test_joined_features_and_precomputed_ones(prepared, monkeypatch, tmp_path):
 
 
 def test_unreadable_images_are_named_and_the_rest_is_kept(monkeypatch, tmp_path, capsys):
-    draw_pictures(tmp_path)
-    good = (tmp_path / "pictures/5.png").read_bytes()
-    (tmp_path / "pictures/5.png").write_bytes(good[:60])
+    draw_images(tmp_path)
+    good = (tmp_path / "images/5.png").read_bytes()
+    (tmp_path / "images/5.png").write_bytes(good[:60])
     assert call(monkeypatch, prep, *prep_args(tmp_path)) == 2
     said = capsys.readouterr().err
     assert "cannot be read: 5.png" in said
     assert "--skip-unreadable" in said
     assert (tmp_path / "data/folder/efficientnet_lite0.h5.part").is_dir(), "what was done is kept"
-    (tmp_path / "pictures/5.png").write_bytes(good)
+    (tmp_path / "images/5.png").write_bytes(good)
     assert call(monkeypatch, prep, *prep_args(tmp_path)) == 0
-    (tmp_path / "pictures/5.png").write_bytes(good[:60])
+    (tmp_path / "images/5.png").write_bytes(good[:60])
     assert call(monkeypatch, prep, *prep_args(tmp_path, "--skip-unreadable", "--fresh")) == 0
     assert len((tmp_path / "data/folder/captions.jsonl").read_text().splitlines()) == 23
 
@@ -254,24 +254,24 @@ BAD_TRAIN = [
     (["strong", "--features", "vgg19"], "--backbone vgg19"),
     (["strong", "--seeds", "-1"], "--seeds -1"),
     (["strong", "--set", "embed_dim=999999999999"], "dim"),
-    (["strong", "--data", "{root}/pictures"], "not a prepared folder"),
+    (["strong", "--data", "{root}/images"], "not a prepared folder"),
     (["strong", "--runs", "{captions}/x"], "--runs"),
 ]
 BAD_EVAL = [
     (["nosuchrun"], "nosuchrun: no such run folder"),
-    (["{root}/pictures"], "not a run folder"),
+    (["{root}/images"], "not a run folder"),
     (["--folds", "4"], "--folds 4"),
     (["--captions-per-image", "-1"], "--captions-per-image -1"),
     (["no*such*run"], "no*such*run: no run matches; looked for folders of that pattern"),
     (["--against", "stronk"], "--against stronk: no such row in this table; did you mean strong"),
-    (["--data", "{root}/pictures"], "not a prepared folder"),
+    (["--data", "{root}/images"], "not a prepared folder"),
 ]
 BAD = [(m, a, s) for m, cases in ((prep, BAD_PREP), (train, BAD_TRAIN), (evaluation, BAD_EVAL)) for a, s in cases]
 
 
 @pytest.mark.parametrize(("module", "args", "sentence"), BAD, ids=[f"{m.__name__} {' '.join(a)}" for m, a, _ in BAD])
 def test_bad_input_is_one_sentence_and_status_2(prepared, monkeypatch, capsys, module, args, sentence):
-    places = {"root": prepared, "images": prepared / "pictures", "captions": prepared / "captions.csv"}
+    places = {"root": prepared, "images": prepared / "images", "captions": prepared / "captions.csv"}
     args = [arg.format(**places) for arg in args]
     defaults = {
         prep: {"--data": prepared / "other"},
@@ -288,7 +288,7 @@ def test_bad_input_is_one_sentence_and_status_2(prepared, monkeypatch, capsys, m
 
 def test_a_run_belongs_to_its_captions_and_splits(monkeypatch, tmp_path, capsys):
     """Another dataset in a folder of the same name, or other splits, is told, in training and in evaluation."""
-    draw_pictures(tmp_path)
+    draw_images(tmp_path)
     runs = ["--runs", tmp_path / "runs"]
     assert call(monkeypatch, prep, *prep_args(tmp_path)) == 0
     assert call(monkeypatch, train, "--data", tmp_path / "data/folder", *runs, *QUICK) == 0
@@ -308,7 +308,7 @@ def test_a_run_belongs_to_its_captions_and_splits(monkeypatch, tmp_path, capsys)
 
 
 def test_a_damaged_vocabulary_is_built_again(monkeypatch, tmp_path, capsys):
-    draw_pictures(tmp_path)
+    draw_images(tmp_path)
     assert call(monkeypatch, prep, *prep_args(tmp_path)) == 0
     path = tmp_path / "data/folder/vocabulary.json"
     whole = path.read_text()

@@ -13,7 +13,7 @@ import train
 from features.prepared import Prepared
 from features.text.sentences import sentence_encoder
 from settings import read_recipe
-from tests.helpers import call, draw_pictures, make_tiny_encoder
+from tests.helpers import call, draw_images, make_tiny_encoder
 from training.run import Run
 from utils import BadInput
 
@@ -34,11 +34,11 @@ QUICK = ["training.epochs=1", "training.batch_size=8", "text.word_dim=8"]
 def prepared(tmp_path_factory):
     """A prepared folder with the features of no system yet, and a small text encoder of each class."""
     folder = tmp_path_factory.mktemp("systems")
-    draw_pictures(folder, images=8)
+    draw_images(folder, 8)
     for kind in ("bert", "distilbert", "albert"):
         make_tiny_encoder(folder / f"tiny-{kind}", kind)
     with pytest.MonkeyPatch.context() as patch:
-        base = ["folder", "--images", folder / "pictures", "--captions", folder / "captions.csv"]
+        base = ["folder", "--images", folder / "images", "--captions", folder / "captions.csv"]
         where = ["--data", folder / "data", "--workers", 0]
         assert call(patch, prep, *base, *where, "--backbone", "efficientnet_lite0") == 0
     return folder
@@ -81,7 +81,7 @@ def test_a_system_from_images_to_a_table(prepared, monkeypatch, capsys, recipe):
     opened = Run.open(run)
     data = Prepared(prepared / "data/folder")
     split = data.split("test", opened.info.features, opened.settings.image.normalize)
-    embedded = opened.embed_images([prepared / "pictures" / image for image in split.images])
+    embedded = opened.embed_images([prepared / "images" / image for image in split.images])
     np.testing.assert_allclose(embedded, opened.embed_features(split.features), atol=2e-3)
     np.testing.assert_allclose(opened.embed_sentences(split.captions), opened.embed_captions(data, "test"), atol=1e-5)
     assert embedded.shape[1] == opened.settings.embed_dim

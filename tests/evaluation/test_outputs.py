@@ -1,4 +1,4 @@
-"""What eval.py leaves beside its table: pictures, a report, and how far scores agree with people's judgements."""
+"""What eval.py leaves beside its table: images, a report, and how far scores agree with people's judgements."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ import eval as evaluation
 import prep
 import train
 from evaluation.judgements import CROWDFLOWER, EXPERT
-from tests.helpers import QUICK, call, draw_pictures, prep_args
+from tests.helpers import QUICK, call, draw_images, prep_args
 from training.run import Run
 
 SWEEP = ["loss.margin=0.1,0.2"]
@@ -22,7 +22,7 @@ SWEEP = ["loss.margin=0.1,0.2"]
 def swept(tmp_path_factory):
     """A prepared folder, a sweep of two values with two seeds each, and made-up judgements of its test images."""
     folder = tmp_path_factory.mktemp("outputs")
-    draw_pictures(folder)
+    draw_images(folder)
     data = ["--data", folder / "data/folder", "--runs", folder / "runs"]
     with pytest.MonkeyPatch.context() as patch:
         assert call(patch, prep, *prep_args(folder)) == 0
@@ -37,7 +37,7 @@ def swept(tmp_path_factory):
     return folder
 
 
-def test_pictures_and_report(swept, monkeypatch, capsys, tmp_path):
+def test_figures_and_report(swept, monkeypatch, capsys, tmp_path):
     plots, report = tmp_path / "new/plots", tmp_path / "other/report.html"
     everything = ["--plots", plots, "--report", report, "--judgements", swept / "judged", "--folds", 2]
     assert call(monkeypatch, evaluation, f"{swept}/runs/*", *everything) == 0
@@ -45,9 +45,9 @@ def test_pictures_and_report(swept, monkeypatch, capsys, tmp_path):
     names = {"learning_curves.png", "recall.png", "similarity.png", "sweep-loss.margin.png"}
     assert {path.name for path in plots.iterdir()} == names
     for path in plots.iterdir():
-        with Image.open(path) as picture:
-            picture.load()
-            assert min(picture.size) > 200
+        with Image.open(path) as drawn:
+            drawn.load()
+            assert min(drawn.size) > 200
     page = report.read_text()
     for wanted in ("vsepp loss.margin=0.1", "Kendall", "margin = 0.1", 'class="true"', "true one at rank", "</html>"):
         assert wanted in page, wanted
@@ -124,7 +124,7 @@ def test_the_mean_over_seeds_is_that_of_the_runs(swept, monkeypatch, capsys):
         (["--report", "{root}/captions.csv/a.html"], "choose another folder with --report"),
         (["--report", "{root}/judged"], "is a folder; name an HTML file with --report"),
         (["--judgements", "{root}/nowhere"], "nowhere: no such folder; point --judgements"),
-        (["--judgements", "{root}/pictures"], "no such file; point --judgements"),
+        (["--judgements", "{root}/images"], "no such file; point --judgements"),
     ],
 )
 def test_bad_input_names_the_flag(swept, monkeypatch, capsys, args, sentence):

@@ -1,4 +1,4 @@
-"""The pictures: what was given is what is drawn, names and captions are printed as they are, files come whole."""
+"""The images: what was given is what is drawn, names and captions are printed as they are, files come whole."""
 
 import io
 from typing import Any
@@ -51,9 +51,9 @@ def legend_of(figure):
     return [text.get_text().replace("\n", " ") for legend in figure.legends for text in legend.get_texts()]
 
 
-def has_color(picture, color):
+def has_color(drawn, color):
     wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-    return bool((np.abs(picture.astype(int) - wanted).max(axis=2) < 8).any())
+    return bool((np.abs(drawn.astype(int) - wanted).max(axis=2) < 8).any())
 
 
 def test_learning_curves_draw_every_run_in_the_color_of_its_group():
@@ -69,12 +69,12 @@ def test_learning_curves_draw_every_run_in_the_color_of_its_group():
     assert learning_curves({"vsepp": LOGS["vsepp"]}).axes[0].get_yscale() == "linear"
 
 
-def test_a_picture_has_the_size_it_says_and_shows_its_lines():
+def test_a_figure_has_the_size_it_says_and_shows_its_lines():
     figure = learning_curves(LOGS)
-    picture = pixels(figure)
-    assert picture.shape[:2] == tuple(round(DPI * side) for side in figure.get_size_inches()[::-1])
-    assert all(has_color(picture, COLORS[i]) for i in range(3))
-    assert not has_color(picture, COLORS[3])
+    drawn = pixels(figure)
+    assert drawn.shape[:2] == tuple(round(DPI * side) for side in figure.get_size_inches()[::-1])
+    assert all(has_color(drawn, COLORS[i]) for i in range(3))
+    assert not has_color(drawn, COLORS[3])
 
 
 def test_a_long_legend_has_room():
@@ -82,11 +82,11 @@ def test_a_long_legend_has_room():
         f"recipe {i} with a name that does not fit on one line, inception_v3 + efficientnet_lite0" for i in range(28)
     ]
     figure = learning_curves({name: LOGS["vsepp"] for name in names})
-    picture = pixels(figure)
+    drawn = pixels(figure)
     assert legend_of(figure) == names, "wrapped, not cut: the end of a name may be what tells it apart"
     box = figure.legends[0].get_window_extent()
     assert box.height <= figure.bbox.height
-    assert (picture[[0, -1]] == 255).all(), "nothing runs over the edge"
+    assert (drawn[[0, -1]] == 255).all(), "nothing runs over the edge"
 
 
 def test_28_lines_differ():
@@ -124,7 +124,7 @@ def test_a_sweep_is_a_line_with_its_intervals():
     assert legend_of(wide) == ["a", "b"]
 
 
-def test_the_similarity_matrix_frames_true_pairs_and_shows_photographs(tmp_path):
+def test_the_similarity_matrix_frames_true_pairs_and_shows_make_images(tmp_path):
     Image.new("RGB", (50, 30), (255, 0, 255)).save(tmp_path / "0.png")
     (tmp_path / "1.png").write_bytes(b"not an image")
     scores = np.random.default_rng(0).normal(size=(4, 4))
@@ -142,11 +142,11 @@ def test_the_similarity_matrix_frames_true_pairs_and_shows_photographs(tmp_path)
     assert not any(tick.get_parse_math() for tick in axis.get_xticklabels()), "a $ is no formula"
     assert labels[1].endswith("…")
     assert [text.get_text() for text in figure.texts][:3] == ["1.png", "2.png", "…an image.png"], (
-        "ids, where there is no photograph"
+        "ids, where there is no image"
     )
-    picture = pixels(figure)
-    assert has_color(picture, "#FF00FF"), "the photograph of the first row"
-    assert has_color(picture, COLORS[1])
+    drawn = pixels(figure)
+    assert has_color(drawn, "#FF00FF"), "the image of the first row"
+    assert has_color(drawn, COLORS[1])
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "order"])

@@ -180,10 +180,10 @@ def test_the_true_one_is_framed_and_its_rank_printed(page):
     assert [a.get("class") for a in parsed.all("li")] == [None, None, "true", "true"]
 
 
-def test_photographs_are_small_and_missing_ones_a_box_with_the_id(page):
+def test_images_are_small_and_missing_ones_a_box_with_the_id(page):
     parsed = Page(page)
-    photographs = [a for a in parsed.all("img") if a["src"].startswith("data:image/jpeg;base64,")]
-    assert [(a["alt"], a["width"], a["height"]) for a in photographs] == [("there.png", "160", "120")] * 2
+    images = [a for a in parsed.all("img") if a["src"].startswith("data:image/jpeg;base64,")]
+    assert [(a["alt"], a["width"], a["height"]) for a in images] == [("there.png", "160", "120")] * 2
     assert [a.get("class") for a in parsed.all("span")].count("missing") == 2
     assert 'missing"><script>.png' in parsed.text
 

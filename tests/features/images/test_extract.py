@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 
 from features.blocks import Blocks
 from features.datasets.dataset import Image
@@ -22,13 +22,13 @@ from features.images.backbones import Backbone, load
 from features.images.decode import Unreadable, read_image
 from features.images.extract import extract, features_of
 from features.images.store import FeatureStore
-from tests.helpers import ROOT, Network, photographs, see, tiny_backbone
+from tests.helpers import ROOT, Network, make_images, see, tiny_backbone
 from utils import BadInput
 
 
 def plain_row(image: Image, seed: int = 0) -> np.ndarray:
     assert image.path is not None
-    return Network(seed)(see(Pictures.open(image.path))[None])[0].numpy()
+    return Network(seed)(see(PILImage.open(image.path))[None])[0].numpy()
 
 
 def batches(of: Backbone) -> int:
@@ -44,10 +44,10 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- images
 
 
-def test_photographs_are_turned_as_their_exif_says(tmp_path: Path) -> None:
-    image = Pictures.new("RGB", (40, 20), "red")
+def test_images_are_turned_as_their_exif_says(tmp_path: Path) -> None:
+    image = PILImage.new("RGB", (40, 20), "red")
     image.paste("blue", (0, 0, 20, 20))
-    exif = Pictures.Exif()
+    exif = PILImage.Exif()
     exif[0x0112] = 6  # turn a quarter clockwise: what was left is up
     image.save(tmp_path / "a.png", exif=exif)
     turned = read_image(tmp_path / "a.png")
@@ -56,13 +56,13 @@ def test_photographs_are_turned_as_their_exif_says(tmp_path: Path) -> None:
     assert turned.getpixel((10, 35)) == (255, 0, 0)
 
 
-def _palette() -> Pictures.Image:
-    image = Pictures.new("P", (8, 8), 1)
+def _palette() -> PILImage.Image:
+    image = PILImage.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     return image
 
 
-def _see_through() -> Pictures.Image:
+def _see_through() -> PILImage.Image:
     image = _palette()
     image.info["transparency"] = 1
     return image
@@ -71,22 +71,22 @@ def _see_through() -> Pictures.Image:
 @pytest.mark.parametrize(
     ("image", "suffix", "color"),
     [
-        (Pictures.new("L", (8, 8), 77), "png", (77, 77, 77)),
-        (Pictures.new("1", (8, 8), 1), "png", (255, 255, 255)),
+        (PILImage.new("L", (8, 8), 77), "png", (77, 77, 77)),
+        (PILImage.new("1", (8, 8), 1), "png", (255, 255, 255)),
         (_palette(), "png", (10, 20, 30)),
         (_see_through(), "png", (255, 255, 255)),
         (_see_through(), "gif", (255, 255, 255)),
-        (Pictures.new("RGBA", (8, 8), (200, 0, 0, 0)), "png", (255, 255, 255)),
-        (Pictures.new("RGBA", (8, 8), (200, 0, 0, 255)), "webp", (200, 0, 0)),
-        (Pictures.new("LA", (8, 8), (50, 255)), "png", (50, 50, 50)),
-        (Pictures.new("CMYK", (8, 8), (0, 255, 255, 0)), "tiff", (255, 0, 0)),
-        (Pictures.fromarray(np.full((8, 8), 257 * 99, np.uint16)), "png", (99, 99, 99)),
-        (Pictures.fromarray(np.full((8, 8), 257 * 99, np.uint16)), "tiff", (99, 99, 99)),
-        (Pictures.fromarray(np.full((8, 8), 99, np.int32)), "tiff", (99, 99, 99)),
+        (PILImage.new("RGBA", (8, 8), (200, 0, 0, 0)), "png", (255, 255, 255)),
+        (PILImage.new("RGBA", (8, 8), (200, 0, 0, 255)), "webp", (200, 0, 0)),
+        (PILImage.new("LA", (8, 8), (50, 255)), "png", (50, 50, 50)),
+        (PILImage.new("CMYK", (8, 8), (0, 255, 255, 0)), "tiff", (255, 0, 0)),
+        (PILImage.fromarray(np.full((8, 8), 257 * 99, np.uint16)), "png", (99, 99, 99)),
+        (PILImage.fromarray(np.full((8, 8), 257 * 99, np.uint16)), "tiff", (99, 99, 99)),
+        (PILImage.fromarray(np.full((8, 8), 99, np.int32)), "tiff", (99, 99, 99)),
     ],
 )
 def test_every_kind_of_pixel_becomes_rgb(
-    tmp_path: Path, image: Pictures.Image, suffix: str, color: tuple[int, int, int]
+    tmp_path: Path, image: PILImage.Image, suffix: str, color: tuple[int, int, int]
 ) -> None:
     options: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
     image.save(tmp_path / f"a.{suffix}", **options)
@@ -97,7 +97,7 @@ def test_every_kind_of_pixel_becomes_rgb(
 
 def _jpeg(path: Path) -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
-    Pictures.fromarray(noise).save(path)
+    PILImage.fromarray(noise).save(path)
     return path.read_bytes()
 
 
@@ -109,16 +109,16 @@ def _jpeg(path: Path) -> bytes:
         (lambda path: path.write_bytes(b""), "not an image"),
         (lambda path: None, "no such file"),
         (lambda path: path.mkdir(), "directory"),
-        (lambda path: Pictures.new("RGB", (150, 100)).save(path), "more than 10,000 pixels"),
-        (lambda path: Pictures.new("RGB", (300, 100)).save(path), "more than 10,000 pixels"),
-        (lambda path: Pictures.new("RGB", (120, 2)).save(path), "120 by 2 pixels is too thin"),
-        (lambda path: Pictures.new("F", (9, 9)).save(path, format="tiff"), "floating-point"),
+        (lambda path: PILImage.new("RGB", (150, 100)).save(path), "more than 10,000 pixels"),
+        (lambda path: PILImage.new("RGB", (300, 100)).save(path), "more than 10,000 pixels"),
+        (lambda path: PILImage.new("RGB", (120, 2)).save(path), "120 by 2 pixels is too thin"),
+        (lambda path: PILImage.new("F", (9, 9)).save(path, format="tiff"), "floating-point"),
     ],
 )
 def test_what_cannot_be_read_says_why_and_never_warns(
     tmp_path: Path, damage: Callable[[Path], object], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pictures, "MAX_IMAGE_PIXELS", 10_000)
+    monkeypatch.setattr(PILImage, "MAX_IMAGE_PIXELS", 10_000)
     damage(tmp_path / "a.jpg")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -133,7 +133,7 @@ def test_what_cannot_be_read_says_why_and_never_warns(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_row_is_the_feature_of_its_image(tmp_path: Path, workers: int) -> None:
-    images = photographs(tmp_path / "images", 19)
+    images = make_images(tmp_path / "images", 19)
     tiny = tiny_backbone()
     assert extract(images, tiny, tmp_path / "tiny.h5", batch=3, workers=workers) == []
     store = FeatureStore.open(tmp_path / "tiny.h5")
@@ -149,7 +149,7 @@ def test_every_row_is_the_feature_of_its_image(tmp_path: Path, workers: int) -> 
 
 
 def test_a_complete_store_is_left_alone(tmp_path: Path) -> None:
-    images = photographs(tmp_path / "images", 5)
+    images = make_images(tmp_path / "images", 5)
     extract(images, tiny_backbone(), tmp_path / "tiny.h5", workers=0)
     before = (tmp_path / "tiny.h5").stat()
     tiny = tiny_backbone()
@@ -159,7 +159,7 @@ def test_a_complete_store_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_added_images_are_all_that_is_computed(tmp_path: Path) -> None:
-    images = photographs(tmp_path / "images", 24)
+    images = make_images(tmp_path / "images", 24)
     extract(images[4:15], tiny_backbone(), tmp_path / "tiny.h5", workers=0)
     tiny = tiny_backbone()
     assert extract([*images[20:], *images[:12]], tiny, tmp_path / "tiny.h5", batch=8, workers=0) == []
@@ -171,7 +171,7 @@ def test_added_images_are_all_that_is_computed(tmp_path: Path) -> None:
 
 
 def test_half_precision_and_maps(tmp_path: Path) -> None:
-    images = photographs(tmp_path / "images", 3)
+    images = make_images(tmp_path / "images", 3)
     extract(images, tiny_backbone(), tmp_path / "a.h5", workers=0, dtype="float16")
     store = FeatureStore.open(tmp_path / "a.h5")
     assert store.dtype == "float16"
@@ -182,7 +182,7 @@ def test_half_precision_and_maps(tmp_path: Path) -> None:
 
 
 def test_features_of_paths_without_a_store(tmp_path: Path) -> None:
-    images = photographs(tmp_path / "images", 5)
+    images = make_images(tmp_path / "images", 5)
     results = list(features_of([image.path for image in images] + [tmp_path / "gone.jpg"], tiny_backbone(), batch=4))
     assert [place for place, _ in results] == [0, 1, 2, 3, 4, 5]
     assert results[5][1] == "no such file"
@@ -193,7 +193,7 @@ def test_features_of_paths_without_a_store(tmp_path: Path) -> None:
 
 
 def test_unreadable_images_are_told_and_a_later_run_does_just_these(tmp_path: Path) -> None:
-    images = photographs(tmp_path / "images", 20)
+    images = make_images(tmp_path / "images", 20)
     path = tmp_path / "tiny.h5"
     extract(images, tiny_backbone(), tmp_path / "whole.h5", workers=0, batch=4)
     sound = {}
@@ -219,7 +219,7 @@ def test_unreadable_images_are_told_and_a_later_run_does_just_these(tmp_path: Pa
 
 
 def test_skip_unreadable_completes_without_them(tmp_path: Path) -> None:
-    images = photographs(tmp_path / "images", 9)
+    images = make_images(tmp_path / "images", 9)
     gone = tmp_path / "images" / "004.png"
     content = gone.read_bytes()
     gone.unlink()
@@ -262,7 +262,7 @@ def test_nothing_readable_is_no_store(tmp_path: Path) -> None:
 def test_rows_of_other_weights_do_not_mix(
     tmp_path: Path, other: Backbone, dtype: str, message: str, complete: bool
 ) -> None:
-    images = photographs(tmp_path / "images", 9)
+    images = make_images(tmp_path / "images", 9)
     path = tmp_path / "tiny.h5"
     if not complete:
         (tmp_path / "images" / "002.png").unlink()
@@ -270,7 +270,7 @@ def test_rows_of_other_weights_do_not_mix(
     assert path.exists() == complete
     with pytest.raises(BadInput, match=rf"tiny\.h5{'' if complete else '.part'}: was made by tiny with {message}"):
         extract(images, other, path, workers=0, dtype=dtype)
-    images = photographs(tmp_path / "images", 9)
+    images = make_images(tmp_path / "images", 9)
     assert extract(images, other, path, workers=0, dtype=dtype, fresh=True) == []
     assert FeatureStore.open(path).attributes["digest"] == other.digest
     assert FeatureStore.open(path).dtype == dtype
@@ -280,7 +280,7 @@ def test_rows_of_other_weights_do_not_mix(
     ("factor", "dtype", "remedy"), [(1e6, "float16", "keep .* float32"), (np.nan, "float32", "check the weights")]
 )
 def test_a_feature_that_is_not_finite_is_named(tmp_path: Path, factor: float, dtype: str, remedy: str) -> None:
-    images = photographs(tmp_path / "images", 2)
+    images = make_images(tmp_path / "images", 2)
     with pytest.raises(BadInput, match=f"tiny: the feature of image 000 is not finite in {dtype}; {remedy}"):
         extract(images, tiny_backbone(factor=factor), tmp_path / "a.h5", workers=0, dtype=dtype)
     assert not (tmp_path / "a.h5").exists()
@@ -292,15 +292,15 @@ KILLED = """
 import sys
 from pathlib import Path
 from features.images import extract
-from tests.helpers import ROOT, photographs, tiny_backbone
+from tests.helpers import ROOT, make_images, tiny_backbone
 extract.ROWS_PER_BLOCK = 8
 folder = Path({folder!r})
-extract.extract(photographs(folder / "images", 60), tiny_backbone(dawdle=0.1), folder / "killed.h5", batch=3, workers=1)
+extract.extract(make_images(folder / "images", 60), tiny_backbone(dawdle=0.1), folder / "killed.h5", batch=3, workers=1)
 """
 
 
 def test_a_killed_run_goes_on_where_it_stopped_bit_for_bit(tmp_path: Path) -> None:
-    images = photographs(tmp_path / "images", 60)
+    images = make_images(tmp_path / "images", 60)
     extract(images, tiny_backbone(), tmp_path / "whole.h5", batch=3, workers=0)
     part = tmp_path / "killed.h5.part"
     script = KILLED.format(folder=str(tmp_path))
@@ -335,7 +335,7 @@ def test_a_killed_run_goes_on_where_it_stopped_bit_for_bit(tmp_path: Path) -> No
 
 
 def test_two_programs_do_not_fill_one_store(tmp_path: Path) -> None:
-    images = photographs(tmp_path / "images", 60)
+    images = make_images(tmp_path / "images", 60)
     part = tmp_path / "killed.h5.part"
     with subprocess.Popen([sys.executable, "-c", KILLED.format(folder=str(tmp_path))], cwd=ROOT) as run:
         while not list(part.glob("block-*.npz")):
@@ -352,7 +352,7 @@ def test_two_programs_do_not_fill_one_store(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_nothing_is_deleted_or_written_through_a_link(tmp_path: Path, fresh: bool) -> None:
-    images = photographs(tmp_path / "images", 3)
+    images = make_images(tmp_path / "images", 3)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/block-000000.npz").write_text("precious")
     (tmp_path / "a.h5.part").symlink_to(tmp_path / "precious")
@@ -369,12 +369,12 @@ def test_nothing_is_deleted_or_written_through_a_link(tmp_path: Path, fresh: boo
 
 
 def test_a_damaged_block_is_done_again(tmp_path: Path) -> None:
-    images = photographs(tmp_path / "images", 20)
+    images = make_images(tmp_path / "images", 20)
     (tmp_path / "images" / "019.png").unlink()
     extract(images, tiny_backbone(), tmp_path / "a.h5", workers=0, batch=8)
     block = tmp_path / "a.h5.part" / "block-000001.npz"
     block.write_bytes(block.read_bytes()[:100])
-    images = photographs(tmp_path / "images", 20)
+    images = make_images(tmp_path / "images", 20)
     tiny = tiny_backbone()
     assert extract(images, tiny, tmp_path / "a.h5", workers=0, batch=8) == []
     assert batches(tiny) == 2, "its eight images, and the one that was missing"
@@ -382,7 +382,7 @@ def test_a_damaged_block_is_done_again(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_damages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = photographs(tmp_path / "images", 20)
+    images = make_images(tmp_path / "images", 20)
     path = tmp_path / "a.h5"
     extract(images[:10], tiny_backbone(), path, workers=0)
     before = path.read_bytes()
@@ -403,4 +403,4 @@ def test_a_full_disk_damages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BadInput, match=r"cannot be written .*`data`"):
-        extract(photographs(tmp_path / "images", 1), tiny_backbone(), tmp_path / "file" / "a.h5", workers=0)
+        extract(make_images(tmp_path / "images", 1), tiny_backbone(), tmp_path / "file" / "a.h5", workers=0)

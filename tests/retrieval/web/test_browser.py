@@ -159,7 +159,7 @@ def test_a_true_image_far_down_stands_behind_a_gap(page, searcher):
 
 @pytest.mark.parametrize("way", ["drop", "paste", "choose"])
 def test_an_image_finds_captions_similar_images_and_emoji(page, way, page_folder):
-    bring(page, way, (page_folder / "pictures/3.png").read_bytes())
+    bring(page, way, (page_folder / "images/3.png").read_bytes())
     for heading in ("Captions", "Emoji", "Similar images"):
         page.get_by_role("heading", name=heading).wait_for()
     assert tiles(page)[0] == "3.png"
@@ -280,7 +280,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser, site, page_folder, scheme)
         assert box["x"] + box["width"] <= 360
         assert box["y"] + box["height"] <= 740
         dialog.get_by_text("Close").tap()
-        bring(page, "choose", (page_folder / "pictures/3.png").read_bytes())
+        bring(page, "choose", (page_folder / "images/3.png").read_bytes())
         page.locator(".asked").wait_for()
         fits()
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == (
@@ -295,7 +295,7 @@ def test_without_its_script(browser, site, page_folder):
         type_query(page, QUERY)
         page.locator(".tile").first.wait_for()
         assert parse_qs(urlsplit(page.url).query)["q"] == [QUERY]
-        page.set_input_files("#file", page_folder / "pictures/3.png")
+        page.set_input_files("#file", page_folder / "images/3.png")
         page.get_by_role("button", name="Search with it").click()
         page.get_by_role("heading", name="Captions").wait_for()
         assert page.locator(".tile").first.get_attribute("title") == "3.png"

@@ -103,10 +103,10 @@ def test_the_true_image_of_a_caption_is_marked_and_its_position_said(port, searc
 
 
 def test_an_image_finds_captions_similar_images_and_emoji(port, searcher, page_folder):
-    data = (page_folder / "pictures/3.png").read_bytes()
+    data = (page_folder / "images/3.png").read_bytes()
     status, answer = ask_json(port, "/api/image?k=4", data, Content_Type="image/png")
     assert status == 200
-    query = searcher.embed_image(page_folder / "pictures/3.png")
+    query = searcher.embed_image(page_folder / "images/3.png")
     assert [row["caption"] for row in answer["captions"]] == [text for text, _ in searcher.captions_of(query, 4)]
     assert (answer["images"][0]["image"], answer["images"][0]["score"]) == ("3.png", pytest.approx(1, abs=1e-5))
     assert [row["rank"] for row in answer["emoji"]] == [1, 2, 3, 4]
@@ -139,7 +139,7 @@ def test_the_page_holds_the_answer_of_its_address(port):
 
 
 def test_an_image_that_is_sent_to_the_page_without_its_script(port, page_folder):
-    body, kind = form("3.png", (page_folder / "pictures/3.png").read_bytes())
+    body, kind = form("3.png", (page_folder / "images/3.png").read_bytes())
     status, _, content = ask(port, "/?k=4", body, Content_Type=kind)
     assert status == 200
     assert "4 of 24 images, 4 of " in Page(content).texts["status"]
@@ -265,7 +265,7 @@ def test_only_its_own_name_is_answered_on_loopback(port, searcher):
         status, said = refusal(port, "/", Host=host)
         assert (status, said) == (400, "this page answers to its own address only, as app.py has printed it")
     with served(searcher, "0.0.0.0") as everywhere:
-        assert ask(everywhere, "/", Host="photographs.example")[0] == 200
+        assert ask(everywhere, "/", Host="images.example")[0] == 200
 
 
 def test_images_go_out_as_jpeg_from_the_index_only(port, searcher, page_folder):
@@ -319,7 +319,7 @@ def test_a_query_cannot_write_into_the_page(port):
 def test_a_hundred_queries_at_once(port, searcher, page_folder):
     sentences = [f"a {color} {shape}" for color in ("red", "green", "blue", "yellow") for shape in ("circle", "square")]
     wanted = {sentence: searcher.search(sentence, 5) for sentence in sentences}
-    image = (page_folder / "pictures/3.png").read_bytes()
+    image = (page_folder / "images/3.png").read_bytes()
 
     def one(number):
         if number % 10 == 9:
@@ -335,7 +335,7 @@ def test_a_hundred_queries_at_once(port, searcher, page_folder):
 
 def test_queries_while_everything_is_still_read(page_folder):
     fresh = Searcher.open(page_folder / "index")
-    image = (page_folder / "pictures/3.png").read_bytes()
+    image = (page_folder / "images/3.png").read_bytes()
     with served(fresh, ready=False) as port, ThreadPoolExecutor(8) as threads:
         sent = threads.submit(ask_json, port, "/api/image?k=5", image)
         while not sent.done():
@@ -379,7 +379,7 @@ def test_answers_without_captions_or_emoji_and_a_true_image_far_down(tmp_path, s
     assert (len(answer["captions"]), len(answer["images"]), answer["emoji"]) == (4, 4, [])
     assert "not installed" in answer["notes"][0]
     other = FakeRun(tmp_path, similarity, "other")  # whose prepared folder is not there
-    build_index(other, [tmp_path / "photographs"], tmp_path / "other.index")
+    build_index(other, [tmp_path / "images"], tmp_path / "other.index")
     answer = Answers(Searcher.open(tmp_path / "other.index", other)).of_image("3.png", 2)
     assert (answer["captions"], len(answer["images"])) == ([], 2)
     assert answer["notes"][0] == "The index has no captions: it was built without any."
@@ -414,7 +414,7 @@ def call_with_taken_port(page_folder, port):
 def test_bad_input_is_one_sentence_and_status_2(page_folder, monkeypatch, capsys):
     cases = [
         ([page_folder / "nothing"], "not an index"),
-        ([page_folder / "pictures"], "not an index"),
+        ([page_folder / "images"], "not an index"),
         ([page_folder / "index", "--run", page_folder / "nothing"], "not a run folder"),
         ([page_folder / "index", "--port", "99999"], "--port 99999"),
         ([page_folder / "index", "--host", "256.1.1.1"], "--host 256.1.1.1"),

@@ -1,0 +1,137 @@
+"""Every command of README.md, CONTRIBUTING.md and docs/ is run, in order, on a small dataset of their file names.
+
+What would take hours is made small and nothing else: twelve drawn images, scenes of forty, networks without the weights
+that would have to be downloaded, one epoch of few dimensions, benchmarks of few vectors. The Python example is run too.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import eval as evaluation
+import prep
+import search
+import train
+from features.datasets import scenes
+from features.images import backbones
+from tests.helpers import ROOT, call, draw_flickr8k
+
+PAGES = ["README.md", "docs/RESULTS.md", "docs/NOT_HELPED.md", "docs/EMOJI.md"]
+SCRIPTS = {"prep.py": prep, "train.py": train, "eval.py": evaluation, "search.py": search}
+SMALL = {"training.epochs": 1, "training.batch_size": 8, "embed_dim": 8, "text.word_dim": 8}
+BENCHMARKS = {"million_vectors.py": ["--vectors", "300", "--queries", "20"], "search_latency.py": ["--queries", "5"]}
+EMOJI_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+
+
+def commands_of(page: str) -> list[str]:
+    """The command lines in the ```sh blocks of a page, with what stands in variables put in."""
+    commands: list[str] = []
+    variables: dict[str, str] = {}
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            if assignment := re.fullmatch(r"\s*([A-Z]+)=(\S+)", line):
+                variables[assignment[1]] = assignment[2]
+            else:
+                text = re.sub(r"\$([A-Z]+)", lambda name: variables[name[1]], line.strip())
+                commands += [part.strip() for part in text.split("&&")]
+    return commands
+
+
+@pytest.fixture
+def sandbox(tmp_path, monkeypatch):
+    """A folder that holds what the pages name, and a project in which the slow things are small."""
+    draw_flickr8k(tmp_path)
+    shutil.copytree(tmp_path / "drawn/images", tmp_path / "my_images")
+    for name in "ab":
+        shutil.copy(tmp_path / "Flicker8k_Dataset/1.jpg", tmp_path / f"{name}.jpg")
+    draw, load = scenes.scenes, backbones.load
+
+    def few_scenes(folder, *args):
+        dataset = draw(folder, 0, 24, 8, 8)
+        shutil.copy(tmp_path / "a.jpg", folder / "scene-1400.png")
+        return dataset
+
+    def without_download(name, **options):
+        local = name == "efficientnet_lite0"
+        return load(name, **{**options, "weights": options.get("weights") if local else "random"})
+
+    monkeypatch.setattr(scenes, "scenes", few_scenes)
+    monkeypatch.setattr(backbones, "load", without_download)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    return tmp_path
+
+
+def make_small(words: list[str]) -> list[str]:
+    """A train.py command whose runs are small in what it does not set itself."""
+    given = {word.partition("=")[0] for word in words}
+    return [*words, "--set", *(f"{key}={value}" for key, value in SMALL.items() if key not in given)]
+
+
+def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(line, comments=True)
+    if words[0] == "make":
+        subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+    elif words[:3] == ["pip", "install", "-r"]:
+        assert (ROOT / words[3]).is_file()
+    elif words[1] == "app.py":
+        serve(words[2:])
+    elif words[1].startswith("benchmarks/"):
+        more = BENCHMARKS.get(Path(words[1]).name, [])
+        subprocess.run([sys.executable, ROOT / words[1], *words[2:], *more], check=True, capture_output=True)
+    else:
+        args = make_small(words[2:]) if words[1] == "train.py" else words[2:]
+        assert call(monkeypatch, SCRIPTS[words[1]], *args) == 0, line
+
+
+def serve(args: list[str]) -> None:
+    """The page starts, says where it is, and ends with Ctrl-C."""
+    command: list[Any] = [sys.executable, ROOT / "app.py", *args, "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        said = ""
+        while "http://" not in said:
+            line = server.stderr.readline()
+            assert line, said
+            said += line
+        server.send_signal(signal.SIGINT)
+        server.communicate()
+    assert "images on http://127.0.0.1:" in said
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_works(page, sandbox, monkeypatch):
+    if page == "docs/EMOJI.md" and not EMOJI_FONT.is_file():
+        pytest.skip("the font of the emoji is not installed")
+    pytest.importorskip("faiss")
+    lines = commands_of(page)
+    assert lines
+    if page != "README.md":  # pages of results go on from a prepared folder
+        for more in ([], ["--backbone", "inception_v3"]):
+            prepare = ["flickr8k", "--images", "Flicker8k_Dataset", "--captions", "Flickr8k_text", *more]
+            assert call(monkeypatch, prep, *prepare, "--workers", "0") == 0
+    for line in lines:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run_command(line, monkeypatch)
+
+
+def test_the_python_example_of_the_readme_works(sandbox, monkeypatch, capsys):
+    (example,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert call(monkeypatch, prep, "--workers", "0") == 0
+    assert call(monkeypatch, train, "--set", "training.epochs=1") == 0
+    torch.manual_seed(0)
+    exec(compile(example, "README.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines()[-1].startswith("scene-")
+    assert os.path.isdir("runs")
