@@ -46,16 +46,15 @@ def lock_part(path: Path, fresh: bool = False) -> Iterator[Path]:
     """
     part = path.with_name(f"{path.name}.part")
     refuse_link(part)
-    with lock_folder(make_folder(part, "`data`")):
-        if fresh:
-            path.unlink(missing_ok=True)
-            clear(part)
-        try:
+    try:
+        with lock_folder(make_folder(part, "`data`")):
+            if fresh:
+                path.unlink(missing_ok=True)
+                clear(part)
             yield part
-        finally:
-            (part / LOCK).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                part.rmdir()  # if no block is left in it
+    finally:
+        with contextlib.suppress(OSError):
+            part.rmdir()  # if no block, and nobody's lock, is left in it
 
 
 def refuse_link(folder: Path) -> None:

@@ -178,17 +178,15 @@ def without(dataset: Dataset, ids: Collection[str], why: str) -> Dataset:
 
 def write_captions(options: PrepOptions, dataset: Dataset, images: Path | None) -> None:
     """Write captions.jsonl, dataset.json and vocabulary.json, which is built again only if it must be."""
-    folder, language, vocabulary = options.folder, options.language, None
+    folder, vocabulary = options.folder, None
     if not options.fresh and same_rows(folder, dataset) and (folder / VOCABULARY).is_file():
         with contextlib.suppress(BadInput):  # damaged, or of another version: built again
             vocabulary = Vocabulary.load(folder / VOCABULARY)
-    if vocabulary is not None and vocabulary.language == language:
-        write_prepared(folder, dataset, images, vocabulary, source_of(options))  # sources may have moved
-        return
-    captions = [caption for image in dataset.images if image.split == "train" for caption in image.captions]
-    vocabulary = Vocabulary.build(captions, language, progress=True)
-    write_prepared(folder, dataset, images, vocabulary, source_of(options))
-    log(f"{len(captions):,} training captions, {len(vocabulary.counts):,} words, stems: {language}")
+    if vocabulary is None or vocabulary.language != options.language:
+        captions = [caption for image in dataset.images if image.split == "train" for caption in image.captions]
+        vocabulary = Vocabulary.build(captions, options.language, progress=True)
+        log(f"{len(captions):,} training captions, {len(vocabulary.counts):,} words, stems: {options.language}")
+    write_prepared(folder, dataset, images, vocabulary, source_of(options))  # always: sources may have moved
 
 
 def same_rows(folder: Path, dataset: Dataset) -> bool:

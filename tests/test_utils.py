@@ -50,11 +50,11 @@ from pathlib import Path
 from utils import lock_folder
 sys.argv[0] = "prep.py"
 with lock_folder(Path(sys.argv[1])):
-    if sys.argv[2:] and os.fork() == 0:
-        time.sleep(10)
-        os._exit(0)
-    print("held", flush=True)
-    time.sleep(60)
+    child = sys.argv[2:] and os.fork()
+    if not child:  # the child says so, if there is one: by then it has let go
+        print("held", flush=True)
+    time.sleep(10 if child == 0 else 60)
+    os._exit(0)
 """
 
 

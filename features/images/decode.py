@@ -11,22 +11,6 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 
 MAX_ASPECT_RATIO = 50  # more, and the longer side would fill the memory once the shorter is scaled up
-IMAGE_SUFFIXES: tuple[str, ...] = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".gif",
-    ".bmp",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".avif",
-    ".jp2",
-)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm",
                   ".pgm", ".avif", ".jp2")  # fmt: skip
 

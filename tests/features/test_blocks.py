@@ -1,10 +1,13 @@
 """Finished blocks: found again by key, put together in any order, done again where they are damaged."""
 
+import contextlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from features.blocks import Blocks, Identity, lock_part
-from utils import BadInput
+from utils import BadInput, lock_folder
 
 IDENTITY = Identity({"encoder": "tiny", "digest": "d1", "size": 2}, ("digest",), "repeat with `fresh`")
 ROW = np.dtype((np.float32, (2,)))
@@ -64,3 +67,16 @@ def test_an_empty_folder_goes_and_one_with_blocks_stays(tmp_path):
     with lock_part(path, fresh=True) as part:
         assert [file.name for file in part.iterdir()] == [".lock"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_of_whoever_comes_next_stays(tmp_path, monkeypatch):
+    with contextlib.ExitStack() as next_program:
+
+        def come_next(folder):
+            next_program.enter_context(lock_folder(folder))
+            raise OSError("not empty")
+
+        monkeypatch.setattr(Path, "rmdir", come_next)
+        with lock_part(tmp_path / "a.h5") as part:
+            pass
+        assert (part / ".lock").exists()
