@@ -146,7 +146,7 @@ def check_features(run: Run, data: Prepared, captions: str, split: str) -> None:
         raise BadInput(
             f"{data.folder}: holds {data.name}, but {run.folder} was trained on {run.info.dataset}; mend `data`"
         )
-    if run.info.captions and run.info.captions != captions:
+    if run.info.captions != captions:
         raise BadInput(
             f"{data.folder}: holds other captions or splits than {run.folder} was trained on: its {split} split may "
             f"hold training images; name the right folder with `data`, or train again"
