@@ -72,7 +72,7 @@ class EmbeddedSplit:
     def scores_of(self, ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """Return the scores (P,) of P pairs of image and caption of the prepared folder, whatever their split.
 
-        Each image and each caption that the split does not hold is embedded now, once.
+        Where the split lacks an image, all of them are embedded now, each once; and so with the captions.
         """
         images, image_rows = np.unique(ids, return_inverse=True)
         captions, caption_rows = np.unique(texts, return_inverse=True)

@@ -44,7 +44,7 @@ from training.run import (
 )
 from utils import BadInput, lock_folder, make_folder, read_json, write_json, write_jsonl
 
-NEARLY_EQUAL = 1e-6  # how far a collapsed model's positives score above its negatives; 0 would leave semihard none
+NEARLY_EQUAL = 1e-6  # a collapsed model's positives above its negatives; at 0, "semihard" would have no negative
 
 
 @dataclass(frozen=True)
