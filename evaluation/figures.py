@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from evaluation.comparison import Group, ProtocolResult, ResultRow
-from evaluation.embedded import EmbeddedSplit
 from evaluation.plots import learning_curves, png_of, recall_curves, similarity_matrix, sweep_curve
 from metrics.similarity import Scores
 from settings import flat_table
@@ -19,7 +18,7 @@ from training.run import LOG
 from utils import BadInput, atomic_write, read_jsonl
 
 MAX_PAIRS = 32  # of the similarity matrix
-MEASURES = {"cosine": "cosine", "order": "order score"}
+SCORE_NAMES = {"cosine": "cosine", "order": "order score"}
 Figures = dict[str, tuple[str, bytes]]  # file name → what the figure shows, and its PNG
 
 
@@ -33,15 +32,6 @@ class PairScores:
     captions: list[str]
     images: list[str]
     paths: list[Path | None]
-
-    @classmethod
-    def of(cls, embedded: EmbeddedSplit) -> "PairScores":
-        run, split = embedded.run, embedded.split
-        scores, rows = first_pairs(embedded.similarity, embedded.images, embedded.captions, split.image_of_caption)
-        captions, images = [split.captions[row] for row in rows.tolist()], split.images[: len(rows)]
-        paths = embedded.paths()
-        measure = MEASURES[run.settings.similarity]
-        return cls(run.folder.name, measure, scores, captions, images, [paths[image] for image in images])
 
 
 def first_pairs(

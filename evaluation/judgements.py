@@ -10,23 +10,21 @@ CLIPScore itself reaches 51.2 and 34.4. Every image and caption that was judged 
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau
 
-from evaluation.embedded import EmbeddedSplit
 from features.datasets.line_files import numbered_lines, read_text
 from features.prepared import Prepared
-from metrics.similarity import pair_scores
 from utils import BadInput
 
 EXPERT, CROWDFLOWER = "ExpertAnnotations.txt", "CrowdFlowerAnnotations.txt"
 AGAIN = "take the file of the original Flickr8k_text folder again"
 KEY = re.compile(r"(.+)#(\d+)")
+ScoresOf = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -112,13 +110,35 @@ def correlate(scores: np.ndarray, ratings: np.ndarray, variant: str) -> float | 
     variant: "b" (ties taken off both sides; Kendall, 1945) or "c" (for tables that are not square; Stuart, 1953).
     None where τ is not defined: all scores equal, as a collapsed model gives them, or all ratings.
     """
+    from scipy.stats import kendalltau  # a second to import
+
     tau = kendalltau(np.repeat(scores, ratings.shape[1]), ratings.ravel(), variant=variant).statistic
     return None if math.isnan(tau) else 100.0 * float(tau)
 
 
-def judge(embedded: EmbeddedSplit, judgements: Mapping[str, Judgements]) -> dict[str, Judgement]:
-    """Judge a run by each of `judgements`. Raises BadInput if its prepared folder holds no pair of one of them."""
-    return {name: _judge(embedded, pairs) for name, pairs in judgements.items()}
+def judge(prepared: Prepared, scores_of: ScoresOf, judgements: Judgements) -> Judgement:
+    """Judge a run by the pairs of one file. scores_of: the run's scores (P,) of P image ids and P captions.
+
+    Raises BadInput if the prepared folder holds none of the pairs.
+    """
+    captions, splits = captions_by_key(prepared), {row["image"]: row["split"] for row in prepared.rows}
+    keys = zip(judgements.images.tolist(), judgements.captions.tolist(), strict=True)
+    pairs = judgements.take(np.flatnonzero([image in splits and key in captions for image, key in keys]))
+    if not len(pairs):
+        raise BadInput(
+            f"{judgements.path}: none of its images and captions is in {prepared.folder}, which holds {prepared.name}; "
+            f"judge runs on flickr8k, or leave `judgements` out"
+        )
+    scores = scores_of(pairs.images.tolist(), [captions[key] for key in pairs.captions.tolist()])
+    return Judgement(
+        taus=(correlate(scores, pairs.ratings, pairs.variant),),
+        variant=pairs.variant,
+        pairs=len(pairs),
+        ratings=pairs.ratings.size,
+        left_out=len(judgements) - len(pairs),
+        images_seen=sum(splits[image] == "train" for image in pairs.images.tolist()),
+        captions_seen=sum(splits[image] == "train" for image in pairs.caption_images().tolist()),
+    )
 
 
 def note_of(judged: Mapping[str, Judgement]) -> str:
@@ -133,31 +153,6 @@ def note_of(judged: Mapping[str, Judgement]) -> str:
         parts.append(part + (f", {' and '.join(seen)} of them seen in training" if seen else ""))
     unseen = not any(one.images_seen or one.captions_seen for one in judged.values())
     return "; ".join(parts) + ("; no image or caption of them was seen in training" if unseen else "")
-
-
-def _judge(embedded: EmbeddedSplit, judgements: Judgements) -> Judgement:
-    prepared, captions = embedded.prepared, captions_by_key(embedded.prepared)
-    splits = {row["image"]: row["split"] for row in prepared.rows}
-    keys = zip(judgements.images.tolist(), judgements.captions.tolist(), strict=True)
-    pairs = judgements.take(np.flatnonzero([image in splits and key in captions for image, key in keys]))
-    if not len(pairs):
-        raise BadInput(
-            f"{judgements.path}: none of its images and captions is in {prepared.folder}, which holds {prepared.name}; "
-            f"judge runs on flickr8k, or leave `judgements` out"
-        )
-    ids, image_rows = np.unique(pairs.images, return_inverse=True)
-    texts, caption_rows = np.unique([captions[key] for key in pairs.captions.tolist()], return_inverse=True)
-    images, sentences = embedded.embedded_images(ids.tolist()), embedded.embedded_captions(texts.tolist())
-    scores = pair_scores(embedded.run.settings.similarity, images, sentences, image_rows, caption_rows)
-    return Judgement(
-        taus=(correlate(scores, pairs.ratings, pairs.variant),),
-        variant=pairs.variant,
-        pairs=len(pairs),
-        ratings=pairs.ratings.size,
-        left_out=len(judgements) - len(pairs),
-        images_seen=sum(splits[image] == "train" for image in pairs.images.tolist()),
-        captions_seen=sum(splits[image] == "train" for image in pairs.caption_images().tolist()),
-    )
 
 
 def captions_by_key(prepared: Prepared) -> dict[str, str]:

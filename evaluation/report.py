@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader
-
 from evaluation.queries import Query
 from features.images.decode import jpeg_bytes, thumbnail
 from metrics.ranks import TITLES
@@ -40,6 +38,8 @@ class Report:
 
 def write_report(path: Path | str, report: Report) -> None:
     """Write a report. Images that are missing or cannot be read become a gray box with the image's id."""
+    from jinja2 import Environment, FileSystemLoader  # a table needs none of it
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

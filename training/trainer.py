@@ -5,7 +5,6 @@ number, so that an epoch begins the same whether or not the program was stopped 
 """
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from features.blocks import clear
 from features.device import default_device
 from features.images.maps import FeatureMaps
 from features.prepared import Split
@@ -44,7 +44,7 @@ from training.run import (
 )
 from utils import BadInput, lock_folder, make_folder, read_json, write_json, write_jsonl
 
-NEARLY_EQUAL = 1e-6  # how far a collapsed model's positives score above its negatives
+NEARLY_EQUAL = 1e-6  # a collapsed model's positives above its negatives; at 0, "semihard" would have no negative
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ def train(
     BadInput if the folder holds a run of other features.
     """
     folder = plan.folder
-    if fresh and folder.exists():
-        with lock_folder(folder):
-            (folder / RESULT).unlink(missing_ok=True)  # first, so that what a kill leaves is no finished run
-            shutil.rmtree(folder)
     with lock_folder(make_folder(folder, "`runs`")):
+        if fresh:
+            for name in (RESULT, LAST):  # first, so that what a kill leaves is neither finished nor continued
+                (folder / name).unlink(missing_ok=True)
+            clear(folder)
         if not (folder / RECIPE).is_file():
             create_run(plan, data.vocabulary)
         check_same(plan)
@@ -149,10 +149,8 @@ class Trainer:
         batch = features.take(image_rows) if isinstance(features, FeatureMaps) else features[image_rows]
         images = self.model.embed_images(torch.from_numpy(batch).to(default_device()))
         captions = self.model.embed_sentences(sentences.take(rows))
-        scores, pairs = (
-            TRAINING[self.settings.similarity](images, captions),
-            torch.from_numpy(image_rows).to(default_device()),
-        )
+        scores = TRAINING[self.settings.similarity](images, captions)
+        pairs = torch.from_numpy(image_rows).to(default_device())
         loss = self.loss(scores, pairs)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -190,9 +188,7 @@ class Trainer:
         equal, images = [], self.data.splits["train"].image_of_caption
         with torch.no_grad():
             for rows in self.batches():
-                scores = NEARLY_EQUAL * torch.eye(
-                    len(rows), device=default_device()
-                )  # equal ones leave semihard no negative
+                scores = NEARLY_EQUAL * torch.eye(len(rows), device=default_device())
                 equal.append(float(self.loss(scores, torch.from_numpy(images[rows]).to(default_device()))))
         return abs(loss - sum(equal) / len(equal)) < 0.02 * sum(equal) / len(equal)
 
@@ -329,9 +325,9 @@ def advice(name: str, row: dict[str, Any], settings: Settings) -> str:
     """Return what to try after a collapse."""
     ways = ["a smaller training.lr"]
     if settings.loss.negatives in ("hardest", "semihard"):
-        ways.insert(0, "a warm-up with `loss.warmup_epochs` of 1 or more")
+        ways.insert(0, "a warm-up with `loss.warmup_epochs`=1 or more")
     if not settings.image.normalize:
-        ways.append("`image.normalize` = true")
+        ways.append("`image.normalize`=true")
     return (
         f"{name}: collapsed: the loss ({row['loss']:.3f}) is what equal scores give, rsum {row['rsum']:.1f} is near "
         f"chance; every image and caption lies at one place. Try {', or '.join(ways)}."

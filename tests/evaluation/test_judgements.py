@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.embedded import EmbeddedSplit
 from evaluation.judgements import (
     CROWDFLOWER,
     EXPERT,
@@ -20,6 +19,7 @@ from evaluation.judgements import (
     read_crowdflower,
     read_expert,
 )
+from evaluation.measure import EmbeddedSplit
 from features.prepared import Split
 from features.text.vocabulary import Vocabulary
 from tests.helpers import FLICKR8K
@@ -133,7 +133,7 @@ def judged(folder, similarity="cosine", train=(), rows=None):
     prepared.rows = rows or prepared.rows
     split = Split("val", [], [], np.empty(0, np.int64), np.empty((0, 2)))
     embedded = EmbeddedSplit(run, prepared, split, torch.empty(0, 2), torch.empty(0, 2))
-    return judge(embedded, {name: read(folder) for name, read in MEASURES.items()})
+    return {name: judge(prepared, embedded.scores_of, read(folder)) for name, read in MEASURES.items()}
 
 
 def test_a_run_is_judged_pair_by_pair(tmp_path):

@@ -193,6 +193,23 @@ def test_two_programs_do_not_train_one_run(tmp_path):
     assert (tmp_path / "run" / "result.json").is_file(), "nothing is thrown away before it is ours"
 
 
+def test_starting_over_lets_nobody_in_between(tmp_path, monkeypatch):
+    train_small(tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("of the old run")
+    clear = training.clear
+
+    def clear_and_knock(folder):
+        assert not (folder / "result.json").exists()
+        assert not (folder / "last.pt").exists()
+        clear(folder)
+        with pytest.raises(BadInput, match="is at work in it"), lock_folder(folder):
+            pass
+
+    monkeypatch.setattr(training, "clear", clear_and_knock)
+    train_small(tmp_path / "run", fresh=True)
+    assert not (tmp_path / "run" / "notes.txt").exists()
+
+
 def test_patience_stops_early(tmp_path, monkeypatch):
     scores = iter([10.0, 30.0, 20.0, 30.0, 29.0, 50.0])
     monkeypatch.setattr(training, "rsum", lambda metrics: next(scores))
