@@ -1,5 +1,7 @@
 """Ranks, metrics, similarities and protocols against brute force, an independent library, and by hand."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,18 @@ def test_not_a_number_scores_at_the_bottom():
 def test_images_without_captions_are_an_error():
     with pytest.raises(ValueError, match="without a caption"):
         ranks_of(torch.zeros(3, 2), np.array([0, 2]))
+    with pytest.raises(ValueError, match="without a caption"):
+        ranks_by_block(cosine_scores, torch.zeros(3, 1), torch.zeros(2, 1), np.array([0, 2]), block=1)
+
+
+@pytest.mark.parametrize("rows", [[], [0, 1, 2]])
+def test_captions_of_no_image_are_an_error(rows):
+    with pytest.raises(ValueError, match="rows that the scores do not have"):
+        ranks_of(torch.zeros(2, 3), np.array(rows, dtype=np.int64))
+
+
+def test_one_caption_of_one_image_ranks_first():
+    assert ranks_of(torch.zeros(1, 1), np.array([0])).text_to_image.tolist() == [1]
 
 
 def test_recalls_equal_torchmetrics_on_scores_without_ties():
@@ -126,6 +140,11 @@ def test_metrics_by_hand():
     assert mean_rank(ranks) == pytest.approx(229 / 6)
 
 
+def test_the_mean_of_one_is_itself():
+    metrics = metrics_of(ranks_of(torch.eye(3), np.arange(3)))
+    assert mean_of([metrics]) == metrics
+
+
 def plain_order(image, caption):
     return -sum(max(0.0, c - v) ** 2 for v, c in zip(image, caption, strict=True))
 
@@ -147,7 +166,9 @@ def test_order_scores_over_several_blocks():
         torch.rand(2 * ROWS_PER_BLOCK + 3, 4, generator=generator),
     )
     expected = -(captions[None] - images[:, None]).clamp(min=0).square().sum(-1)
-    torch.testing.assert_close(order_scores(images, captions), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as torch's where a block is written into room of another size
+        torch.testing.assert_close(order_scores(images, captions), expected)
 
 
 def test_order_scores_are_the_same_by_image_and_by_caption():
