@@ -36,7 +36,7 @@ RANKS, TRAINER = "tests/metrics/test_ranks.py", "tests/training/test_trainer.py"
 TESTS = {
     "metrics.ranks": [RANKS, "-k", "not torchmetrics and not order and not pairs"],
     "metrics.similarity": [RANKS, "-k", "not torchmetrics and not folds"],
-    "metrics.protocols": [RANKS, "-k", "folds or first_captions or protocols"],
+    "metrics.protocols": [RANKS, "-k", "folds or first_captions or protocol"],
     "metrics.bootstrap": ["tests/metrics/test_bootstrap.py", "-k", "not _100_tables and not with_folds"],
     "losses": ["tests/test_losses.py"],
     "training.trainer": [TRAINER, "-k", "not [0- and not [3- and not killed and not wants_linear and not write_json"],

@@ -231,6 +231,31 @@ def test_folds_are_equal_consecutive_and_averaged():
     assert average["text_to_image"]["R@1"] == pytest.approx(np.mean([p["text_to_image"]["R@1"] for p in parts]))
 
 
+@pytest.mark.parametrize(
+    ("dataset", "split", "images", "protocol", "name"),
+    [
+        ("coco", "test", 5000, Protocol(5, 0), "1K, 5 folds, all captions"),
+        ("coco", "test", 5000, Protocol(1, 1), "5K, 1 caption an image"),
+        ("coco", "test", 1500, Protocol(1, 5), "test 1500"),
+        ("coco", "test", 3000, Protocol(2, 5), "test 1500, 2 folds"),
+        ("coco", "val", 5000, Protocol(1, 5), "val 5000"),
+        ("flickr8k", "test", 1000, Protocol(1, 5), "test 1000"),
+        ("flickr30k", "test", 1000, Protocol(2, 5), "test 500, 2 folds"),
+        ("flickr30k", "val", 1000, Protocol(1, 0), "val 1000"),
+        ("flickr30k", "test", 1000, Protocol(1, 2), "test 1000, 2 captions an image"),
+        ("scenes", "test", 200, Protocol(1, 0), "test 200"),
+        ("scenes", "test", 200, Protocol(1, 5), "test 200, 5 captions an image"),
+    ],
+)
+def test_a_protocol_is_named_as_papers_do(dataset, split, images, protocol, name):
+    assert protocol_name(protocol, dataset, split, images) == name
+
+
+def test_folds_that_are_not_equal_are_an_error():
+    with pytest.raises(ValueError, match="4 images do not divide into 3"):
+        folds_of(np.arange(4), 4, Protocol(folds=3))
+
+
 def test_first_captions_keeps_the_first_of_each_image():
     owner = np.array([0, 1, 0, 0, 1, 2])
     assert first_captions(owner, 2).tolist() == [0, 1, 2, 4, 5]
@@ -246,6 +271,12 @@ def test_protocols_and_their_names():
     (protocol,) = protocols_for("flickr8k", "test", 1000, None)
     assert protocol == Protocol(1, 0)
     assert protocol_name(protocol, "flickr8k", "test", 1000) == "test 1000"
+    assert Protocol() == Protocol(1, 0) == protocols_for("flickr8k", "test", 1000, 1)[0]
+    assert protocols_for("coco", "val", 1000, None) == (Protocol(1, 5),)
+    assert protocols_for("flickr30k", "test", 5000, None) == (Protocol(1, 0),)
+    assert protocols_for("coco", "test", 5000, 5, captions=0) == (Protocol(5, 0),)
+    with pytest.raises(ValueError, match="`captions_per_image` -1"):
+        protocols_for("coco", "test", 5000, None, captions=-1)
     with pytest.raises(ValueError, match="`folds` 3"):
         protocols_for("flickr8k", "test", 1000, 3)
     with pytest.raises(ValueError, match="`folds` 0"):
