@@ -62,11 +62,9 @@ def _hardest(violation: Tensor, allowed: Tensor, generator: torch.Generator | No
 
 
 def _random(violation: Tensor, allowed: Tensor, generator: torch.Generator | None) -> Tensor:
-    queries = allowed.any(dim=1)  # in a batch of one image's captions nothing is a negative
-    if not queries.any():
+    if not allowed.any():  # in a batch of one image's captions nothing is a negative, in any other each query has one
         return violation.sum()
-    chosen = torch.multinomial(allowed[queries].float(), 1, generator=generator)
-    return violation[queries].gather(1, chosen).sum()
+    return violation.gather(1, torch.multinomial(allowed.float(), 1, generator=generator)).sum()
 
 
 NEGATIVES: dict[str, Callable[[Tensor, Tensor, torch.Generator | None], Tensor]] = {

@@ -21,8 +21,7 @@ class Protocol:
     captions: int = 0
 
 
-# COCO's tables keep five captions of an image, and report five folds of 1,000 images ("1K") beside all 5,000 ("5K").
-COCO = (Protocol(folds=5, captions=5), Protocol(folds=1, captions=5))
+COCO_FOLDS = (5, 1)  # its tables report five folds of 1,000 images ("1K") beside all 5,000 ("5K")
 # Captions an image that a dataset's papers keep, the first being what is kept here unless another number is asked for.
 # Flickr's images have five captions each, so that keeping five is keeping all. A protocol's name is silent about these.
 USUAL_CAPTIONS = {"coco": (5,), "flickr8k": (0, 5), "flickr30k": (0, 5)}
@@ -48,7 +47,7 @@ def protocols_for(
             )
         return (Protocol(folds, kept),)
     if dataset == "coco" and images == 5000:
-        return tuple(Protocol(protocol.folds, kept) for protocol in COCO)
+        return tuple(Protocol(count, kept) for count in COCO_FOLDS)
     return (Protocol(1, kept),)
 
 

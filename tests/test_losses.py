@@ -60,6 +60,13 @@ def test_by_hand():
     # semihard: 0.8 lies above caption 1's positive, so what is left for it is nothing
     assert hinge(scores, images, 0.2, "semihard").item() == pytest.approx(0.1)
     assert hinge(scores, images, 0.2, reduction="mean").item() == pytest.approx(0.3)
+    # one that scores as the positive does is not below it
+    assert hinge(torch.zeros(2, 2), images, 0.2).item() == pytest.approx(0.8)
+    assert hinge(torch.zeros(2, 2), images, 0.2, "semihard").item() == 0
+    # smooth: a sharpness of 20, and log(1 + e^4) / 20 for each query
+    smooth = smooth_hinge(torch.zeros(2, 2), images, 0.2)
+    assert smooth.item() == pytest.approx(4 * math.log1p(math.exp(4)) / 20)
+    assert smooth_hinge(torch.zeros(2, 2), images, 0.2, reduction="mean").item() == pytest.approx(smooth.item() / 2)
 
 
 def test_random_takes_one_valid_negative_uniformly():

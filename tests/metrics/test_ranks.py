@@ -1,5 +1,7 @@
 """Ranks, metrics, similarities and protocols against brute force, an independent library, and by hand."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,18 @@ def test_not_a_number_scores_at_the_bottom():
 def test_images_without_captions_are_an_error():
     with pytest.raises(ValueError, match="without a caption"):
         ranks_of(torch.zeros(3, 2), np.array([0, 2]))
+    with pytest.raises(ValueError, match="without a caption"):
+        ranks_by_block(cosine_scores, torch.zeros(3, 1), torch.zeros(2, 1), np.array([0, 2]), block=1)
+
+
+@pytest.mark.parametrize("rows", [[], [0, 1, 2]])
+def test_captions_of_no_image_are_an_error(rows):
+    with pytest.raises(ValueError, match="rows that the scores do not have"):
+        ranks_of(torch.zeros(2, 3), np.array(rows, dtype=np.int64))
+
+
+def test_one_caption_of_one_image_ranks_first():
+    assert ranks_of(torch.zeros(1, 1), np.array([0])).text_to_image.tolist() == [1]
 
 
 def test_recalls_equal_torchmetrics_on_scores_without_ties():
@@ -126,6 +140,11 @@ def test_metrics_by_hand():
     assert mean_rank(ranks) == pytest.approx(229 / 6)
 
 
+def test_the_mean_of_one_is_itself():
+    metrics = metrics_of(ranks_of(torch.eye(3), np.arange(3)))
+    assert mean_of([metrics]) == metrics
+
+
 def plain_order(image, caption):
     return -sum(max(0.0, c - v) ** 2 for v, c in zip(image, caption, strict=True))
 
@@ -147,7 +166,9 @@ def test_order_scores_over_several_blocks():
         torch.rand(2 * ROWS_PER_BLOCK + 3, 4, generator=generator),
     )
     expected = -(captions[None] - images[:, None]).clamp(min=0).square().sum(-1)
-    torch.testing.assert_close(order_scores(images, captions), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as torch's where a block is written into room of another size
+        torch.testing.assert_close(order_scores(images, captions), expected)
 
 
 def test_order_scores_are_the_same_by_image_and_by_caption():
@@ -210,6 +231,31 @@ def test_folds_are_equal_consecutive_and_averaged():
     assert average["text_to_image"]["R@1"] == pytest.approx(np.mean([p["text_to_image"]["R@1"] for p in parts]))
 
 
+@pytest.mark.parametrize(
+    ("dataset", "split", "images", "protocol", "name"),
+    [
+        ("coco", "test", 5000, Protocol(5, 0), "1K, 5 folds, all captions"),
+        ("coco", "test", 5000, Protocol(1, 1), "5K, 1 caption an image"),
+        ("coco", "test", 1500, Protocol(1, 5), "test 1500"),
+        ("coco", "test", 3000, Protocol(2, 5), "test 1500, 2 folds"),
+        ("coco", "val", 5000, Protocol(1, 5), "val 5000"),
+        ("flickr8k", "test", 1000, Protocol(1, 5), "test 1000"),
+        ("flickr30k", "test", 1000, Protocol(2, 5), "test 500, 2 folds"),
+        ("flickr30k", "val", 1000, Protocol(1, 0), "val 1000"),
+        ("flickr30k", "test", 1000, Protocol(1, 2), "test 1000, 2 captions an image"),
+        ("scenes", "test", 200, Protocol(1, 0), "test 200"),
+        ("scenes", "test", 200, Protocol(1, 5), "test 200, 5 captions an image"),
+    ],
+)
+def test_a_protocol_is_named_as_papers_do(dataset, split, images, protocol, name):
+    assert protocol_name(protocol, dataset, split, images) == name
+
+
+def test_folds_that_are_not_equal_are_an_error():
+    with pytest.raises(ValueError, match="4 images do not divide into 3"):
+        folds_of(np.arange(4), 4, Protocol(folds=3))
+
+
 def test_first_captions_keeps_the_first_of_each_image():
     owner = np.array([0, 1, 0, 0, 1, 2])
     assert first_captions(owner, 2).tolist() == [0, 1, 2, 4, 5]
@@ -225,6 +271,12 @@ def test_protocols_and_their_names():
     (protocol,) = protocols_for("flickr8k", "test", 1000, None)
     assert protocol == Protocol(1, 0)
     assert protocol_name(protocol, "flickr8k", "test", 1000) == "test 1000"
+    assert Protocol() == Protocol(1, 0) == protocols_for("flickr8k", "test", 1000, 1)[0]
+    assert protocols_for("coco", "val", 1000, None) == (Protocol(1, 5),)
+    assert protocols_for("flickr30k", "test", 5000, None) == (Protocol(1, 0),)
+    assert protocols_for("coco", "test", 5000, 5, captions=0) == (Protocol(5, 0),)
+    with pytest.raises(ValueError, match="`captions_per_image` -1"):
+        protocols_for("coco", "test", 5000, None, captions=-1)
     with pytest.raises(ValueError, match="`folds` 3"):
         protocols_for("flickr8k", "test", 1000, 3)
     with pytest.raises(ValueError, match="`folds` 0"):
