@@ -26,7 +26,8 @@ from features.datasets import scenes
 from features.images import backbones
 from tests.helpers import ROOT, call, draw_flickr8k
 
-PAGES = ["README.md", "docs/RESULTS.md", "docs/NOT_HELPED.md", "docs/EMOJI.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+RESULTS = ["docs/RESULTS.md", "docs/NOT_HELPED.md", "docs/EMOJI.md"]  # these go on from a prepared folder
 SCRIPTS = {"prep.py": prep, "train.py": train, "eval.py": evaluation, "search.py": search}
 SMALL = {"training.epochs": 1, "training.batch_size": 8, "embed_dim": 8, "text.word_dim": 8}
 BENCHMARKS = {"million_vectors.py": ["--vectors", "300", "--queries", "20"], "search_latency.py": ["--queries", "5"]}
@@ -84,6 +85,10 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
     elif words[:3] == ["pip", "install", "-r"]:
         assert (ROOT / words[3]).is_file()
+    elif words[0] == "git":
+        assert subprocess.run(line, shell=True, cwd=ROOT, check=True, capture_output=True).stdout
+    elif words[1:3] == ["-m", "tests.mutate"]:
+        subprocess.run([sys.executable, *words[1:], "--list"], cwd=ROOT, check=True, capture_output=True)
     elif words[1] == "app.py":
         serve(words[2:])
     elif words[1].startswith("benchmarks/"):
@@ -116,8 +121,7 @@ def test_every_command_of_a_page_works(page, sandbox, monkeypatch):
         pytest.skip("the font of the emoji is not installed")
     pytest.importorskip("faiss")
     lines = commands_of(page)
-    assert lines
-    if page != "README.md":  # pages of results go on from a prepared folder
+    if page in RESULTS:
         for more in ([], ["--backbone", "inception_v3"]):
             prepare = ["flickr8k", "--images", "Flicker8k_Dataset", "--captions", "Flickr8k_text", *more]
             assert call(monkeypatch, prep, *prepare, "--workers", "0") == 0
