@@ -30,6 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from features.prepared import Prepared
 from retrieval.commands import open_run
+from retrieval.emoji import unit_rows
 from retrieval.index import ROW, Index, Meta, file_name, write_array, write_rows, write_strings
 from retrieval.nearest import BLOCK_BYTES, COSINE, Graph, exact_nearest, import_faiss, recall_of
 from utils import BadInput, make_folder, run_script
@@ -56,12 +57,8 @@ def main() -> None:
         measure(Path(folder), vectors, args.vectors, queries, args.k)
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
 def uniform(rng: np.random.Generator, dim: int) -> Draw:
-    return lambda start, count: unit(rng.standard_normal((count, dim), np.float32))
+    return lambda start, count: unit_rows(rng.standard_normal((count, dim), np.float32))
 
 
 def around_captions(rng: np.random.Generator, args: argparse.Namespace) -> tuple[Draw, np.ndarray, str]:
@@ -74,7 +71,7 @@ def around_captions(rng: np.random.Generator, args: argparse.Namespace) -> tuple
 
     def noisy(rows: np.ndarray) -> np.ndarray:
         noise = rng.standard_normal(rows.shape, np.float32) * np.float32(args.noise / rows.shape[1] ** 0.5)
-        return unit(rows + noise)
+        return unit_rows(rows + noise)
 
     train, test = captions("train"), captions("test")
     queries = noisy(test[rng.permutation(len(test))[: args.queries]])
