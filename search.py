@@ -29,7 +29,7 @@ def arguments() -> argparse.Namespace:
     def add(name: str, about: str, asks_run: bool = True) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
         if asks_run:
-            command.add_argument("run", metavar="RUN", help="a run folder, or a name under --runs")
+            command.add_argument("run", metavar="RUN", help="a run folder, a name under --runs, or a pattern")
             command.add_argument("--runs", type=Path, default=Path("runs"), metavar="ROOT", help="where runs lie")
         return command
 

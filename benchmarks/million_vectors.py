@@ -1,7 +1,7 @@
 """Approximate search among many vectors against exact search: recall@10, times, memory.
 
-    python benchmarks/million_vectors.py runs/strong-flickr8k-…          1,000,000 vectors around caption embeddings
-    python benchmarks/million_vectors.py runs/strong-flickr8k-… --vectors 20000
+    python benchmarks/million_vectors.py 'strong-flickr8k-*-0-*'         1,000,000 vectors around caption embeddings
+    python benchmarks/million_vectors.py 'strong-flickr8k-*-0-*' --vectors 20000
     python benchmarks/million_vectors.py --dim 1024 --vectors 20000      uniform on the sphere, for comparison
 
 The generator, from one seed: vector i is the embedding of training caption i modulo their number, plus Gaussian noise
@@ -29,9 +29,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from features.prepared import Prepared
+from retrieval.commands import open_run
+from retrieval.emoji import unit_rows
 from retrieval.index import ROW, Index, Meta, file_name, write_array, write_rows, write_strings
 from retrieval.nearest import BLOCK_BYTES, COSINE, Graph, exact_nearest, import_faiss, recall_of
-from training.run import Run
 from utils import BadInput, make_folder, run_script
 
 ROWS = 2**14  # vectors made at a time
@@ -56,17 +57,13 @@ def main() -> None:
         measure(Path(folder), vectors, args.vectors, queries, args.k)
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
 def uniform(rng: np.random.Generator, dim: int) -> Draw:
-    return lambda start, count: unit(rng.standard_normal((count, dim), np.float32))
+    return lambda start, count: unit_rows(rng.standard_normal((count, dim), np.float32))
 
 
 def around_captions(rng: np.random.Generator, args: argparse.Namespace) -> tuple[Draw, np.ndarray, str]:
     """The generator of the docstring; its queries; and a line about it."""
-    run = Run.open(args.run)
+    run = open_run(args.run)
     data = Prepared(args.data or run.info.data)
 
     def captions(split: str) -> np.ndarray:
@@ -74,7 +71,7 @@ def around_captions(rng: np.random.Generator, args: argparse.Namespace) -> tuple
 
     def noisy(rows: np.ndarray) -> np.ndarray:
         noise = rng.standard_normal(rows.shape, np.float32) * np.float32(args.noise / rows.shape[1] ** 0.5)
-        return unit(rows + noise)
+        return unit_rows(rows + noise)
 
     train, test = captions("train"), captions("test")
     queries = noisy(test[rng.permutation(len(test))[: args.queries]])
@@ -146,7 +143,7 @@ def peak() -> float:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="a run folder, of cosine similarity")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="of cosine similarity; named as for search.py")
     parser.add_argument("--data", type=Path, metavar="DIR", help="its prepared folder, if that has moved")
     parser.add_argument("--dim", type=int, metavar="D", help="uniform vectors of so many dimensions instead of a run")
     parser.add_argument("--vectors", type=int, default=1_000_000, metavar="N")

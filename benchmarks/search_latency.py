@@ -3,8 +3,8 @@
     python benchmarks/search_latency.py images.index
     python benchmarks/search_latency.py images.index --queries 1000 --images 50
 
-Queries are test captions of the dataset that the index's run was trained on, each with its own time; the text branch is
-timed apart, so that one sees where the time goes.
+Queries are test captions of the dataset that the index's run was trained on, each timed by itself, the text branch
+apart. Where there are fewer captions or images than asked for, all are taken.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from features.prepared import Prepared
 from retrieval.searcher import Searcher
 from utils import run_script
 
-WARM = 20  # queries before the first that counts
+WARM = 20  # queries before those that count: others, where there are enough
 
 
 def main() -> None:
@@ -46,10 +46,10 @@ def sentence_times(
     """Seconds of each query in the text branch alone, and from the sentence to the ids."""
     captions = [caption for row in data.rows if row["split"] == "test" for caption in row["captions"]]
     captions = [captions[i] for i in rng.permutation(len(captions))[: args.queries + WARM]]
-    for caption in captions[:WARM]:
+    for caption in captions[-WARM:]:
         searcher.search(caption, args.k)
     text, whole = [], []
-    for caption in captions[WARM:]:
+    for caption in captions[: args.queries]:
         began = time.perf_counter()
         query = searcher.embed_sentence(caption)
         embedded = time.perf_counter()
@@ -61,10 +61,11 @@ def sentence_times(
 
 
 def image_times(searcher: Searcher, rng: np.random.Generator, args: argparse.Namespace) -> list[float]:
-    """Seconds of each image of the index, from its file to captions and similar images; the first opens the network."""
+    """Seconds of each image of the index, from its file to captions and similar images."""
     paths = map(searcher.index.path, rng.permutation(len(searcher.index)).tolist())
+    files = list(islice(filter(None, paths), args.images))
     times = []
-    for path in islice((path for path in paths if path is not None), args.images + 1):
+    for path in [*files[:1], *files]:  # the first opens the backbone, which does not count
         began = time.perf_counter()
         query = searcher.embed_image(path)
         searcher.captions_of(query, args.k)
@@ -74,7 +75,7 @@ def image_times(searcher: Searcher, rng: np.random.Generator, args: argparse.Nam
 
 
 def report(name: str, times: list[float]) -> None:
-    middle, late = np.percentile(times, [50, 95]) * 1e3
+    middle, late = np.percentile(times or [np.nan], [50, 95]) * 1e3
     print(f"{name}, {len(times):,} queries: median {middle:.1f} ms, 95th percentile {late:.1f} ms")
 
 

@@ -251,7 +251,7 @@ def find_captions(searcher: Searcher, image: Path, k: int, captions: list[str] |
     query = searcher.embed_image(image)
     hits = [Hit(rank, score, other) for rank, (other, score) in enumerate(searcher.similar_of(query, k), 1)]
     if captions is None and not len(searcher.index.captions):
-        return Result(hits, notes=["the index has no captions; name a file of some"])
+        return Result(hits, notes=["the index has no captions; name a file of captions"])
     return Result(hits, searcher.captions_of(query, k, captions))
 
 

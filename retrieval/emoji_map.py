@@ -16,7 +16,7 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont, ImageOps, features
 
 from features.images.decode import thumbnail
-from retrieval.contact_sheet import font_of
+from retrieval.contact_sheet import INK, PAPER, QUIET, font_of
 from retrieval.emoji import EmojiHit, EmojiSpace
 from utils import BadInput, atomic_write
 
@@ -26,7 +26,6 @@ MIN_EMOJI = 3  # two emoji lie on a line whatever they mean
 GLYPH_PIXELS = 109  # the one size that Noto Color Emoji has bitmaps of
 MIN_CELL_PIXELS, MAX_CELL_PIXELS, MAP_PIXELS = 36, 96, 1600  # of the map, as wide as cells are not too small
 MARGIN_PIXELS = 40
-INK, QUIET, PAPER = "#1a1a1a", "#5c5c5c", "white"
 SHEET_IMAGE_PIXELS, SHEET_EMOJI_PIXELS, EMOJI_PER_LINE = (330, 240), 66, 5  # an image, and lines of emoji under it
 FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts")
 

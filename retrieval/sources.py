@@ -13,7 +13,7 @@ from features.datasets.dataset import clean_caption
 from features.images.decode import IMAGE_SUFFIXES
 from features.prepared import CAPTIONS, DATASET, Prepared, join_features
 from training.run import Run
-from utils import BadInput
+from utils import BadInput, read_text
 
 ROWS_PER_BLOCK = 256  # rows of cached features read at a time
 CHUNK_BYTES = 2**20  # bytes of a file read at a time
@@ -164,12 +164,7 @@ def embed_run_captions(run: Run, captions: Sequence[str]) -> np.ndarray | None:
 def read_captions(file: Path) -> list[str]:
     """Read the distinct lines of a text file, sorted. Raises BadInput if it has none, or is no text."""
     wants = "`captions` wants a text file, one caption a line"
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise BadInput(f"{file}: no such file; {wants}") from None
-    except (IsADirectoryError, UnicodeDecodeError):
-        raise BadInput(f"{file}: not UTF-8 text; {wants}") from None
+    lines = read_text(file, wants, encoding="utf-8-sig").splitlines()
     captions = sorted({clean_caption(line) for line in lines} - {""})
     if not captions:
         raise BadInput(f"{file}: holds no caption; {wants}")

@@ -390,14 +390,14 @@ def test_from_images_to_answers(tmp_path, monkeypatch, capsys):
         return status, capsys.readouterr()
 
     # from the images, and from the features that prep.py has left: the same
-    for images, out in ((tmp_path / "images", "images"), (tmp_path / "data/folder", "prepared")):
+    for images, out in ((tmp_path / "images", "index"), (tmp_path / "data/folder", "prepared")):
         status, said = searched("index", run, images, "--out", tmp_path / out)
         assert (status, said.out.splitlines()[0]) == (
             0,
             f"{tmp_path / out}: 24 images (24 new, 0 changed, 0 moved, 0 removed, 0 kept), "
             f"{len(Index.open(tmp_path / out).captions)} captions",
         )
-    one, other = Index.open(tmp_path / "images"), Index.open(tmp_path / "prepared")
+    one, other = Index.open(tmp_path / "index"), Index.open(tmp_path / "prepared")
     assert list(one.ids) == list(other.ids)
     np.testing.assert_allclose(one.embeddings, other.embeddings, atol=1e-5)
     query = json.loads((tmp_path / "data/folder/captions.jsonl").read_text().splitlines()[0])["captions"][0]
@@ -406,16 +406,16 @@ def test_from_images_to_answers(tmp_path, monkeypatch, capsys):
     assert "0.png at rank" in said.out
     true = Searcher.open(tmp_path / "prepared").true_images(query)
     assert said.out.count("← true") == len(true) >= 1
-    status, said = searched("find", tmp_path / "images", "--image", tmp_path / "images/0.png", "-k", 3)
+    status, said = searched("find", tmp_path / "index", "--image", tmp_path / "images/0.png", "-k", 3)
     assert status == 0
     captions, images = said.out.split("\n\n")
     assert len(captions.splitlines()) == len(images.splitlines()) == 4
     assert images.splitlines()[1].split() == ["1", "1.0000", "0.png"]
-    status, said = searched("find", tmp_path / "images", "zyx", "-k", 3)
+    status, said = searched("find", tmp_path / "index", "zyx", "-k", 3)
     assert (status, said.out) == (2, "")
     assert "unknown words only (zyx)" in said.err
     copy = copy_of(run, tmp_path / "copy", seed=1, digests=["0"])
-    status, said = searched("find", tmp_path / "images", query, "--run", copy)
+    status, said = searched("find", tmp_path / "index", query, "--run", copy)
     assert status == 2
     assert "is the index of another run" in said.err
-    assert searched("index", copy, tmp_path / "images", "--out", tmp_path / "images")[0] == 2
+    assert searched("index", copy, tmp_path / "images", "--out", tmp_path / "index")[0] == 2
