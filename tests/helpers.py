@@ -26,7 +26,7 @@ from features.prepared import Split, write_prepared
 from features.text.sentences import TextProcessor
 from features.text.vocabulary import Vocabulary, tokenize
 from settings import Settings, override
-from training import trainer
+from training import sweep, trainer
 from training.run import RunInfo, RunPlan, encoding_settings
 from utils import BadInput, run_script
 
@@ -177,7 +177,7 @@ def made_up_data(size=12):
 
 def train_small(folder, seed=0, digest="d", captions="", fresh=False, on_epoch=lambda epochs, line: None, **changes):
     plan, data = plan_small(folder, seed, digest, captions, **changes)
-    return trainer.train(plan, data, fresh, on_epoch, progress=False)
+    return sweep.train(plan, data, fresh, on_epoch, progress=False)
 
 
 def plan_small(folder, seed=0, digest="d", captions="", **changes):

@@ -17,15 +17,17 @@ from typing import Any, cast
 import torch
 from tqdm import tqdm
 
+from features.blocks import clear
 from features.images.store import FeatureStore
 from features.prepared import Prepared, Split, newest_prepared
 from features.text.sentences import TextProcessor, sentence_encoder
 from features.text.vocabulary import Sentences
 from model import heads_for
 from settings import Settings, TextSettings, override, parse_changes, read_recipe
-from training.run import RESULT, RunInfo, RunPlan, check_same, encoding_settings
-from training.trainer import TrainingData, epochs_of, train
-from utils import BadInput, NotPrepared, log, make_folder
+from training import cca
+from training.run import AGAIN, LAST, RECIPE, RESULT, RunInfo, RunPlan, check_same, create_run, encoding_settings
+from training.trainer import OnEpoch, Trainer, TrainingData, epochs_of
+from utils import BadInput, NotPrepared, lock_folder, log, make_folder, read_json
 
 
 def train_recipes(
@@ -193,6 +195,38 @@ def sweep(plans: Sequence[RunPlan], data: Prepared, fresh: bool = False, jobs: i
         reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in failed.items())
         others = ", all others are finished" if len(failed) < len(plans) else ""
         raise BadInput(f"{len(failed)} of {len(plans)} runs could not be trained{others}: {reasons}")
+
+
+def train(
+    plan: RunPlan,
+    data: TrainingData,
+    fresh: bool = False,
+    on_epoch: OnEpoch = lambda epochs, line: None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train one run into its folder, from its last checkpoint if there is one; a finished run is left as it is.
+
+    fresh: start over. progress: show a bar over the batches of an epoch. Return the content of result.json. Raises
+    BadInput if the folder holds a run of other features.
+    """
+    folder = plan.folder
+    with lock_folder(make_folder(folder, "`runs`")):
+        if fresh:
+            for name in (RESULT, LAST):  # first, so that what a kill leaves is neither finished nor continued
+                (folder / name).unlink(missing_ok=True)
+            clear(folder)
+        if not (folder / RECIPE).is_file():
+            create_run(plan, data.vocabulary)
+        check_same(plan)
+        if not (folder / RESULT).is_file():
+            trainer = Trainer(plan, data, on_epoch, progress)
+            if trainer.log:
+                on_epoch(len(trainer.log), f"{folder.name}: continues after epoch {len(trainer.log)}")
+            if plan.settings.loss.name == "cca":
+                cca.fit(trainer)
+            else:
+                trainer.fit()
+        return read_json(folder / RESULT, AGAIN)
 
 
 class Sweep:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from features.blocks import clear
 from features.device import default_device
 from features.images.maps import FeatureMaps
 from features.prepared import Split
@@ -26,23 +25,18 @@ from metrics.ranks import metrics_of, ranks_by_block, rsum
 from metrics.similarity import RANKING, TRAINING
 from model import TwoBranch
 from settings import LossSettings, Settings, TrainingSettings
-from training import cca
 from training.checkpoint import load_checkpoint, save_checkpoint, save_model
 from training.run import (
-    AGAIN,
     LAST,
     LOG,
     MODEL,
-    RECIPE,
     RESULT,
     RunPlan,
-    check_same,
-    create_run,
     embed_features,
     embed_sentences,
     new_model,
 )
-from utils import BadInput, lock_folder, make_folder, read_json, write_json, write_jsonl
+from utils import BadInput, write_json, write_jsonl
 
 NEARLY_EQUAL = 1e-6  # a collapsed model's positives above its negatives; at 0, "semihard" would have no negative
 
@@ -57,38 +51,6 @@ class TrainingData:
 
 
 OnEpoch = Callable[[int, str], None]  # hears after every epoch how many there have been, and a line about it
-
-
-def train(
-    plan: RunPlan,
-    data: TrainingData,
-    fresh: bool = False,
-    on_epoch: OnEpoch = lambda epochs, line: None,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Train one run into its folder, from its last checkpoint if there is one; a finished run is left as it is.
-
-    fresh: start over. progress: show a bar over the batches of an epoch. Return the content of result.json. Raises
-    BadInput if the folder holds a run of other features.
-    """
-    folder = plan.folder
-    with lock_folder(make_folder(folder, "`runs`")):
-        if fresh:
-            for name in (RESULT, LAST):  # first, so that what a kill leaves is neither finished nor continued
-                (folder / name).unlink(missing_ok=True)
-            clear(folder)
-        if not (folder / RECIPE).is_file():
-            create_run(plan, data.vocabulary)
-        check_same(plan)
-        if not (folder / RESULT).is_file():
-            trainer = Trainer(plan, data, on_epoch, progress)
-            if trainer.log:
-                on_epoch(len(trainer.log), f"{folder.name}: continues after epoch {len(trainer.log)}")
-            if plan.settings.loss.name == "cca":
-                cca.fit(trainer)
-            else:
-                trainer.fit()
-        return read_json(folder / RESULT, AGAIN)
 
 
 class Trainer:

@@ -20,8 +20,10 @@ from metrics.similarity import exact_cosine_scores
 from model import InputDims, TwoBranch
 from settings import Settings, override
 from tests.helpers import ROOT, made_up_data, plan_small, train_small
+from training import sweep
 from training import trainer as training
 from training.run import Run
+from training.sweep import train
 from training.trainer import (
     Trainer,
     advice,
@@ -98,7 +100,9 @@ def test_chance_and_epochs_by_hand():
 
 
 def test_a_transformer_has_a_share_of_the_rate():
-    model = torch.nn.ModuleDict({"transformer": torch.nn.Linear(2, 3), "linear": torch.nn.Linear(3, 2, bias=False)})
+    model: Any = torch.nn.ModuleDict(
+        {"transformer": torch.nn.Linear(2, 3), "linear": torch.nn.Linear(3, 2, bias=False)}
+    )
     settings = override(Settings(), {"training.lr": 0.01, "text.finetune_lr": 0.002, "training.weight_decay": 0.5})
     rest, inner = new_optimizer(model, settings).param_groups
     assert [*map(id, rest["params"])] == [*map(id, model["linear"].parameters())]
@@ -108,11 +112,15 @@ def test_a_transformer_has_a_share_of_the_rate():
 
 
 def test_an_epoch_sets_seed_mode_and_rate_of_every_step(tmp_path, monkeypatch, capsys):
-    seen, seeds = [], []
+    seen: list[float] = []
+    seeds: list[int] = []
     trainer = Trainer(*plan_small(tmp_path, seed=3, training__schedule="cosine"))
-    monkeypatch.setattr(
-        Trainer, "train_step", lambda self, rows: seen.append(self.optimizer.param_groups[0]["lr"]) or 6
-    )
+
+    def step(self, rows):
+        seen.append(self.optimizer.param_groups[0]["lr"])
+        return 6.0
+
+    monkeypatch.setattr(Trainer, "train_step", step)
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
     trainer.optimizer.param_groups[0]["share"] = 0.5
     trainer.model.eval()
@@ -138,7 +146,12 @@ def test_random_negatives_are_drawn_twice_a_step(tmp_path, monkeypatch, negative
     """What is drawn after a step decides what dropout does in the next one."""
     trainer = Trainer(*plan_small(tmp_path, loss__negatives=negatives))
     loss, given = trainer.loss, []
-    monkeypatch.setattr(trainer, "loss", lambda scores, images: given.append(scores) or loss(scores, images))
+
+    def counted(scores, images):
+        given.append(scores)
+        return loss(scores, images)
+
+    monkeypatch.setattr(trainer, "loss", counted)
     trainer.train_step(np.arange(8))
     assert len(given) == calls
     assert calls == 1 or not given[1].any()
@@ -166,7 +179,8 @@ def test_collapse_is_equal_scores_near_chance(tmp_path):
 
 def test_the_row_of_an_epoch(tmp_path, monkeypatch):
     told, saved = [], []
-    trainer = Trainer(*plan_small(tmp_path), on_epoch=lambda epochs, line: told.append(epochs))
+    plan, data = plan_small(tmp_path)
+    trainer = Trainer(plan, data, on_epoch=lambda epochs, line: told.append(epochs))
     clock, scores = iter([101.2345, 103.4567] * 3), iter([10.0, 10.0, 11.0])
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(training, "rsum", lambda metrics: next(scores))
@@ -198,21 +212,21 @@ def test_the_result_is_that_of_the_best_epoch(tmp_path):
 def test_starting_over_and_going_on(tmp_path, monkeypatch, capsys):
     plan, data = plan_small(tmp_path / "run", text__branch="onehot")
     result = plan.folder / "result.json"
-    training.train(plan, data, fresh=True)  # nothing to throw away
+    train(plan, data, fresh=True)  # nothing to throw away
     assert "epoch 1/4" in capsys.readouterr().err, "a bar is what one gets"
     (plan.folder / "note").touch()
-    training.train(plan, data)
+    train(plan, data)
     assert (plan.folder / "note").exists(), "and a finished run is left as it is"
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda folder: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            training.train(plan, data, fresh=True)
+            train(plan, data, fresh=True)
     assert not result.exists(), "a kill while a run is thrown away leaves none that is finished"
     lines = []
-    training.train(plan, data, on_epoch=lambda *said: lines.append(said))
+    train(plan, data, on_epoch=lambda *said: lines.append(said))
     assert lines == [(4, "run: continues after epoch 4")]
     result.unlink()
-    training.train(plan, data, fresh=True)
+    train(plan, data, fresh=True)
     assert not (plan.folder / "note").exists()
 
 
@@ -362,7 +376,7 @@ def test_two_programs_do_not_train_one_run(tmp_path):
 def test_starting_over_lets_nobody_in_between(tmp_path, monkeypatch):
     train_small(tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("of the old run")
-    clear = training.clear
+    clear = sweep.clear
 
     def clear_and_knock(folder):
         assert not (folder / "result.json").exists()
@@ -371,7 +385,7 @@ def test_starting_over_lets_nobody_in_between(tmp_path, monkeypatch):
         with pytest.raises(BadInput, match="is at work in it"), lock_folder(folder):
             pass
 
-    monkeypatch.setattr(training, "clear", clear_and_knock)
+    monkeypatch.setattr(sweep, "clear", clear_and_knock)
     train_small(tmp_path / "run", fresh=True)
     assert not (tmp_path / "run" / "notes.txt").exists()
 
