@@ -40,7 +40,9 @@ def test_a_damaged_block_is_done_again_when_it_is_opened_or_read(tmp_path):
     file.write_bytes(b"no block")
     again = Blocks(tmp_path, IDENTITY)
     assert set(again.done) == {"ü", "d"}
+    assert not file.exists()
     again.write(["a"], rows=np.zeros((1, 2), np.float32))
+    assert (tmp_path / "block-000002.npz").exists(), "behind the others"
     assert together(again, ["d", "a"], 2) == [4, 0]
 
 
@@ -61,6 +63,24 @@ def test_an_empty_folder_goes_and_one_with_blocks_stays(tmp_path):
         fill(part)
     assert sorted(file.name for file in part.iterdir()) == ["block-000000.npz", "block-000001.npz", "meta.json"]
     path.write_text("of an earlier run")
+    with lock_part(path) as part:
+        assert path.exists()
+        assert len(list(part.glob("block-*.npz"))) == 2
     with lock_part(path, fresh=True) as part:
         assert [file.name for file in part.iterdir()] == [".lock"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_starting_over_follows_no_link(tmp_path):
+    elsewhere, part = tmp_path / "elsewhere", tmp_path / "a.h5.part"
+    (part / "folder").mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / "file").touch()
+    (part / "folder" / "file").touch()
+    (part / "link").symlink_to(elsewhere)
+    with lock_part(tmp_path / "a.h5", fresh=True):
+        assert [file.name for file in part.iterdir()] == [".lock"]
+    part.symlink_to(elsewhere)
+    with pytest.raises(BadInput, match="symbolic link"), lock_part(tmp_path / "a.h5", fresh=True):
+        pass
+    assert (elsewhere / "file").exists()

@@ -102,6 +102,7 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
         (numbers(3, 2), ["a", "b", "c", "d"], "3 rows for 4 images"),
         (numbers(3, 2), ["a", "b", "a"], "image a stands twice"),
         (np.array([[1.0], [np.nan]], np.float32), ["a", "b"], "feature of image b is not finite in float16"),
+        (np.array([[1.0, 2.0], [1.0, np.inf]], np.float32), ["a", "b"], "feature of image b is not finite in float16"),
         (np.array([[1.0], [70000.0]], np.float32), ["a", "b"], "image b is not finite in float16; .*float32"),
     ],
 )
@@ -144,6 +145,16 @@ def test_a_full_disk_is_noticed_before_hdf5_meets_it(tmp_path: Path, monkeypatch
     monkeypatch.undo()
     write(path, numbers(300, 2000))
     assert path.stat().st_size <= asked[0] < 1.5 * path.stat().st_size
+
+
+@pytest.mark.parametrize(("count", "letters"), [(1, 1), (3000, 300)])
+def test_the_room_that_is_reserved_holds_the_ids_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, letters: int
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(os, "posix_fallocate", lambda descriptor, start, size: asked.append(size))
+    write(tmp_path / "a.h5", numbers(count, 1), [f"{row:0{letters}}" for row in range(count)], block=1000)
+    assert (tmp_path / "a.h5").stat().st_size <= asked[0]
 
 
 @pytest.mark.parametrize(
