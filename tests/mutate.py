@@ -40,7 +40,7 @@ TESTS = {
     "metrics.protocols": [RANKS, "-k", "folds or first_captions or protocol"],
     "metrics.bootstrap": ["tests/metrics/test_bootstrap.py", "-k", "not _100_tables and not with_folds"],
     "losses": ["tests/test_losses.py"],
-    "training.trainer": [TRAINER, "-k", "not [0- and not [3- and not killed and not wants_linear and not write_json"],
+    "training.trainer": [TRAINER, "-k", "(not after_a_stop or [1-onehot) and not killed and not cca and not damaged"],
     "training.checkpoint": [TRAINER, "-k", "(checkpoint or best) and not between"],
     "features.blocks": ["tests/features/test_blocks.py"],
     "features.hdf5": ["tests/features/test_hdf5.py", "tests/features/images/test_store.py"],
