@@ -18,7 +18,7 @@ def fill(folder):
 
 
 def together(blocks, keys, size):
-    rows = blocks.assemble(keys, "rows", ROW, size, lambda positions: np.full((len(positions), 2), -1.0))
+    rows = blocks.assemble(keys, "rows", ROW, size, lambda positions: -np.array([positions, positions]).T)
     return np.concatenate(list(rows))[:, 0].tolist()
 
 
@@ -26,7 +26,7 @@ def test_rows_come_in_the_order_of_keys_and_others_from_elsewhere(tmp_path):
     fill(tmp_path)
     blocks = Blocks(tmp_path, IDENTITY)
     for size in (1, 2, 100):
-        assert together(blocks, ["d", "x", "a", "ü", "y", "a"], size) == [4, -1, 1, 3, -1, 1]
+        assert together(blocks, ["d", "x", "a", "ü", "y", "a"], size) == [4, -1, 1, 3, -4, 1]
     assert blocks.missing(["a", "x", "y", "b", "d", "z"], 2) == [[1], [2], [5]]
 
 
@@ -37,6 +37,8 @@ def test_a_damaged_block_is_done_again_when_it_is_opened_or_read(tmp_path):
     with pytest.raises(BadInput, match=r"block-000000\.npz: is damaged .*; repeat the command"):
         together(blocks, ["a"], 1)
     assert not file.exists()
+    with pytest.raises(BadInput, match=r"block-000000\.npz: is damaged"):
+        together(blocks, ["b"], 1)
     file.write_bytes(b"no block")
     again = Blocks(tmp_path, IDENTITY)
     assert set(again.done) == {"ü", "d"}
@@ -56,8 +58,8 @@ def test_blocks_of_another_identity_are_refused(tmp_path):
 
 def test_an_empty_folder_goes_and_one_with_blocks_stays(tmp_path):
     path = tmp_path / "a.h5"
-    with lock_part(path):
-        pass
+    with lock_part(path) as part:
+        (part / ".lock").unlink()
     assert list(tmp_path.iterdir()) == []
     with lock_part(path) as part:
         fill(part)
