@@ -41,7 +41,7 @@ TESTS = {
     "metrics.bootstrap": ["tests/metrics/test_bootstrap.py", "-k", "not _100_tables and not with_folds"],
     "losses": ["tests/test_losses.py"],
     "training.trainer": [TRAINER, "-k", "(not after_a_stop or [1-onehot) and not killed and not cca and not damaged"],
-    "training.checkpoint": [TRAINER, "-k", "(checkpoint or best) and not between"],
+    "training.checkpoint": [TRAINER, "-k", "(checkpoint or best or [1-onehot) and not between"],
     "features.blocks": ["tests/features/test_blocks.py"],
     "features.hdf5": ["tests/features/test_hdf5.py", "tests/features/images/test_store.py"],
     "features.images.store": ["tests/features/images/test_store.py"],
