@@ -21,7 +21,7 @@ def fill(folder):
 
 
 def together(blocks, keys, size):
-    rows = blocks.assemble(keys, "rows", ROW, size, lambda positions: np.full((len(positions), 2), -1.0))
+    rows = blocks.assemble(keys, "rows", ROW, size, lambda positions: -np.array([positions, positions]).T)
     return np.concatenate(list(rows))[:, 0].tolist()
 
 
@@ -29,7 +29,7 @@ def test_rows_come_in_the_order_of_keys_and_others_from_elsewhere(tmp_path):
     fill(tmp_path)
     blocks = Blocks(tmp_path, IDENTITY)
     for size in (1, 2, 100):
-        assert together(blocks, ["d", "x", "a", "ü", "y", "a"], size) == [4, -1, 1, 3, -1, 1]
+        assert together(blocks, ["d", "x", "a", "ü", "y", "a"], size) == [4, -1, 1, 3, -4, 1]
     assert blocks.missing(["a", "x", "y", "b", "d", "z"], 2) == [[1], [2], [5]]
 
 
@@ -40,10 +40,14 @@ def test_a_damaged_block_is_done_again_when_it_is_opened_or_read(tmp_path):
     with pytest.raises(BadInput, match=r"block-000000\.npz: is damaged .*; repeat the command"):
         together(blocks, ["a"], 1)
     assert not file.exists()
+    with pytest.raises(BadInput, match=r"block-000000\.npz: is damaged"):
+        together(blocks, ["b"], 1)
     file.write_bytes(b"no block")
     again = Blocks(tmp_path, IDENTITY)
     assert set(again.done) == {"ü", "d"}
+    assert not file.exists()
     again.write(["a"], rows=np.zeros((1, 2), np.float32))
+    assert (tmp_path / "block-000002.npz").exists(), "behind the others"
     assert together(again, ["d", "a"], 2) == [4, 0]
 
 
@@ -57,13 +61,16 @@ def test_blocks_of_another_identity_are_refused(tmp_path):
 
 def test_an_empty_folder_goes_and_one_with_blocks_stays(tmp_path):
     path = tmp_path / "a.h5"
-    with lock_part(path):
-        pass
+    with lock_part(path) as part:
+        (part / ".lock").unlink()
     assert list(tmp_path.iterdir()) == []
     with lock_part(path) as part:
         fill(part)
     assert sorted(file.name for file in part.iterdir()) == ["block-000000.npz", "block-000001.npz", "meta.json"]
     path.write_text("of an earlier run")
+    with lock_part(path) as part:
+        assert path.exists()
+        assert len(list(part.glob("block-*.npz"))) == 2
     with lock_part(path, fresh=True) as part:
         assert [file.name for file in part.iterdir()] == [".lock"]
     assert list(tmp_path.iterdir()) == []
@@ -80,3 +87,18 @@ def test_the_lock_of_whoever_comes_next_stays(tmp_path, monkeypatch):
         with lock_part(tmp_path / "a.h5") as part:
             pass
         assert (part / ".lock").exists()
+
+
+def test_starting_over_follows_no_link(tmp_path):
+    elsewhere, part = tmp_path / "elsewhere", tmp_path / "a.h5.part"
+    (part / "folder").mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / "file").touch()
+    (part / "folder" / "file").touch()
+    (part / "link").symlink_to(elsewhere)
+    with lock_part(tmp_path / "a.h5", fresh=True):
+        assert [file.name for file in part.iterdir()] == [".lock"]
+    part.symlink_to(elsewhere)
+    with pytest.raises(BadInput, match="symbolic link"), lock_part(tmp_path / "a.h5", fresh=True):
+        pass
+    assert (elsewhere / "file").exists()

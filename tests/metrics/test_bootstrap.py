@@ -104,6 +104,16 @@ def test_draws_are_uniform_and_repeat():
     assert one.var(axis=0) == pytest.approx(np.full(6, 2 / 3), abs=0.06)  # 3 draws of 1/3 each: 3 · 1/3 · 2/3
 
 
+def test_what_tables_take_unless_told_otherwise():
+    hits, queries = np.random.default_rng(1).random((1, 3, 2)), np.ones((3, 2))
+    assert (bootstrap(hits, queries) == bootstrap(hits, queries, folds=1, samples=10_000, seed=0)).all()
+    differences = hits[..., 0] - hits[..., 1]
+    assert (sign_flip_test(differences) == sign_flip_test(differences, samples=10_000, seed=0)).all()
+    assert (shares_of_rsum(hits, queries) == shares_of_rsum(hits, queries, folds=1)).all()
+    assert (interval(hits) == interval(hits, 95)).all()
+    assert statistics.ALPHA == 0.05
+
+
 def test_interval_by_hand():
     values = np.arange(201.0)[:, None] * [1.0, -1.0]
     assert interval(values).T.tolist() == [[5.0, 195.0], [-195.0, -5.0]]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,6 +198,7 @@ def test_the_row_of_an_epoch(tmp_path, monkeypatch):
     ]
     assert told == [1, 2, 3, 3], "and once more for the collapse"
     assert saved == [1, 3], "the first of equals stays"
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3, "the log is there while a run goes on"
 
 
 def test_the_result_is_that_of_the_best_epoch(tmp_path):
@@ -408,6 +410,10 @@ def test_an_epoch_visits_every_caption_once(lengths):
     if lengths is not None:
         assert max(np.ptp(lengths[rows]) for rows in batches) <= 2
         assert len({tuple(rows) for rows in batches}) == 7
+        means = [lengths[rows].mean() for rows in batches]
+        assert means != sorted(means), "short ones do not come first"
+    else:
+        assert len(batches[-1]) == 7
 
 
 def test_rates():

@@ -63,8 +63,9 @@ def test_an_image_that_is_not_there_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a.h5", numbers(3, 2))
     with pytest.raises(BadInput, match=r"a\.h5: has no feature of 2 of 3 images, the first x\.jpg; .*prep\.py"):
         FeatureStore.open(tmp_path / "a.h5").rows(["1.jpg", "x.jpg", "y.jpg"])
-    with pytest.raises(IndexError):
-        FeatureStore.open(tmp_path / "a.h5").read([3])
+    for rows in ([3], [0, 3], [-1], [-1, 0]):
+        with pytest.raises(IndexError, match="of a store of 3"):
+            FeatureStore.open(tmp_path / "a.h5").read(rows)
 
 
 def test_bad_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -102,6 +103,8 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
         (numbers(3, 2), ["a", "b", "c", "d"], "3 rows for 4 images"),
         (numbers(3, 2), ["a", "b", "a"], "image a stands twice"),
         (np.array([[1.0], [np.nan]], np.float32), ["a", "b"], "feature of image b is not finite in float16"),
+        (np.array([[1.0, 2.0], [1.0, np.inf]], np.float32), ["a", "b"], "feature of image b is not finite in float16"),
+        (np.array([[0], [1], [2], [3], [np.inf]], np.float32), list("abcde"), "feature of image e is not finite"),
         (np.array([[1.0], [70000.0]], np.float32), ["a", "b"], "image b is not finite in float16; .*float32"),
     ],
 )
@@ -144,6 +147,16 @@ def test_a_full_disk_is_noticed_before_hdf5_meets_it(tmp_path: Path, monkeypatch
     monkeypatch.undo()
     write(path, numbers(300, 2000))
     assert path.stat().st_size <= asked[0] < 1.5 * path.stat().st_size
+
+
+@pytest.mark.parametrize(("count", "letters"), [(1, 1), (3000, 300)])
+def test_the_room_that_is_reserved_holds_the_ids_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, letters: int
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(os, "posix_fallocate", lambda descriptor, start, size: asked.append(size))
+    write(tmp_path / "a.h5", numbers(count, 1), [f"{row:0{letters}}" for row in range(count)], block=1000)
+    assert (tmp_path / "a.h5").stat().st_size <= asked[0]
 
 
 @pytest.mark.parametrize(
