@@ -16,9 +16,10 @@ from metrics.ranks import COLUMNS, DIRECTIONS, RECALLS, TITLES
 from metrics.table import Table, as_csv, as_latex, as_markdown, as_text, wrapped
 
 HEADS = {"median_rank": "median", "mean_rank": "mean"}
+LOWER = {"median_rank", "mean_rank"}  # is better
 FIGURES = [(direction, column) for direction in DIRECTIONS for column in COLUMNS]
 JUDGED = {"expert": "Expert", "crowdflower": "CrowdFlower"}
-NAME_COLUMNS = 36  # a longer name goes on in the next line
+NAME_COLUMNS = 96 - 6 * len(FIGURES)  # what figures leave of a line; a longer name goes on in the next
 
 SPREAD = "±: standard deviation over seeds."
 INTERVAL = (
@@ -147,14 +148,14 @@ def result_table(
 
 
 def _best_cells(rows: Sequence[ResultRow]) -> Iterable[tuple[int, int]]:
-    """Yield (row, figure) of the best, all that are printed alike; none in a table of one row. Ranks: the lowest."""
+    """Yield (row, figure) of the best, all that are printed alike; none in a table of one row."""
     if len(rows) < 2:
         return
     printed = [_figures(row) for row in rows]
     for column, (_, name) in enumerate([*FIGURES, ("", "rsum")]):
         figures = [float(cells[column].replace("–", "nan")) for cells in printed]
         known = [figure for figure in figures if figure == figure]
-        best = (min if name.endswith("rank") else max)(known, default=None)
+        best = (min if name in LOWER else max)(known, default=None)
         yield from ((row, column) for row, figure in enumerate(figures) if figure == best)
 
 

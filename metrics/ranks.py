@@ -107,7 +107,7 @@ def mean_rank(ranks: np.ndarray) -> float:
 
 
 def one_way(ranks: np.ndarray) -> dict[str, float]:
-    """Return the five figures of one direction, under the names of COLUMNS."""
+    """Return the figures of one direction, under the names of COLUMNS."""
     recalls = {f"R@{k}": recall_at(k, ranks) for k in CUTOFFS}
     return {**recalls, "median_rank": median_rank(ranks), "mean_rank": mean_rank(ranks)}
 

@@ -285,7 +285,7 @@ def summary(name: str, row: dict[str, Any], epochs: int) -> str:
 
 def advice(name: str, row: dict[str, Any], settings: Settings) -> str:
     """Return what to try after a collapse."""
-    ways = ["a smaller training.lr"]
+    ways = ["a smaller `training.lr`"]
     if settings.loss.negatives in ("hardest", "semihard"):
         ways.insert(0, "a warm-up with `loss.warmup_epochs`=1 or more")
     if not settings.image.normalize:

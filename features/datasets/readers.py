@@ -48,7 +48,7 @@ def read(
     restval: bool = True,
     split_ratio: Ratio = (80, 10, 10),
 ) -> Dataset:
-    """Read the dataset `name` (flickr8k, flickr30k, coco or folder), in the order of split lists or of the captions.
+    """Read the dataset `name` (one of FILES), in the order of split lists or of the captions.
 
     captions: the caption file, or a folder that holds one. images: the folder of the images, None where features come
     precomputed; whether each image is there is not looked at. splits: a folder of three lists, which go before splits
