@@ -74,7 +74,7 @@ def with_flags(sentence: str) -> str:
 
 
 def command_line(script: str, options: dict[str, Any]) -> str:
-    """The command that gives a script these options; "" is the name before them, None and False are left out.
+    """Return the command that gives a script these options; "" is the name before them, None and False are left out.
 
     >>> command_line("prep.py", {"": "flickr8k", "backbone": ["vgg19"], "map": True, "crops": 10, "ids": None})
     'python prep.py flickr8k --backbone vgg19 --map --crops 10'
@@ -109,7 +109,7 @@ def _say(sentence: str, status: int) -> int:
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
-    """The end of an error about an unknown name: the nearest known one, or all of them, or what to say instead."""
+    """Return the end of an error about an unknown name: the nearest known one, or else all of them, or `otherwise`."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else otherwise or f"known: {', '.join(known)}"
@@ -204,15 +204,17 @@ def fsync_folder(folder: Path | str) -> None:
         os.close(descriptor)
 
 
-def make_folder(folder: Path | str, flag: str) -> Path:
-    """Create `folder` if need be and make sure that files can be written into it; `flag` names where it came from."""
+def make_folder(folder: Path | str, parameter: str) -> Path:
+    """Create `folder` if need be and make sure that files can be written into it; `parameter` is where it came from."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise BadInput(f"{folder}: cannot be written ({error.strerror}); choose another folder with {flag}") from error
+        raise BadInput(
+            f"{folder}: cannot be written ({error.strerror}); choose another folder with `{parameter}`"
+        ) from error
     return folder
 
 
@@ -241,6 +243,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def write_json(path: Path | str, value: Any) -> None:
+    """Write a value as JSON, whole."""
     with atomic_write(path) as file:
         json.dump(value, file, ensure_ascii=False, indent=1)
         file.write("\n")
@@ -259,7 +262,7 @@ def read_text(path: Path | str, remedy: str, kind: str = "text file", encoding: 
 
 
 def read_json(path: Path | str, remedy: str) -> Any:
-    """The value in a JSON file. Raises BadInput, ending in `remedy`, if it is missing, cut short or not UTF-8."""
+    """Read the value in a JSON file. Raises BadInput, ending in `remedy`, if it is missing, cut short or not UTF-8."""
     text = read_text(path, remedy, "JSON file")
     try:
         return json.loads(text)
@@ -268,13 +271,14 @@ def read_json(path: Path | str, remedy: str) -> Any:
 
 
 def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSON lines, whole."""
     with atomic_write(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_jsonl(path: Path | str, remedy: str) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; blank lines are passed over. Raises BadInput, ending in `remedy`."""
+    """Read the rows of a JSON-lines file; blank lines are passed over. Raises BadInput, ending in `remedy`."""
     rows = []
     lines = read_text(path, remedy, "JSON-lines file").split("\n")  # splitlines would cut at U+2028 in a caption, too
     for number, line in enumerate(lines, 1):
@@ -291,10 +295,10 @@ def read_jsonl(path: Path | str, remedy: str) -> list[dict[str, Any]]:
 
 
 def digest_text(text: str) -> str:
-    """SHA-256 of a text, in hexadecimal."""
+    """Return the SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def unit_hash(text: str) -> float:
-    """A number in [0, 1) that depends on `text` alone: the same on every machine, in every Python, for ever."""
+    """Return a number in [0, 1) that depends on `text` alone: the same on every machine, in every Python, for ever."""
     return int(hashlib.sha256(text.encode("utf-8")).hexdigest()[:13], 16) / 16**13

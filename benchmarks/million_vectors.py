@@ -53,7 +53,7 @@ def main() -> None:
         vectors, queries, what = around_captions(rng, args)
         dim = queries.shape[1]
     print(f"{args.vectors:,} vectors of {dim} dimensions, {what}; seed {args.seed}, {len(queries):,} held-out queries")
-    with tempfile.TemporaryDirectory(dir=make_folder(args.folder, "--folder")) as folder:
+    with tempfile.TemporaryDirectory(dir=make_folder(args.folder, "folder")) as folder:
         measure(Path(folder), vectors, args.vectors, queries, args.k)
 
 

@@ -195,7 +195,7 @@ def evaluate(options: EvalOptions) -> str:
     groups = group_runs(finished_runs(options.run, options.runs) if options.run else [newest_run(options.runs)])
     # whatever can be wrong is found before anything slow
     against = find_row(options.against, groups) if options.against else None
-    plots = make_folder(options.plots, "`plots`") if options.plots else None
+    plots = make_folder(options.plots, "plots") if options.plots else None
     report = report_path(options.report) if options.report else None
     if plots or report:
         read_logs(groups)
@@ -218,7 +218,7 @@ def report_path(path: Path) -> Path:
     """Make the folder of a report. Raises BadInput unless the report can be written."""
     if path.is_dir():
         raise BadInput(f"{path}: is a folder; name an HTML file with `report`, such as {path / 'report.html'}")
-    make_folder(path.parent, "`report`")
+    make_folder(path.parent, "report")
     return path
 
 

@@ -47,7 +47,7 @@ def lock_part(path: Path, fresh: bool = False) -> Iterator[Path]:
     part = path.with_name(f"{path.name}.part")
     refuse_link(part)
     try:
-        with lock_folder(make_folder(part, "`data`")):
+        with lock_folder(make_folder(part, "data")):
             if fresh:
                 path.unlink(missing_ok=True)
                 clear(part)

@@ -37,7 +37,7 @@ def prepare(options: PrepOptions) -> Prepared:
         log(f"remembered: {options.remembered}")
     if options.reads_captions:
         check_sources(options)
-    folder = make_folder(options.folder, "`data`")
+    folder = make_folder(options.folder, "data")
     encoders = load_encoders(options.text_encoder)  # before the dataset is read or drawn: a typo is told at once
     with lock_folder(folder):
         if options.reads_captions:

@@ -89,7 +89,7 @@ def build_index(
     check_run(folder, digest, fresh)
     source = gather(images, run)
     texts, captions_from = captions_of(run, captions)
-    with lock_folder(make_folder(folder, "`out`")):
+    with lock_folder(make_folder(folder, "out")):
         part = folder / f"{PART}{digest}"
         refuse_link(part)
         part.mkdir(exist_ok=True)

@@ -183,7 +183,7 @@ def check_output(name: str, path: Path, *suffixes: str) -> None:
     """Make the folder of a file. Raises BadInput unless the file can be written and is of one of these kinds."""
     if path.suffix.lower() not in suffixes or path.is_dir():
         raise BadInput(f"`{name}` {path}: name a file that ends in {' or '.join(suffixes)}")
-    make_folder(path.parent, f"`{name}`")
+    make_folder(path.parent, name)
 
 
 def check_sentence(run: Run, sentence: str) -> None:

@@ -216,7 +216,7 @@ class Index:
             return rows.view(np.ndarray)  # an array over the same map: np.memmap is slower to slice
 
         def strings(column: str, count: int | None = None) -> Strings:
-            texts = Strings(_map(folder / meta.files[column])) if column in meta.files else Strings.empty()
+            texts = Strings(map_file(folder / meta.files[column])) if column in meta.files else Strings.empty()
             if count is not None and len(texts) != count:
                 raise ValueError(f"{meta.files[column]} holds {len(texts)} strings")
             return texts
@@ -238,7 +238,7 @@ class Index:
             known,
             array("known_rows", (len(known),), np.int64),
             graph,
-            {number: _map(folder / file_name("pack", number)) for number in meta.packs},
+            {number: map_file(folder / file_name("pack", number)) for number in meta.packs},
         )
 
     def __len__(self) -> int:
@@ -265,7 +265,7 @@ class Index:
         return sorted({int(row) for row in self.known_rows[rows.start : rows.stop]})
 
 
-def _map(path: Path) -> Any:
+def map_file(path: Path) -> Any:
     with open(path, "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 

@@ -141,3 +141,23 @@ def test_importing_nltk_takes_neither_scipy_stats_nor_scikit_learn():
     code = "import features.text.vocabulary, sys; print({'scipy.stats', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=named)
+def test_tests_import_no_other_test_file_and_no_private_name(path):
+    tree = ast.parse(path.read_text())
+    rooms = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert not any(part.startswith("test_") for part in node.module.split(".")), f"imports {node.module}"
+            assert not any(alias.name.startswith("_") for alias in node.names), f"imports {node.module}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in rooms:
+            assert not re.match(r"_[a-z]", node.attr), f"line {node.lineno}: {node.value.id}.{node.attr}"

@@ -80,7 +80,7 @@ class RunPlan:
 
 def create_run(plan: RunPlan, vocabulary: Vocabulary) -> None:
     """Write what a run needs before its first epoch. recipe.toml comes last: with it the folder is a run."""
-    make_folder(plan.folder, "`runs`")
+    make_folder(plan.folder, "runs")
     vocabulary.save(plan.folder / VOCABULARY)
     run = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(plan.info).items()}
     with atomic_write(plan.folder / RECIPE, "wb") as file:

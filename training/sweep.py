@@ -59,7 +59,7 @@ def train_recipes(
     combinations = parse_changes(list(changes))
     variants = [(Path(name).stem, override(recipe, change)) for name, recipe in read.items() for change in combinations]
     prepared = Prepared(data or newest_prepared(Path("data")))
-    make_folder(runs, "`runs`")
+    make_folder(runs, "runs")
     captions = prepared.digest()
     plans = [
         plan_run(prepared, settings, recipe=name, features=names, seed=seed, root=runs, captions=captions)
@@ -210,7 +210,7 @@ def train(
     BadInput if the folder holds a run of other features.
     """
     folder = plan.folder
-    with lock_folder(make_folder(folder, "`runs`")):
+    with lock_folder(make_folder(folder, "runs")):
         if fresh:
             for name in (RESULT, LAST):  # first, so that what a kill leaves is neither finished nor continued
                 (folder / name).unlink(missing_ok=True)

