@@ -533,3 +533,23 @@ def test_every_damaged_checkpoint_is_named(tmp_path, content):
         torch.save(content, tmp_path / "run" / "last.pt")
     with pytest.raises(BadInput, match=r"last\.pt: not a checkpoint"):
         train_small(tmp_path / "run")
+
+
+def test_a_checkpoint_of_a_stranger_runs_no_code(tmp_path):
+    class Stranger:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    train_small(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    torch.save({"model": Stranger()}, tmp_path / "run" / "last.pt")
+    with pytest.raises(BadInput, match="not a checkpoint of this run"):
+        train_small(tmp_path / "run")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_of_another_recipe_are_told(tmp_path):
+    train_small(tmp_path / "run")
+    safetensors.torch.save_file({"image.1.weight": torch.zeros(1)}, tmp_path / "run" / "model.safetensors")
+    with pytest.raises(BadInput, match=r"not the weights of this recipe \(Error\(s\) in loading state_dict"):
+        Run.open(tmp_path / "run")
