@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 import warnings
 from pathlib import Path
 from typing import Any
@@ -100,18 +101,19 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def serve(args: list[str]) -> None:
-    """The page starts, says where it is, and ends with Ctrl-C."""
+    """The page starts, says where it is, answers, and ends with Ctrl-C."""
     command: list[Any] = [sys.executable, ROOT / "app.py", *args, "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         said = ""
-        while "http://" not in said:
+        while not (address := re.search(r"images on (http://127.0.0.1:\d+/)", said)):
             line = server.stderr.readline()
             assert line, said
             said += line
-        server.send_signal(signal.SIGINT)
-        server.communicate()
-    assert "images on http://127.0.0.1:" in said
+        with urllib.request.urlopen(address[1], timeout=60) as page:
+            assert page.status == 200
+        server.send_signal(signal.SIGINT)  # heard from the first answer on
+        server.communicate(timeout=60)
 
 
 @pytest.mark.timeout(600)
