@@ -90,13 +90,14 @@ def test_what_cannot_stand_in_one_table(prepared, monkeypatch, capsys, tmp_path)
     for path in (prepared / "data/folder").iterdir():
         (less / path.name).write_bytes(path.read_bytes())
     (less / "captions.jsonl").write_text("\n".join(lines))
-    elsewhere = copy_of(run, tmp_path / "elsewhere", seed=1, data=str(less), captions="")
+    captions = Prepared(less).digest()  # as if they had been trained on it
+    elsewhere = copy_of(run, tmp_path / "elsewhere", seed=1, data=str(less), captions=captions)
     assert call(monkeypatch, evaluation, run, elsewhere) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "their test splits are not the same (5 images and 10 captions against 6 and 12;" in said
     assert str(run) in said
     assert str(elsewhere) in said
-    both = [copy_of(run, tmp_path / name, seed=seed, captions="") for seed, name in enumerate(("zero", "one"))]
+    both = [copy_of(run, tmp_path / name, seed=seed, captions=captions) for seed, name in enumerate(("zero", "one"))]
     assert call(monkeypatch, evaluation, *both, "--data", less, "--format", "json") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["images"], row["seeds"], row["std"]["rsum"]) == (5, [0, 1], 0)

@@ -285,9 +285,9 @@ def run_folders(root: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: (-changed[folder], folder.name))
 
 
-def newest_run(root: Path) -> Path:
+def newest_run(root: Path | str) -> Path:
     """Return the finished run under `root` that was written last. Raises BadInput if there is none."""
-    finished = [folder for folder in run_folders(root) if (folder / RESULT).is_file()]
+    finished = [folder for folder in run_folders(Path(root)) if (folder / RESULT).is_file()]
     if not finished:
         raise BadInput(f"{root}: holds no finished run; run train.py first, or name a run folder")
     return finished[0]
