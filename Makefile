@@ -1,6 +1,8 @@
 # `make demo` and `make test` are the two commands of the README. Both make their environment first.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two tests at a time; those of a file stay together, because the docs' commands run in order.
+PARALLEL := -n 2 --dist loadfile
 
 .PHONY: demo test check format
 
@@ -10,13 +12,13 @@ demo: .venv/demo
 	$(BIN)/python eval.py
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .
