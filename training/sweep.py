@@ -244,7 +244,7 @@ class Sweep:
     def on_epoch(self, plan: RunPlan, epochs: int, line: str) -> None:
         """Show that a run has `epochs` epochs behind it."""
         log(line)
-        left = epochs_of(plan.settings) - epochs
+        left = max(0, epochs_of(plan.settings) - epochs)  # a run that began anew has more
         self.bar.update(self.left[plan.folder] - left)
         self.left[plan.folder] = left
 

@@ -38,6 +38,7 @@ from training.run import (
 )
 from utils import BadInput, write_json, write_jsonl
 
+MAX_RESTARTS = 3  # after collapses; what collapses once more is told and goes on
 NEARLY_EQUAL = 1e-6  # a collapsed model's positives above its negatives; at 0, "semihard" would have no negative
 
 
@@ -71,35 +72,54 @@ class Trainer:
         progress: bool = False,
     ):
         self.folder, self.settings, self.seed = plan.folder, plan.settings, plan.info.seed
-        self.data, self.on_epoch, self.progress = data, on_epoch, progress
-        self.model = new_model(plan.settings, plan.info, data.vocabulary)
-        self.optimizer = new_optimizer(self.model, plan.settings)
+        self.info, self.data, self.on_epoch, self.progress = plan.info, data, on_epoch, progress
+        self.begin()
         self.log = load_checkpoint(self.folder / LAST, self.model, self.optimizer)
+
+    def begin(self) -> None:
+        """Make a new model, its first weights by the seed alone, and an optimizer."""
+        self.model = new_model(self.settings, self.info, self.data.vocabulary)
+        self.optimizer = new_optimizer(self.model, self.settings)
+
+    @property
+    def restarts(self) -> int:
+        """Return how often a collapse has made training begin anew."""
+        return min(MAX_RESTARTS, sum(row["collapsed"] for row in self.log))
+
+    @property
+    def epoch(self) -> int:
+        """Return how many epochs the model as it is now has behind it."""
+        collapsed = [row["epoch"] for row in self.log if row["collapsed"]][:MAX_RESTARTS]
+        return len(self.log) - max(collapsed, default=0)
+
+    def rate(self, part: float) -> float:
+        """Return the learning rate when `part` (0 to 1) of this epoch is done, half as high after every restart."""
+        return rate_at(self.settings.training, self.epoch, part) / 2**self.restarts
 
     def fit(self) -> None:
         """Train until the last epoch, or until patience ends it; every epoch leaves a checkpoint."""
         t = self.settings.training
-        while len(self.log) < t.epochs and not out_of_patience(self.log, t.patience):
+        while self.epoch < t.epochs and not out_of_patience(self.log[len(self.log) - self.epoch :], t.patience):
             began = time.monotonic()
             self.end_epoch(began, self.train_epoch())
         self.finish()
 
     def train_epoch(self) -> float:
         """Visit every training caption once; return the mean loss of a batch. Raises BadInput if it is not finite."""
-        epoch, t = len(self.log), self.settings.training
-        torch.manual_seed(self.seed * 1_000_003 + epoch + 1)
+        t = self.settings.training
+        torch.manual_seed(self.seed * 1_000_003 + len(self.log) + 1)
         self.model.train()
         batches, total = self.batches(), 0.0
-        name = f"epoch {epoch + 1}/{t.epochs}"
+        name = f"epoch {self.epoch + 1}/{t.epochs}"
         with tqdm(batches, name, unit=" batches", leave=False, disable=not self.progress) as bar:
             for step, rows in enumerate(bar):
                 for group in self.optimizer.param_groups:
-                    group["lr"] = rate_at(t, epoch, step / len(batches)) * group.get("share", 1.0)
+                    group["lr"] = self.rate(step / len(batches)) * group.get("share", 1.0)
                 total += self.train_step(rows)
                 if not math.isfinite(total):
                     raise BadInput(
-                        f"the loss is no longer a number in epoch {epoch + 1}; lower `training.lr` (it is {t.lr:g}), "
-                        f"or clip gradients with `training.grad_clip`, for example at 2"
+                        f"the loss is no longer a number in epoch {self.epoch + 1}; lower `training.lr` "
+                        f"(it is {t.lr:g}), or clip gradients with `training.grad_clip`, for example at 2"
                     )
                 bar.set_postfix(loss=f"{total / (step + 1):.3f}", refresh=False)
         return total / len(batches)
@@ -125,7 +145,8 @@ class Trainer:
 
     def loss(self, scores: Tensor, images: Tensor) -> Tensor:
         """Return the loss of a batch in this epoch: (B, B) scores, (B,) image of each pair."""
-        return loss_of_epoch(self.model, self.settings.loss, len(self.log))(scores, images)
+        # after a collapse one epoch more takes the sum
+        return loss_of_epoch(self.model, self.settings.loss, self.epoch - self.restarts)(scores, images)
 
     def batches(self) -> list[np.ndarray]:
         """Return this epoch's batches: rows of training captions, each caption once."""
@@ -159,13 +180,13 @@ class Trainer:
 
         loss: the mean over the epoch's batches, None for a closed form.
         """
-        trained, epoch = time.monotonic() - began, len(self.log)
+        trained = time.monotonic() - began
         metrics = self.validate()
         score = rsum(metrics)
         row = {
-            "epoch": epoch + 1,
+            "epoch": len(self.log) + 1,
             "loss": loss,
-            "rate": 0.0 if loss is None else rate_at(self.settings.training, epoch, 0.0),
+            "rate": 0.0 if loss is None else self.rate(0.0),
             "rsum": score,
             "val": metrics,
             "collapsed": loss is not None and self.collapsed(loss, score),
@@ -174,13 +195,17 @@ class Trainer:
         }
         if all(score > earlier["rsum"] for earlier in self.log):
             save_model(self.folder / MODEL, self.model)
+        restarts = self.restarts
         self.log.append(row)
+        if self.restarts > restarts:
+            self.begin()
         # The checkpoint comes after the best weights: stopped in between, the epoch is done again, to the same bits.
         save_checkpoint(self.folder / LAST, self.model, self.optimizer, self.log)
         write_jsonl(self.folder / LOG, self.log)
-        self.on_epoch(epoch + 1, summary(self.folder.name, row, epochs_of(self.settings)))
+        self.on_epoch(len(self.log), summary(self.folder.name, row, epochs_of(self.settings)))
         if row["collapsed"]:
-            self.on_epoch(epoch + 1, advice(self.folder.name, row, self.settings))
+            lr = self.rate(0.0) if self.restarts > restarts else None
+            self.on_epoch(len(self.log), collapse(self.folder.name, row, self.settings, lr))
 
     def finish(self) -> None:
         """Write result.json, with which the run is finished."""
@@ -234,8 +259,8 @@ def out_of_patience(log: list[dict[str, Any]], patience: int) -> bool:
     """Return whether the last `patience` epochs (0: any number) brought no better rsum on val."""
     if not patience or not log:
         return False
-    best = max(log, key=lambda row: row["rsum"])  # the first of equals
-    return len(log) - best["epoch"] >= patience
+    best = max(range(len(log)), key=lambda index: log[index]["rsum"])  # the first of equals
+    return len(log) - 1 - best >= patience
 
 
 def epoch_batches(
@@ -283,14 +308,19 @@ def summary(name: str, row: dict[str, Any], epochs: int) -> str:
     )
 
 
-def advice(name: str, row: dict[str, Any], settings: Settings) -> str:
-    """Return what to try after a collapse."""
+def collapse(name: str, row: dict[str, Any], settings: Settings, lr: float | None) -> str:
+    """Return what a collapse is and what is done about it: training begins anew at `lr`, or has done so in vain."""
+    what = (
+        f"{name}: collapsed: the loss ({row['loss']:.3f}) is what equal scores give, rsum {row['rsum']:.1f} is near "
+        f"chance; every image and caption lies at one place."
+    )
+    if lr is not None:
+        hinge = settings.loss.name == "hinge" and settings.loss.negatives != "sum"
+        warm_up = " and with one more epoch of the sum over negatives" if hinge else ""
+        return f"{what} Training begins anew, with a rate of {lr:g}{warm_up}."
     ways = ["a smaller `training.lr`"]
     if settings.loss.negatives in ("hardest", "semihard"):
         ways.insert(0, "a warm-up with `loss.warmup_epochs`=1 or more")
     if not settings.image.normalize:
         ways.append("`image.normalize`=true")
-    return (
-        f"{name}: collapsed: the loss ({row['loss']:.3f}) is what equal scores give, rsum {row['rsum']:.1f} is near "
-        f"chance; every image and caption lies at one place. Try {', or '.join(ways)}."
-    )
+    return f"{what} It did so after {MAX_RESTARTS} new beginnings, too. Try {', or '.join(ways)}."

@@ -26,8 +26,8 @@ from training.run import Run
 from training.sweep import train
 from training.trainer import (
     Trainer,
-    advice,
     chance_rsum,
+    collapse,
     epoch_batches,
     epochs_of,
     loss_of_epoch,
@@ -77,10 +77,15 @@ def test_what_is_said_of_an_epoch():
 
 
 def test_what_is_said_of_a_collapse():
-    def ways(**changes):
+    def said(lr, **changes):
         settings = override(Settings(), {name.replace("__", "."): value for name, value in changes.items()})
-        return advice("run", ROW, settings).partition(" Try ")[2]
+        return collapse("run", ROW, settings, lr)
 
+    def ways(**changes):
+        return said(None, **changes).partition(" Try ")[2]
+
+    assert said(0.01).endswith(" Training begins anew, with a rate of 0.01.")
+    assert said(0.01, loss__negatives="hardest").endswith("0.01 and with one more epoch of the sum over negatives.")
     warm_up = "a warm-up with `loss.warmup_epochs`=1 or more, or a smaller `training.lr`"
     assert ways() == "a smaller `training.lr`."
     assert ways(loss__negatives="hardest") == f"{warm_up}."
@@ -88,7 +93,7 @@ def test_what_is_said_of_a_collapse():
 
 
 def test_patience_counts_from_the_first_of_equals():
-    log = [{"epoch": epoch, "rsum": score} for epoch, score in enumerate([1.0, 3.0, 2.0, 3.0], 1)]
+    log = [{"rsum": score} for score in [1.0, 3.0, 2.0, 3.0]]
     assert [out_of_patience(log, patience) for patience in (0, 1, 2, 3)] == [False, True, True, False]
     assert not out_of_patience([], 2)
 
@@ -196,6 +201,7 @@ def test_the_row_of_an_epoch(tmp_path, monkeypatch):
         (3, 1.0, 0.01, 11.0, True, 3.46, 1.23),
     ]
     assert told == [1, 2, 3, 3], "and once more for the collapse"
+    assert trainer.rate(0.0) == 0.005, "after a collapse half of it"
     assert saved == [1, 3], "the first of equals stays"
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3, "the log is there while a run goes on"
 
@@ -353,9 +359,52 @@ def test_collapse_is_noticed_and_said(tmp_path, monkeypatch, negatives):
     result = train_small(tmp_path / "run", loss__negatives=negatives, on_epoch=lambda epochs, line: lines.append(line))
     assert result["collapsed"]
     assert result["rsum"] == 0
-    said = "\n".join(lines)
-    assert "collapsed" in said
-    assert "loss.warmup_epochs" in said
+    assert result["epochs"] == 3 + 4, "three new beginnings, then all epochs"
+    told = [line for line in lines if "collapsed" in line]
+    assert ["begins anew" in line for line in told] == [True] * 3 + [False] * 4
+    assert "loss.warmup_epochs" in told[-1]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 4])
+def test_a_collapse_is_recovered_from_and_resumed(tmp_path, monkeypatch, stop):
+    """Scores are equal until training has begun anew twice; a stop after any epoch changes nothing."""
+    settings = {"text__branch": "onehot", "loss__negatives": "hardest", "training__epochs": 3}
+    folders, zero = [tmp_path / "straight", tmp_path / "stopped"], similarity.TRAINING["cosine"]
+    for folder in folders:
+        folder.mkdir()
+        trainer = Trainer(*plan_small(folder, **settings))
+        first = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+        with monkeypatch.context() as patch:
+            patch.setitem(similarity.TRAINING, "cosine", lambda a, b: 0 * zero(a, b) + 1e-7 * torch.eye(len(a)))
+            patch.setattr(training, "rsum", lambda metrics: 0.0)
+            for epochs in (1, 2):
+                trainer.end_epoch(0.0, trainer.train_epoch())
+                assert all(torch.equal(weight, first[name]) for name, weight in trainer.model.state_dict().items())
+                assert not trainer.optimizer.state
+                assert (trainer.restarts, trainer.epoch) == (epochs, 0)
+                if folder == folders[1] and stop == epochs:
+                    trainer = Trainer(*plan_small(folder, **settings))
+        for epochs in (3, 4):
+            trainer.end_epoch(0.0, trainer.train_epoch())
+            if folder == folders[1] and stop == epochs:
+                trainer = Trainer(*plan_small(folder, **settings))
+        trainer.fit()
+    assert [row["collapsed"] for row in trainer.log] == [True, True, False, False, False]
+    assert [row["rate"] for row in trainer.log] == [0.01, 0.005, 0.0025, 0.0025, 0.0025]
+    assert_same_runs(*folders)
+    assert trainer.log[-1]["rsum"] > 1.5 * chance_rsum(20)
+
+
+def test_each_collapse_adds_an_epoch_of_the_sum(tmp_path):
+    trainer = Trainer(*plan_small(tmp_path, loss__negatives="hardest", loss__warmup_epochs=1))
+    scores, images = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)), torch.arange(5)
+    kinds = []
+    for collapsed in (False, True, False, False, False):
+        trainer.log.append({"epoch": len(trainer.log) + 1, "collapsed": collapsed})
+        kinds.append(
+            next(n for n in ("sum", "hardest") if trainer.loss(scores, images) == hinge(scores, images, 0.2, n))
+        )
+    assert kinds == ["hardest", "sum", "sum", "hardest", "hardest"]
 
 
 def test_a_run_that_learns_is_not_called_collapsed(tmp_path):
