@@ -119,6 +119,8 @@ class TrainingSettings:
     """Adam's L2 penalty on the weights."""
     patience: Annotated[int, Range(0)] = 0
     """Stop after so many epochs without a better rsum on val; 0 never does."""
+    weight_average: Annotated[float, Range(0, 0.9999)] = 0.0
+    """Decay of a moving average of the weights, which is validated and saved in their stead; 0 keeps none."""
 
 
 @dataclass(frozen=True)

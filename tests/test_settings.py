@@ -119,7 +119,7 @@ def test_every_setting_changes_the_digest_but_source_and_features_do_not():
         if isinstance(value, bool):
             other = not value
         elif isinstance(value, int | float):
-            shares = "dropout" in key or key == "training.lr_gamma"
+            shares = "dropout" in key or key in ("training.lr_gamma", "training.weight_average")
             other = 0.5 if shares or value == 2 else 2
         else:
             continue

@@ -4,6 +4,7 @@ Every random choice of an epoch (order of captions, dropout, random negatives) i
 number, so that an epoch begins the same whether or not the program was stopped before it.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -74,7 +75,7 @@ class Trainer:
         self.data, self.on_epoch, self.progress = data, on_epoch, progress
         self.model = new_model(plan.settings, plan.info, data.vocabulary)
         self.optimizer = new_optimizer(self.model, plan.settings)
-        self.log = load_checkpoint(self.folder / LAST, self.model, self.optimizer)
+        self.log, self.average = load_checkpoint(self.folder / LAST, self.model, self.optimizer)
 
     def fit(self) -> None:
         """Train until the last epoch, or until patience ends it; every epoch leaves a checkpoint."""
@@ -96,6 +97,8 @@ class Trainer:
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate_at(t, epoch, step / len(batches)) * group.get("share", 1.0)
                 total += self.train_step(rows)
+                if t.weight_average:
+                    self.average_weights(epoch * len(batches) + step)
                 if not math.isfinite(total):
                     raise BadInput(
                         f"the loss is no longer a number in epoch {epoch + 1}; lower `training.lr` (it is {t.lr:g}), "
@@ -123,6 +126,20 @@ class Trainer:
             self.loss(torch.zeros_like(scores), pairs)  # draws once more: so docs/RESULTS.md was measured
         return float(loss.detach())
 
+    @torch.no_grad()
+    def average_weights(self, step: int) -> None:
+        """Move the average of the weights towards those after `step` (from 0); it forgets its first steps quickly."""
+        if self.average is None:
+            self.average = copy.deepcopy(self.model).eval()
+        decay = min(self.settings.training.weight_average, (1 + step) / (10 + step))
+        for mean, weight in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            mean.lerp_(weight, 1 - decay)
+
+    @property
+    def result_model(self) -> TwoBranch:
+        """The model that is validated and saved: that of the averaged weights, if they are averaged."""
+        return self.average or self.model
+
     def loss(self, scores: Tensor, images: Tensor) -> Tensor:
         """Return the loss of a batch in this epoch: (B, B) scores, (B,) image of each pair."""
         return loss_of_epoch(self.model, self.settings.loss, len(self.log))(scores, images)
@@ -137,10 +154,9 @@ class Trainer:
 
     def validate(self) -> dict[str, dict[str, float]]:
         """Return the metrics of the model on val, both directions."""
-        self.model.eval()
-        split = self.data.splits["val"]
-        images = embed_features(self.model, split.features)
-        captions = embed_sentences(self.model, self.data.sentences["val"])
+        model, split = self.result_model.eval(), self.data.splits["val"]
+        images = embed_features(model, split.features)
+        captions = embed_sentences(model, self.data.sentences["val"])
         return metrics_of(ranks_by_block(RANKING[self.settings.similarity], images, captions, split.image_of_caption))
 
     def collapsed(self, loss: float, score: float) -> bool:
@@ -173,10 +189,10 @@ class Trainer:
             "seconds_training": round(trained, 2),
         }
         if all(score > earlier["rsum"] for earlier in self.log):
-            save_model(self.folder / MODEL, self.model)
+            save_model(self.folder / MODEL, self.result_model)
         self.log.append(row)
         # The checkpoint comes after the best weights: stopped in between, the epoch is done again, to the same bits.
-        save_checkpoint(self.folder / LAST, self.model, self.optimizer, self.log)
+        save_checkpoint(self.folder / LAST, self.model, self.optimizer, self.log, self.average)
         write_jsonl(self.folder / LOG, self.log)
         self.on_epoch(epoch + 1, summary(self.folder.name, row, epochs_of(self.settings)))
         if row["collapsed"]:
