@@ -99,6 +99,20 @@ class AttentionPool(nn.Module):
         return F.linear(values.reshape(count, channels), self.attention.out_proj.weight, self.attention.out_proj.bias)
 
 
+class WordDropout(nn.Module):
+    """Drops a share of the words of every sentence in training; one word stays."""
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share = share
+
+    def forward(self, sentences: Sentences) -> Sentences:
+        """B sentences → B sentences."""
+        if not (self.training and self.share):
+            return sentences
+        return sentences.drop(torch.rand(len(sentences.numbers)).numpy(), self.share)
+
+
 class OneHotBranch(nn.Module):
     """A bag of words (or stems) through one or two fully connected layers.
 
@@ -108,7 +122,7 @@ class OneHotBranch(nn.Module):
 
     def __init__(self, num_words: int, embed_dim: int, s: TextSettings):
         super().__init__()
-        self.weighting = s.weighting
+        self.weighting, self.drop_words = s.weighting, WordDropout(s.word_dropout)
         width = embed_dim if s.num_layers == 1 else s.hidden_dim
         self.bag = nn.EmbeddingBag(
             num_words, width, mode="mean" if s.weighting == "mean" else "sum", padding_idx=UNKNOWN
@@ -122,6 +136,7 @@ class OneHotBranch(nn.Module):
 
     def forward(self, sentences: Sentences) -> Tensor:
         """B sentences → (B, embed_dim)."""
+        sentences = self.drop_words(sentences)
         if self.weighting == "binary":
             sentences = Sentences.of([sorted(set(words)) for words in _lists(sentences)])
         device = self.bag.weight.device
@@ -136,7 +151,7 @@ class GRUBranch(nn.Module):
 
     def __init__(self, num_words: int, embed_dim: int, s: TextSettings):
         super().__init__()
-        self.pooling = s.pooling
+        self.pooling, self.drop_words = s.pooling, WordDropout(s.word_dropout)
         self.embedding = nn.Embedding(num_words, s.word_dim)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         self.dropout = nn.Dropout(s.dropout)
@@ -144,6 +159,7 @@ class GRUBranch(nn.Module):
 
     def forward(self, sentences: Sentences) -> Tensor:
         """B sentences → (B, embed_dim)."""
+        sentences = self.drop_words(sentences)
         lengths = torch.from_numpy(sentences.lengths)  # on the CPU: packing wants them there
         words = _tensor(sentences.numbers, self.embedding.weight.device).split(lengths.tolist())
         padded = nn.utils.rnn.pad_sequence(list(words), batch_first=True, padding_value=UNKNOWN)

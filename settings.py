@@ -49,6 +49,11 @@ class TextSettings:
     """Words (or stems) that come less often in the training captions count as unknown."""
     dropout: Annotated[float, Range(0, 0.99)] = 0.0
     """Share dropped in training: gru, of word embeddings and output; onehot, of the first layer's output."""
+    word_dropout: Annotated[float, Range(0, 0.99)] = 0.0
+    """gru, onehot: share of a caption's words that is dropped in training; one stays."""
+    bigrams: Annotated[int, Range(0)] = 0
+    """onehot: two words (or stems) in a row that come so often in the training captions count as one word more;
+    0: none do."""
     word_dim: Annotated[int, Range(1)] = 300
     """gru: size of a word embedding."""
     pooling: Literal["last", "mean", "max"] = "last"
@@ -235,6 +240,16 @@ def _check_together(s: Settings, where: str) -> None:
         raise BadInput(
             f"{where}text.branch is 'encoder', but text.encoder names none; name a transformer, such as "
             f"bert-base-uncased, with `text.encoder`"
+        )
+    if s.text.word_dropout and s.text.branch == "encoder":
+        raise BadInput(
+            f"{where}text.word_dropout drops words, of which text.branch = 'encoder' sees none; take gru or onehot "
+            f"with `text.branch`, or 0"
+        )
+    if s.text.bigrams and s.text.branch != "onehot":
+        raise BadInput(
+            f"{where}text.bigrams are words of a bag, which text.branch = {s.text.branch!r} is not; take onehot with "
+            f"`text.branch`, or 0"
         )
     if s.text.finetune and not s.text.encoder:
         raise BadInput(f"{where}text.finetune trains a transformer; name it with `text.encoder`")

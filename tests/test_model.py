@@ -107,6 +107,17 @@ def test_dropout_acts_in_training_only(branch):
     assert torch.equal(model.text(SENTENCES), model.text(SENTENCES))
 
 
+@pytest.mark.parametrize("branch", ["gru", "onehot"])
+def test_word_dropout_acts_in_training_only(branch):
+    model, whole = (build(text__branch=branch, text__word_dropout=share) for share in (0.5, 0.0))
+    assert torch.equal(model.text(SENTENCES), whole.text(SENTENCES))
+    torch.manual_seed(3)
+    dropped = model.train().text(SENTENCES)
+    torch.manual_seed(3)
+    draws = torch.rand(len(SENTENCES.numbers)).numpy()
+    torch.testing.assert_close(dropped, whole.train().text(SENTENCES.drop(draws, 0.5)))
+
+
 def test_several_features_are_always_normalized_before_they_are_joined():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(5, 3)), 100 * rng.normal(size=(5, 4))

@@ -21,7 +21,7 @@ from features.blocks import clear
 from features.images.store import FeatureStore
 from features.prepared import Prepared, Split, newest_prepared
 from features.text.sentences import TextProcessor, sentence_encoder
-from features.text.vocabulary import Sentences
+from features.text.vocabulary import Sentences, Vocabulary
 from model import heads_for
 from settings import Settings, TextSettings, override, parse_changes, read_recipe
 from training import cca
@@ -142,6 +142,7 @@ class SplitCache:
     data: Prepared
     splits: dict[tuple, dict[str, Split]] = field(default_factory=dict)
     sentences: dict[tuple, dict[str, Sentences]] = field(default_factory=dict)
+    vocabularies: dict[tuple, Vocabulary] = field(default_factory=dict)  # with the bigrams of `sentences`, if any
 
     @staticmethod
     def key(plan: RunPlan) -> tuple:
@@ -154,12 +155,15 @@ class SplitCache:
         if key not in self.splits:
             self.splits.clear()  # before others are read: two kinds might not fit
             self.splits[key] = {name: self.data.split(name, *key) for name in ("train", "val")}
-        encoding = encoding_settings(plan.settings.text)
-        text_key = tuple(encoding.values())
+        encoding, text = encoding_settings(plan.settings.text), plan.settings.text
+        text_key = (*encoding.values(), text.bigrams)
         if text_key not in self.sentences:
-            processor = TextProcessor(self.data.vocabulary, **encoding)
+            captions = self.splits[key]["train"].captions
+            vocabulary = self.data.vocabulary.with_bigrams(captions, text.stem, text.bigrams)
+            processor = TextProcessor(vocabulary, **encoding)
+            self.vocabularies[text_key] = vocabulary
             self.sentences[text_key] = {name: self._encode(processor, s) for name, s in self.splits[key].items()}
-        return TrainingData(self.data.vocabulary, self.splits[key], self.sentences[text_key])
+        return TrainingData(self.vocabularies[text_key], self.splits[key], self.sentences[text_key])
 
     def _encode(self, processor: TextProcessor, split: Split) -> Sentences:
         features = None

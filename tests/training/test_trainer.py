@@ -235,7 +235,7 @@ def test_starting_over_and_going_on(tmp_path, monkeypatch, capsys):
 
 BRANCHES = [
     {"text__branch": "onehot", "loss__negatives": "random", "training__weight_average": 0.9},
-    {"text__branch": "gru", "similarity": "order", "loss__margin": 0.05},
+    {"text__branch": "gru", "similarity": "order", "loss__margin": 0.05, "text__word_dropout": 0.2},
     {"text__branch": "gru", "loss__negatives": "hardest", "loss__warmup_epochs": 1, "training__schedule": "cosine"},
 ]
 
@@ -438,6 +438,19 @@ def test_other_losses_train_too(tmp_path, name):
         assert weights["log_scale"] != pytest.approx(-np.log(0.07)), "the temperature is learned"
     assert ("score_bias" in weights) == (name == "siglip")
     assert Run.open(tmp_path / "run").embed_sentences(["red dog"]).shape == (1, 16)
+
+
+def test_bigrams_stand_in_the_run(tmp_path):
+    folder, more = tmp_path / "run", tmp_path / "more"
+    train_small(folder, text__branch="onehot", text__bigrams=2, training__epochs=1)
+    train_small(more, text__branch="onehot", training__epochs=1)
+    run, other = Run.open(folder), Run.open(more)
+    weights, fewer = (safetensors.torch.load_file(f / "model.safetensors")["text.bag.weight"] for f in (folder, more))
+    bigrams = run.processor.words.words[len(fewer) :]
+    assert len(bigrams) == len(weights) - len(fewer) > 0
+    both, swapped = run.embed_sentences([bigrams[0], " ".join(reversed(bigrams[0].split()))])
+    assert not np.allclose(both, swapped), "the order of words counts"
+    assert run.unknown_words(f"{bigrams[0]} zebra") == other.unknown_words(f"{bigrams[0]} zebra") == ["zebra"]
 
 
 def test_cca_is_one_epoch_in_closed_form(tmp_path, capsys):
