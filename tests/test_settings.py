@@ -70,6 +70,11 @@ def test_a_wrong_value_says_what_is_taken(key, value, sentence):
     ("changes", "sentence"),
     [
         ({"text.branch": "encoder", "text.encoder": "e", "text.word_dropout": 0.1}, "text.word_dropout drops words"),
+        ({"training.mixup": 1.0}, "there is no sentence between two"),
+        ({"loss.positives": "image"}, "loss.name = 'hinge' has no form for"),
+        ({"loss.name": "infonce", "loss.reduction": "pairs"}, "loss.name = 'infonce' does not"),
+        ({"text.head": "glu"}, "text.head is 'glu', which stands behind a transformer"),
+        ({"image.position_dropout": 0.2}, "image.position_dropout leaves out positions of a map"),
         ({"text.bigrams": 3}, "text.bigrams are words of a bag, which text.branch = 'gru' is not"),
     ],
 )

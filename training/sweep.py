@@ -22,7 +22,7 @@ from features.images.store import FeatureStore
 from features.prepared import Prepared, Split, newest_prepared
 from features.text.sentences import TextProcessor, sentence_encoder
 from features.text.vocabulary import Sentences, Vocabulary
-from model import heads_for
+from layers.pooling import heads_for
 from settings import Settings, TextSettings, override, parse_changes, read_recipe
 from training import cca
 from training.run import AGAIN, LAST, RECIPE, RESULT, RunInfo, RunPlan, check_same, create_run, encoding_settings
@@ -110,17 +110,19 @@ def plan_run(
 
 def check_shape(store: FeatureStore, settings: Settings) -> None:
     """Raise BadInput unless the image branch takes such features."""
-    maps, attention = len(store.shape) == 3, settings.image.branch == "attention"
-    if maps and not attention:
+    maps, branch = len(store.shape) == 3, settings.image.branch
+    pools = branch in ("attention", "gpo")
+    if maps and not pools:
         raise BadInput(
-            f"{store.path}: holds spatial maps; take them with `image.branch`=attention, or choose other `features`"
+            f"{store.path}: holds spatial maps; take them with `image.branch`=attention or gpo, or choose other "
+            f"`features`"
         )
-    if attention and not maps:
+    if pools and not maps:
         raise BadInput(
-            f"{store.path}: holds no spatial maps, which image.branch = 'attention' pools; name those that prep.py "
+            f"{store.path}: holds no spatial maps, which image.branch = {branch!r} pools; name those that prep.py "
             f"makes of maps with `features`, such as {store.path.stem}.map"
         )
-    if attention:
+    if branch == "attention":
         heads_for(store.shape[-1], settings.image.num_heads)
 
 

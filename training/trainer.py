@@ -21,7 +21,7 @@ from features.device import default_device
 from features.images.maps import FeatureMaps
 from features.prepared import Split
 from features.text.vocabulary import Sentences, Vocabulary
-from losses import hinge, infonce, siglip, smooth_hinge
+from losses import cwcl, hal, hinge, infonce, siglip, smooth_hinge
 from metrics.ranks import metrics_of, ranks_by_block, rsum
 from metrics.similarity import RANKING, TRAINING
 from model import TwoBranch
@@ -37,6 +37,7 @@ from training.run import (
     embed_sentences,
     new_model,
 )
+from training.steps import draw_mixup, grouped_order, similarities, structure_loss
 from utils import BadInput, write_json, write_jsonl
 
 NEARLY_EQUAL = 1e-6  # a collapsed model's positives above its negatives; at 0, "semihard" would have no negative
@@ -112,18 +113,24 @@ class Trainer:
         split, sentences = self.data.splits["train"], self.data.sentences["train"]
         features, image_rows = split.features, split.image_of_caption[rows]
         batch = features.take(image_rows) if isinstance(features, FeatureMaps) else features[image_rows]
-        images = self.model.embed_images(torch.from_numpy(batch).to(default_device()))
-        captions = self.model.embed_sentences(sentences.take(rows))
+        batch, pairs = (torch.from_numpy(array).to(default_device()) for array in (batch, image_rows))
+        taken, mix = sentences.take(rows), draw_mixup(self.settings.training.mixup, len(rows))
+        if mix:
+            batch, pairs = mix(batch), mix.images(pairs)
+        images, captions = self.model.embed_images(batch), self.model.embed_sentences(taken, mix)
         scores = TRAINING[self.settings.similarity](images, captions)
-        pairs = torch.from_numpy(image_rows).to(default_device())
-        loss = self.loss(scores, pairs)
+        loss = self.loss(scores, pairs, batch)
+        if self.settings.loss.structure:
+            frozen = None if taken.features is None else torch.from_numpy(taken.features).to(default_device())
+            frozen = frozen if frozen is None or mix is None else mix(frozen)
+            loss = loss + structure_loss(self.settings.loss, [(batch, images), (frozen, captions)])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.settings.training.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.training.grad_clip)
         self.optimizer.step()
         if self.settings.loss.negatives == "random":
-            self.loss(torch.zeros_like(scores), pairs)  # draws once more: so docs/RESULTS.md was measured
+            self.loss(torch.zeros_like(scores), pairs, batch)  # draws once more: so docs/RESULTS.md was measured
         return float(loss.detach())
 
     @torch.no_grad()
@@ -140,17 +147,22 @@ class Trainer:
         """The model that is validated and saved: that of the averaged weights, if they are averaged."""
         return self.average or self.model
 
-    def loss(self, scores: Tensor, images: Tensor) -> Tensor:
-        """Return the loss of a batch in this epoch: (B, B) scores, (B,) image of each pair."""
-        return loss_of_epoch(self.model, self.settings.loss, len(self.log))(scores, images)
+    def loss(self, scores: Tensor, images: Tensor, features: Tensor) -> Tensor:
+        """Return the loss of a batch in this epoch: (B, B) scores, (B,) image of each pair, (B, …) its features."""
+        more = [similarities(features)] if self.settings.loss.name == "cwcl" else []
+        return loss_of_epoch(self.model, self.settings.loss, len(self.log))(scores, images, *more)
 
     def batches(self) -> list[np.ndarray]:
         """Return this epoch's batches: rows of training captions, each caption once."""
         words, random = self.data.sentences["train"], np.random.default_rng([self.seed, len(self.log)])
+        t = self.settings.training
+        if t.captions_per_image > 1:
+            order = grouped_order(self.data.splits["train"].image_of_caption, t.captions_per_image, random)
+            return [order[start : start + t.batch_size] for start in range(0, len(order), t.batch_size)]
         # What runs over padding too has batches of sentences of like length, as in Kiros et al.'s code.
         padded = self.settings.text.branch == "gru" or words.tokens
         lengths = (words.tokens or words).lengths if padded else None
-        return list(epoch_batches(len(words), self.settings.training.batch_size, random, lengths))
+        return list(epoch_batches(len(words), t.batch_size, random, lengths))
 
     def validate(self) -> dict[str, dict[str, float]]:
         """Return the metrics of the model on val, both directions."""
@@ -167,7 +179,8 @@ class Trainer:
         with torch.no_grad():
             for rows in self.batches():
                 scores = NEARLY_EQUAL * torch.eye(len(rows), device=default_device())
-                equal.append(float(self.loss(scores, torch.from_numpy(images[rows]).to(default_device()))))
+                pairs, same = torch.from_numpy(images[rows]).to(default_device()), scores.new_ones(len(rows), 1)
+                equal.append(float(self.loss(scores, pairs, same)))  # equal scores cost the same for any features
         return abs(loss - sum(equal) / len(equal)) < 0.02 * sum(equal) / len(equal)
 
     def end_epoch(self, began: float, loss: float | None) -> None:
@@ -217,25 +230,32 @@ class Trainer:
 
 
 def new_optimizer(model: TwoBranch, settings: Settings) -> torch.optim.Optimizer:
-    """Make Adam. A transformer that is trained too has a rate of its own, a fixed share of the other's."""
+    """Make Adam or AdamW. A transformer that is trained too has a rate of its own, a fixed share of the other's."""
     t = settings.training
     inner = [p for name, p in model.named_parameters() if ".transformer." in f".{name}"]
     ids = {id(p) for p in inner}
     groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if id(p) not in ids]}]
     if inner:
         groups.append({"params": inner, "share": settings.text.finetune_lr / t.lr})
-    return torch.optim.Adam(groups, lr=t.lr, weight_decay=t.weight_decay, fused=True)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[t.optimizer]
+    return kind(groups, lr=t.lr, weight_decay=t.weight_decay, fused=True)
 
 
-def loss_of_epoch(model: TwoBranch, s: LossSettings, epoch: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the loss of an epoch (from 0), a function of scores (B, B) and images (B,)."""
+def loss_of_epoch(model: TwoBranch, s: LossSettings, epoch: int) -> Callable[..., Tensor]:
+    """Return the loss of an epoch (from 0), a function of scores (B, B) and images (B,); cwcl's of similarities too."""
     match s.name:
         case "smooth":
             return partial(smooth_hinge, margin=s.margin, sharpness=s.sharpness, reduction=s.reduction)
         case "infonce":
-            return partial(infonce, scale=model.scale())
+            return partial(infonce, scale=model.scale(), positives=s.positives)
         case "siglip":
-            return partial(siglip, scale=model.scale(), bias=model.score_bias)
+            return partial(
+                siglip, scale=model.scale(), bias=model.score_bias, positives=s.positives, reduction=s.reduction
+            )
+        case "cwcl":
+            return partial(cwcl, scale=model.scale(), sharpness=s.sharpness)
+        case "hal":
+            return partial(hal, margin=s.margin, sharpness=s.sharpness)
         case _:
             negatives = "sum" if epoch < s.warmup_epochs else s.negatives
             return partial(hinge, margin=s.margin, negatives=negatives, reduction=s.reduction)

@@ -147,9 +147,9 @@ def test_random_negatives_are_drawn_twice_a_step(tmp_path, monkeypatch, negative
     trainer = Trainer(*plan_small(tmp_path, loss__negatives=negatives))
     loss, given = trainer.loss, []
 
-    def counted(scores, images):
+    def counted(scores, *more):
         given.append(scores)
-        return loss(scores, images)
+        return loss(scores, *more)
 
     monkeypatch.setattr(trainer, "loss", counted)
     trainer.train_step(np.arange(8))
