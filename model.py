@@ -1,6 +1,7 @@
 """The trained half: an image branch and a text branch that end in one space, compared by cosine or order similarity."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,93 +11,25 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from features.text.vocabulary import UNKNOWN, Sentences
+from layers.heads import Linear, head_layers
+from layers.pooling import GPO, AttentionPool, GPOPool
 from settings import ImageSettings, Settings, TextSettings
-from utils import BadInput
 
-HEAD_CHANNELS = 64  # where the setting leaves it open, as in CLIP
-
-
-class Linear(nn.Linear):
-    """A fully connected layer with Glorot's uniform weights and a zero bias, as VSE++ begins."""
-
-    def reset_parameters(self) -> None:
-        nn.init.xavier_uniform_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+Mix = Callable[[Tensor], Tensor]  # from the features of B sentences to those of their mixtures
 
 
-def heads_for(channels: int, num_heads: int = 0) -> int:
-    """Return the number of heads that `image.num_heads` means for maps of `channels`; 0 is CLIP's: one per 64 channels.
+class WordDropout(nn.Module):
+    """Drops a share of the words of every sentence in training; one word stays."""
 
-    Where 64 does not divide the channels, 0 is the largest number of equal heads of at least 64 channels, or one.
-    Raises BadInput if the channels do not split into `num_heads` equal parts.
-
-    >>> heads_for(1280), heads_for(1000), heads_for(1280, 8)
-    (20, 10, 8)
-    """
-    divisors = [count for count in range(1, channels + 1) if channels % count == 0]
-    if not num_heads:
-        return max(count for count in divisors if count <= max(1, channels // HEAD_CHANNELS))
-    if num_heads not in divisors:
-        near = sorted(sorted(divisors, key=lambda count: abs(count - num_heads))[:3])
-        raise BadInput(
-            f"`image.num_heads` {num_heads}: {channels} channels do not split into {num_heads} equal heads; take "
-            f"{', '.join(map(str, near))} or another divisor of {channels}, or 0 for one per {HEAD_CHANNELS} channels"
-        )
-    return num_heads
-
-
-class AttentionPool(nn.Module):
-    """Multi-head attention over the positions of a map, asked by their mean (Radford et al., 2021, section 2.4).
-
-    The H·W positions x_t and, before them, their mean x_0 are 1 + H·W tokens, each with its learned positional
-    embedding. Token 0 alone is the query; all tokens are keys and values. Weights begin as in CLIP: normal, with a
-    standard deviation of C**-0.5; biases begin at zero.
-
-    The parameters are those of nn.MultiheadAttention, and so are the results, but keys and values of the tokens are
-    never computed. With one query q, a head's score q · (K x_t + k) / √d is (Kᵀ q) · x_t / √d but for a term that is
-    the same for all t and drops out of the softmax (so the key's bias k has no gradient); and as a head's weights a_t
-    add up to 1, Σ a_t (V x_t + v) = V (Σ a_t x_t) + v. Every projection is taken once for an image, not once for a
-    token: for 20 heads on 7 x 7 x 1280 that is 14 times fewer multiplications and, forward and backward on a CPU,
-    about 9 times quicker (benchmarks/attention_pooling.py).
-
-    grid: (H, W). channels: C. num_heads: as for `heads_for`. Raises BadInput if they do not divide the channels.
-
-    >>> AttentionPool((7, 7), 1280)(torch.zeros(2, 7, 7, 1280)).shape
-    torch.Size([2, 1280])
-    """
-
-    def __init__(self, grid: tuple[int, ...], channels: int, num_heads: int = 0):
+    def __init__(self, share: float):
         super().__init__()
-        self.grid, self.num_heads = grid, heads_for(channels, num_heads)
-        self.positional_embedding = nn.Parameter(torch.empty(1 + grid[0] * grid[1], channels))
-        self.attention = nn.MultiheadAttention(channels, self.num_heads, batch_first=True)  # for its parameters
-        for weight in (self.positional_embedding, self.attention.in_proj_weight, self.attention.out_proj.weight):
-            nn.init.normal_(weight, std=channels**-0.5)
+        self.share = share
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B, H, W, C) float32 → (B, C)."""
-        if tuple(maps.shape[1:3]) != self.grid:
-            raise ValueError(f"maps of {tuple(maps.shape[1:3])} positions for a pooling of {self.grid}")
-        embedding, maps = self.positional_embedding, maps.flatten(1, 2)  # (1 + H·W, C); (B, H·W, C), a view
-        count, positions, channels = maps.shape
-        weights = self.attention.in_proj_weight.unflatten(0, (3, self.num_heads, -1))
-        biases = self.attention.in_proj_bias.unflatten(0, (3, self.num_heads, -1))
-        (to_query, to_key, to_value), (bias, _, value_bias) = weights, biases  # (heads, d, C), (heads, d)
-
-        mean = maps.mean(dim=1)  # (B, C)
-        query = (mean + embedding[0]) @ to_query.flatten(0, 1).T + bias.flatten()
-        query = query.unflatten(1, (self.num_heads, -1)) * (channels // self.num_heads) ** -0.5  # (B, heads, d)
-        query = torch.einsum("bhd,hdc->bhc", query, to_key)  # Kᵀ q
-
-        # Tokens are a position of the map plus its embedding. A sum over the two parts does without a second copy of
-        # all maps, and the mean's score is the mean of scores.
-        scores = query @ maps.mT  # (B, heads, H·W)
-        scores = torch.cat([scores.mean(dim=2, keepdim=True), scores], dim=2) + query @ embedding.T
-        weights = scores.softmax(dim=2)  # (B, heads, 1 + H·W)
-        pooled = (weights[:, :, 1:] + weights[:, :, :1] / positions) @ maps + weights @ embedding  # (B, heads, C)
-        values = torch.einsum("bhc,hdc->bhd", pooled, to_value) + value_bias
-        return F.linear(values.reshape(count, channels), self.attention.out_proj.weight, self.attention.out_proj.bias)
+    def forward(self, sentences: Sentences) -> Sentences:
+        """B sentences → B sentences."""
+        if not (self.training and self.share):
+            return sentences
+        return sentences.drop(torch.rand(len(sentences.numbers)).numpy(), self.share)
 
 
 class OneHotBranch(nn.Module):
@@ -108,7 +41,7 @@ class OneHotBranch(nn.Module):
 
     def __init__(self, num_words: int, embed_dim: int, s: TextSettings):
         super().__init__()
-        self.weighting = s.weighting
+        self.weighting, self.drop_words = s.weighting, WordDropout(s.word_dropout)
         width = embed_dim if s.num_layers == 1 else s.hidden_dim
         self.bag = nn.EmbeddingBag(
             num_words, width, mode="mean" if s.weighting == "mean" else "sum", padding_idx=UNKNOWN
@@ -120,30 +53,35 @@ class OneHotBranch(nn.Module):
         self.second = None if s.num_layers == 1 else nn.Sequential(nn.ReLU(), Linear(width, embed_dim))
         self.bias = nn.Parameter(torch.zeros(width)) if s.num_layers == 2 or s.bias else None
 
-    def forward(self, sentences: Sentences) -> Tensor:
-        """B sentences → (B, embed_dim)."""
+    def forward(self, sentences: Sentences, mix: Mix | None = None) -> Tensor:
+        """B sentences, or mixtures of them → (B, embed_dim). The first layer of mixed bags is the mixed first layer."""
+        sentences = self.drop_words(sentences)
         if self.weighting == "binary":
             sentences = Sentences.of([sorted(set(words)) for words in _lists(sentences)])
         device = self.bag.weight.device
         x = self.bag(_tensor(sentences.numbers, device), _tensor(sentences.starts[:-1], device))
+        x = x if mix is None else mix(x)
         x = self.dropout(x if self.bias is None else x + self.bias)
         return x if self.second is None else self.second(x)
 
 
 class GRUBranch(nn.Module):
-    """Word embeddings through a GRU of `embed_dim` units; its last state, or the mean or maximum over words (Kiros et
-    al., 2014)."""
+    """Word embeddings through a GRU of `embed_dim` units (Kiros et al., 2014); its last state, or those of all words
+    pooled: their mean, their maximum, or by GPO."""
 
     def __init__(self, num_words: int, embed_dim: int, s: TextSettings):
         super().__init__()
-        self.pooling = s.pooling
+        self.pooling, self.drop_words = s.pooling, WordDropout(s.word_dropout)
         self.embedding = nn.Embedding(num_words, s.word_dim)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         self.dropout = nn.Dropout(s.dropout)
         self.gru = nn.GRU(s.word_dim, embed_dim, batch_first=True, bidirectional=s.bidirectional)
+        self.gpo = GPO() if s.pooling == "gpo" else None
 
-    def forward(self, sentences: Sentences) -> Tensor:
+    def forward(self, sentences: Sentences, mix: Mix | None = None) -> Tensor:
         """B sentences → (B, embed_dim)."""
+        assert mix is None  # settings.py sees to it: there is no sentence between two
+        sentences = self.drop_words(sentences)
         lengths = torch.from_numpy(sentences.lengths)  # on the CPU: packing wants them there
         words = _tensor(sentences.numbers, self.embedding.weight.device).split(lengths.tolist())
         padded = nn.utils.rnn.pad_sequence(list(words), batch_first=True, padding_value=UNKNOWN)
@@ -165,11 +103,13 @@ class GRUBranch(nn.Module):
         if self.pooling == "mean":
             return states.sum(dim=1) / lengths[:, None]
         padding = torch.arange(states.shape[1], device=states.device)[None, :] >= lengths[:, None]
+        if self.gpo is not None:
+            return self.gpo(states, ~padding)
         return states.masked_fill(padding[:, :, None], -torch.inf).amax(dim=1)
 
 
 class TransformerBranch(nn.Module):
-    """A transformer's feature of a sentence through an optional layer norm and a linear layer.
+    """A transformer's feature of a sentence through an optional layer norm and a head, one linear layer by default.
 
     The features are the cached ones of a frozen encoder, (B, encoder_dim), or those of `dims.transformer`, which is
     trained too.
@@ -179,17 +119,26 @@ class TransformerBranch(nn.Module):
         super().__init__()
         self.transformer, self.padding, self.pooling = dims.transformer, dims.padding, s.encoder_pooling
         self.norm = nn.LayerNorm(dims.encoder_dim) if s.layer_norm else None
-        self.dropout = nn.Dropout(s.dropout)
-        self.linear = Linear(dims.encoder_dim, embed_dim)
+        self.dropout = nn.Dropout(s.dropout if s.head != "residual" else 0.0)  # whose blocks have theirs
+        layers = head_layers(
+            s.head,
+            dims.encoder_dim,
+            embed_dim,
+            hidden_dim=s.hidden_dim,
+            num_blocks=s.num_blocks,
+            dropout=s.dropout,
+        )
+        self.linear = nn.Sequential(*layers) if len(layers) > 1 else layers[0]
 
-    def forward(self, sentences: Sentences) -> Tensor:
-        """B sentences → (B, embed_dim)."""
+    def forward(self, sentences: Sentences, mix: Mix | None = None) -> Tensor:
+        """B sentences, or mixtures of them → (B, embed_dim)."""
         x = self._features(sentences)
-        x = F.normalize(x, dim=1) if self.norm is None else self.norm(x)
-        return self.linear(self.dropout(x))
+        x = F.normalize(x, dim=1) if self.norm is None else x
+        x = x if mix is None else mix(x)
+        return self.linear(self.dropout(x if self.norm is None else self.norm(x)))
 
     def _features(self, sentences: Sentences) -> Tensor:
-        device = self.linear.weight.device
+        device = next(self.linear.parameters()).device
         if self.transformer is None:
             assert sentences.features is not None
             return _tensor(sentences.features, device)
@@ -208,9 +157,9 @@ class JoinedBranch(nn.Module):
         super().__init__()
         self.words, self.sentence = words, sentence
 
-    def forward(self, sentences: Sentences) -> Tensor:
-        """B sentences → (B, embed_dim)."""
-        return self.words(sentences) + self.sentence(sentences)
+    def forward(self, sentences: Sentences, mix: Mix | None = None) -> Tensor:
+        """B sentences, or mixtures of them → (B, embed_dim)."""
+        return self.words(sentences, mix) + self.sentence(sentences, mix)
 
 
 @dataclass(frozen=True)
@@ -228,16 +177,18 @@ class InputDims:
 
 
 def image_branch(s: ImageSettings, dims: InputDims, embed_dim: int) -> nn.Sequential:
-    """Return a branch (B, image_dim) → (B, embed_dim), or (B, H, W, image_dim) → (B, embed_dim) with attention."""
-    dropout = nn.Dropout(s.dropout)
+    """Return a branch (B, image_dim) → (B, embed_dim), or (B, H, W, image_dim) → (B, embed_dim) where it pools maps."""
+    dropout = nn.Dropout(s.dropout if s.branch != "residual" else 0.0)  # whose blocks have theirs
     if s.branch == "attention":
         return nn.Sequential(
             AttentionPool(dims.grid, dims.image_dim, s.num_heads), dropout, Linear(dims.image_dim, embed_dim)
         )
-    if s.branch == "linear":
-        return nn.Sequential(dropout, Linear(dims.image_dim, embed_dim))
-    first, second = Linear(dims.image_dim, s.hidden_dim), Linear(s.hidden_dim, embed_dim)
-    return nn.Sequential(dropout, first, nn.ReLU(), nn.Dropout(s.dropout), second)
+    if s.branch == "gpo":
+        return nn.Sequential(dropout, GPOPool(dims.image_dim, embed_dim, s.position_dropout))
+    layers = head_layers(
+        s.branch, dims.image_dim, embed_dim, hidden_dim=s.hidden_dim, num_blocks=s.num_blocks, dropout=s.dropout
+    )
+    return nn.Sequential(dropout, *layers)
 
 
 def text_branch(s: TextSettings, dims: InputDims, embed_dim: int) -> nn.Module:
@@ -266,7 +217,7 @@ class TwoBranch(nn.Module):
         self.image = image_branch(settings.image, dims, settings.embed_dim)
         self.text = text_branch(settings.text, dims, settings.embed_dim)
         # The scalars that contrastive losses learn; ranks do not depend on them.
-        if settings.loss.name in ("infonce", "siglip"):
+        if settings.loss.name in ("infonce", "siglip", "cwcl"):
             self.log_scale = nn.Parameter(torch.tensor(-math.log(settings.loss.temperature)))
         if settings.loss.name == "siglip":
             self.score_bias = nn.Parameter(torch.tensor(settings.loss.bias))
@@ -279,9 +230,12 @@ class TwoBranch(nn.Module):
         """Embed (B, D) features or (B, H, W, C) maps, float32 → (B, embed_dim), unit length; for order non-negative."""
         return self._normalized(self.image(features))
 
-    def embed_sentences(self, sentences: Sentences) -> Tensor:
-        """Embed B sentences → (B, embed_dim), unit length; for order non-negative."""
-        return self._normalized(self.text(sentences))
+    def embed_sentences(self, sentences: Sentences, mix: Mix | None = None) -> Tensor:
+        """Embed B sentences → (B, embed_dim), unit length; for order non-negative.
+
+        mix: makes the features of fewer mixtures of those of the B sentences, and mixtures are embedded in their stead.
+        """
+        return self._normalized(self.text(sentences, mix))
 
     def _normalized(self, x: Tensor) -> Tensor:
         x = F.normalize(x, dim=1)

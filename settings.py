@@ -27,14 +27,19 @@ class Range:
 
 @dataclass(frozen=True)
 class ImageSettings:
-    branch: Literal["linear", "mlp", "attention"] = "linear"
-    """One layer, two layers, or attention pooling over the positions of a spatial map and one layer."""
+    branch: Literal["linear", "mlp", "glu", "residual", "attention", "gpo"] = "linear"
+    """One layer, two layers, a gated linear unit, residual blocks, or attention or GPO pooling over the positions of a
+    spatial map and one layer."""
     hidden_dim: Annotated[int, Range(1)] = 2048
-    """Width of the mlp's middle layer."""
+    """Width within mlp, glu and each residual block."""
+    num_blocks: Annotated[int, Range(1, 64)] = 4
+    """residual: blocks."""
+    position_dropout: Annotated[float, Range(0, 0.99)] = 0.0
+    """gpo: share of a map's positions that is left out in training; one stays."""
     num_heads: Annotated[int, Range(0)] = 0
     """Heads of the attention pooling; 0: one per 64 channels."""
     dropout: Annotated[float, Range(0, 0.99)] = 0.0
-    """Share of the features, and of the mlp's middle layer, that is dropped in training."""
+    """Share of the features, and of the width within mlp and glu, dropped in training; residual: of the width alone."""
     normalize: bool = True
     """L2-normalize each feature (of a map, each position's); several joined always are."""
 
@@ -49,10 +54,15 @@ class TextSettings:
     """Words (or stems) that come less often in the training captions count as unknown."""
     dropout: Annotated[float, Range(0, 0.99)] = 0.0
     """Share dropped in training: gru, of word embeddings and output; onehot, of the first layer's output."""
+    word_dropout: Annotated[float, Range(0, 0.99)] = 0.0
+    """gru, onehot: share of a caption's words that is dropped in training; one stays."""
+    bigrams: Annotated[int, Range(0)] = 0
+    """onehot: two words (or stems) in a row that come so often in the training captions count as one word more;
+    0: none do."""
     word_dim: Annotated[int, Range(1)] = 300
     """gru: size of a word embedding."""
-    pooling: Literal["last", "mean", "max"] = "last"
-    """gru: the last state, or the mean or maximum over those of all words."""
+    pooling: Literal["last", "mean", "max", "gpo"] = "last"
+    """gru: the last state, or the mean or maximum over those of all words, or their pooling by GPO."""
     bidirectional: bool = False
     """gru: read backwards too; the two directions are averaged."""
     weighting: Literal["mean", "binary", "count"] = "mean"
@@ -62,13 +72,17 @@ class TextSettings:
     bias: bool = False
     """onehot: give the last layer a bias where there is one layer only; two have theirs."""
     hidden_dim: Annotated[int, Range(1)] = 1024
-    """onehot: width between the two layers."""
+    """onehot: width between the two layers; encoder: width within its head."""
     encoder: str = ""
     """A transformer, alone or added to gru or onehot: its name on the hub, a folder, or package:NAME."""
     encoder_pooling: Literal["mean", "cls", "last"] = "mean"
     """encoder: the mean of its states, the first token's, or the last token's."""
     layer_norm: bool = False
-    """encoder: layer norm before the linear layer; without it features are L2-normalized."""
+    """encoder: layer norm before its head; without it features are L2-normalized."""
+    head: Literal["linear", "mlp", "glu", "residual"] = "linear"
+    """encoder: from its features to the common space: one layer, two, a gated linear unit, or residual blocks."""
+    num_blocks: Annotated[int, Range(1, 64)] = 4
+    """encoder: residual blocks of its head."""
     finetune: bool = False
     """encoder: train it too; otherwise its features are those that prep.py cached."""
     finetune_lr: Annotated[float, Range(0)] = 2e-5
@@ -77,22 +91,30 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class LossSettings:
-    name: Literal["hinge", "smooth", "infonce", "siglip", "cca"] = "hinge"
+    name: Literal["hinge", "smooth", "infonce", "siglip", "cwcl", "hal", "cca"] = "hinge"
     """A function of losses.py, or "cca": linear branches in closed form."""
     margin: Annotated[float, Range(0)] = 0.2
-    """hinge, smooth: what a positive must score above a negative, in units of the similarity."""
+    """hinge, smooth: what a positive must score above a negative; hal: what a negative may score."""
     negatives: Literal["sum", "hardest", "semihard", "random"] = "sum"
     """hinge: which negatives of the batch count."""
     warmup_epochs: Annotated[int, Range(0)] = 0
     """hinge: so many first epochs take negatives = "sum", whatever `negatives` says."""
-    reduction: Literal["sum", "mean"] = "sum"
-    """hinge, smooth: over the batch."""
+    reduction: Literal["sum", "mean", "pairs"] = "sum"
+    """hinge, smooth: over the batch of B; siglip: divided by B, or with "pairs" by B x B."""
     sharpness: Annotated[float, Range(1e-3)] = 20.0
-    """smooth: the larger, the nearer to the hardest negative alone."""
+    """smooth, hal: the larger, the nearer to the hardest negative alone; cwcl: of its soft targets."""
+    positives: Literal["pair", "image"] = "pair"
+    """infonce, siglip: other captions of an image in the batch are left out, or right answers too."""
     temperature: Annotated[float, Range(1e-4)] = 0.07
-    """infonce, siglip: where the learned temperature begins."""
+    """infonce, siglip, cwcl: where the learned temperature begins."""
     bias: Annotated[float, Range(-1e4)] = -10.0
     """siglip: where the learned bias begins."""
+    structure: Annotated[float, Range(0)] = 0.0
+    """Weight of what the heads change in the neighborhoods of frozen features; any loss; 0: none."""
+    structure_levels: Annotated[int, Range(1, 9)] = 1
+    """structure: neighborhoods of 1, 2, … steps."""
+    structure_temperature: Annotated[float, Range(1e-3)] = 0.05
+    """structure: of the softmax over neighbors."""
     regularization: Annotated[float, Range(1e-9)] = 0.1
     """cca: added to both covariances' diagonals, as a share of their mean."""
     power: Annotated[float, Range(0)] = 1.0
@@ -105,6 +127,12 @@ class TrainingSettings:
     """Epochs at most; in each, every training caption comes once."""
     batch_size: Annotated[int, Range(2)] = 128
     """Pairs of a caption and its image in a step."""
+    captions_per_image: Annotated[int, Range(1)] = 1
+    """Captions of an image that come into a batch together."""
+    mixup: Annotated[float, Range(0)] = 0.0
+    """The pairs of a batch's halves are mixed, with one share of Beta(mixup, mixup) for both sides; 0: not at all."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Adam, or Adam with decoupled weight decay (AdamW)."""
     lr: Annotated[float, Range(1e-9)] = 2e-4
     """Adam's learning rate."""
     schedule: Literal["constant", "step", "cosine"] = "constant"
@@ -116,9 +144,11 @@ class TrainingSettings:
     grad_clip: Annotated[float, Range(0)] = 0.0
     """Largest norm of the gradient; 0 leaves it as it is."""
     weight_decay: Annotated[float, Range(0)] = 0.0
-    """Adam's L2 penalty on the weights."""
+    """Adam's L2 penalty on the weights; AdamW's decay."""
     patience: Annotated[int, Range(0)] = 0
     """Stop after so many epochs without a better rsum on val; 0 never does."""
+    weight_average: Annotated[float, Range(0, 0.9999)] = 0.0
+    """Decay of a moving average of the weights, which is validated and saved in their stead; 0 keeps none."""
 
 
 @dataclass(frozen=True)
@@ -229,19 +259,61 @@ def _named(key: str, source: str) -> str:
 
 def _check_together(s: Settings, where: str) -> None:
     """Settings that are sound by themselves but not with each other."""
-    if s.text.branch == "encoder" and not s.text.encoder:
-        raise BadInput(
-            f"{where}text.branch is 'encoder', but text.encoder names none; name a transformer, such as "
-            f"bert-base-uncased, with `text.encoder`"
-        )
-    if s.text.finetune and not s.text.encoder:
-        raise BadInput(f"{where}text.finetune trains a transformer; name it with `text.encoder`")
     plain = s.image.branch == "linear" and s.text.branch == "onehot" and s.text.num_layers == 1 and s.text.bias
-    if s.loss.name == "cca" and not (plain and not s.text.encoder and s.similarity == "cosine"):
-        raise BadInput(
-            f"{where}loss.name is 'cca', which needs similarity = 'cosine', image.branch = 'linear', text.branch = "
-            f"'onehot', text.num_layers = 1, text.bias = true and no text.encoder; start from recipes/cca.toml"
-        )
+    branch, name = s.text.branch, s.loss.name
+    for wrong, sentence in (
+        (
+            branch == "encoder" and not s.text.encoder,
+            "text.branch is 'encoder', but text.encoder names none; name a transformer, such as bert-base-uncased, "
+            "with `text.encoder`",
+        ),
+        (
+            s.text.finetune and not s.text.encoder,
+            "text.finetune trains a transformer; name it with `text.encoder`",
+        ),
+        (
+            name == "cca" and not (plain and not s.text.encoder and s.similarity == "cosine"),
+            "loss.name is 'cca', which needs similarity = 'cosine', image.branch = 'linear', text.branch = 'onehot', "
+            "text.num_layers = 1, text.bias = true and no text.encoder; start from recipes/cca.toml",
+        ),
+        (
+            s.text.head != "linear" and not s.text.encoder,
+            f"text.head is {s.text.head!r}, which stands behind a transformer; name one with `text.encoder`, or make a "
+            f"bag of words deeper with `text.num_layers`=2",
+        ),
+        (
+            s.image.position_dropout and s.image.branch != "gpo",
+            f"image.position_dropout leaves out positions of a map, of which image.branch = {s.image.branch!r} pools "
+            f"none; take gpo with `image.branch`, or 0",
+        ),
+        (
+            s.text.word_dropout and branch == "encoder",
+            "text.word_dropout drops words, of which text.branch = 'encoder' sees none; take gru or onehot with "
+            "`text.branch`, or 0",
+        ),
+        (
+            s.text.bigrams and branch != "onehot",
+            f"text.bigrams are words of a bag, which text.branch = {branch!r} is not; take onehot with `text.branch`, "
+            f"or 0",
+        ),
+        (
+            s.training.mixup and branch == "gru",
+            "training.mixup mixes bags of words and sentence features, and there is no sentence between two for "
+            "text.branch = 'gru'; take onehot or encoder with `text.branch`, or 0",
+        ),
+        (
+            s.loss.positives == "image" and name not in ("infonce", "siglip"),
+            f"loss.positives = 'image' makes all captions of an image right answers, which loss.name = {name!r} has no "
+            f"form for; take infonce or siglip with `loss.name`, or pair",
+        ),
+        (
+            s.loss.reduction == "pairs" and name != "siglip",
+            f"loss.reduction = 'pairs' divides by all pairs of a batch, which siglip adds up and loss.name = {name!r} "
+            f"does not; take sum or mean with `loss.reduction`",
+        ),
+    ):
+        if wrong:
+            raise BadInput(where + sentence)
 
 
 def _checked(value: Any, annotation: Any, name: str) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from timing import ratio
 
-from model import AttentionPool
+from layers.pooling import AttentionPool
 
 BATCH, GRID, CHANNELS = 64, (7, 7), 1280
 

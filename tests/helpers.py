@@ -185,7 +185,8 @@ def plan_small(folder, seed=0, digest="d", captions="", **changes):
     settings = override(Settings(), {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}})
     info = RunInfo("test", "made-up", "nowhere", ("features",), (digest,), (12,), seed, captions, ())
     splits = made_up_data()
-    vocabulary = Vocabulary.build(splits["train"].captions)
+    captions_of_train, text = splits["train"].captions, settings.text
+    vocabulary = Vocabulary.build(captions_of_train).with_bigrams(captions_of_train, text.stem, text.bigrams)
     processor = TextProcessor(vocabulary, **encoding_settings(settings.text))
     sentences = {name: processor.encode(split.captions) for name, split in splits.items()}
     return RunPlan(folder, settings, info), trainer.TrainingData(vocabulary, splits, sentences)

@@ -46,7 +46,7 @@ TESTS = {
     "features.hdf5": ["tests/features/test_hdf5.py", "tests/features/images/test_store.py"],
     "features.images.store": ["tests/features/images/test_store.py"],
 }
-OURS = {"features", "losses", "metrics", "model", "settings", "tests", "training", "utils"}
+OURS = {"features", "layers", "losses", "metrics", "model", "settings", "tests", "training", "utils"}
 SIZES = re.compile(r"[A-Z_]+(_BYTES|_PER_BLOCK|_COLUMNS) = ")  # speed and memory, never a result: tests vary them
 SECONDS = 120  # a mutant that runs longer hangs: it counts as noticed
 COMPARISONS: dict[Any, Any] = {

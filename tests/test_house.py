@@ -16,12 +16,13 @@ SCRIPTS = {"prep", "train", "eval", "search", "app"}
 FLOORS = [
     {"utils", "settings"},
     {"features"},
+    {"layers"},
     {"model", "losses", "metrics"},
     {"training"},
     {"evaluation", "retrieval"},
     SCRIPTS,
 ]
-FOLDERS = ("features", "metrics", "training", "evaluation", "retrieval")
+FOLDERS = ("features", "layers", "metrics", "training", "evaluation", "retrieval")
 ROOMS = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py"))]
 LIBRARY = [path for path in ROOMS if path.stem not in SCRIPTS or path.parent != ROOT]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

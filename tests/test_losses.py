@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from losses import hinge, infonce, siglip, smooth_hinge
+from losses import cwcl, hal, hinge, infonce, siglip, smooth_hinge, structure
 
 NEGATIVES = ("sum", "hardest", "semihard")
 
@@ -144,11 +144,53 @@ def plain_siglip(scores, images, scale, bias):
     return total / n
 
 
+def plain_hal(scores, images, margin, sharpness):
+    n, total = len(scores), torch.zeros((), dtype=scores.dtype)
+    for i in range(n):
+        others = [j for j in range(n) if images[j] != images[i]]
+        for row in ([scores[i, j] for j in others], [scores[j, i] for j in others]):
+            inside = torch.ones((), dtype=scores.dtype)
+            for score in row:
+                inside = inside + torch.exp(sharpness * (score - margin))
+            total = total + torch.log(inside) / sharpness
+        total = total - torch.log(1 + torch.clamp(scores[i, i], min=0))
+    return total / n
+
+
+def plain_all_positives(scores, images, scale):
+    """infonce where each caption of the image is as right as the others: the mean of their log shares."""
+    n, total = len(scores), torch.zeros((), dtype=scores.dtype)
+    for logits in (scale * scores, scale * scores.T):
+        for i in range(n):
+            everything = sum(torch.exp(logits[i, j]) for j in range(n))
+            right = [j for j in range(n) if images[j] == images[i]]
+            for j in right:
+                total = total - torch.log(torch.exp(logits[i, j]) / everything) / len(right)
+    return total / (2 * n)
+
+
+def plain_sail(scores, images, scale, bias):
+    n, total = len(scores), torch.zeros((), dtype=scores.dtype)
+    for i in range(n):
+        for j in range(n):
+            sign = 1 if images[i] == images[j] else -1
+            total = total + torch.log(1 + torch.exp(-sign * (scale * scores[i, j] + bias)))
+    return total / n**2
+
+
 SCALE, BIAS = 7.0, -2.5
 OTHERS = {
     "smooth": (lambda s, i: smooth_hinge(s, i, 0.2, 9.0), lambda s, i: plain_smooth(s, i, 0.2, 9.0)),
     "infonce": (lambda s, i: infonce(s, i, SCALE), lambda s, i: plain_infonce(s, i, SCALE)),
     "siglip": (lambda s, i: siglip(s, i, SCALE, BIAS), lambda s, i: plain_siglip(s, i, SCALE, BIAS)),
+    "hal": (lambda s, i: hal(s, i, 0.1, 9.0), lambda s, i: plain_hal(s, i, 0.1, 9.0)),
+}
+SEVERAL = {
+    "infonce": (lambda s, i: infonce(s, i, SCALE, "image"), lambda s, i: plain_all_positives(s, i, SCALE)),
+    "siglip": (
+        lambda s, i: siglip(s, i, SCALE, BIAS, "image", "pairs"),
+        lambda s, i: plain_sail(s, i, SCALE, BIAS),
+    ),
 }
 
 
@@ -167,6 +209,88 @@ def test_smooth_and_contrastive_losses_equal_plain_loops(name, images):
         torch.testing.assert_close(gradient(mine), gradient(plain))
         same = (images[:, None] == images[None, :]) & ~torch.eye(6, dtype=torch.bool)
         assert gradient(mine)[same].abs().sum() == 0, "captions of one image are never each other's negatives"
+
+
+@pytest.mark.parametrize("name", list(SEVERAL))
+@pytest.mark.parametrize("images", [[0, 1, 2, 3, 4, 5], [0, 1, 0, 2, 1, 3], [7, 7, 7, 7, 7, 1]])
+def test_several_positives_equal_plain_loops(name, images):
+    ours, loops = SEVERAL[name]
+    scores = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 3
+    scores.requires_grad_()
+    images = torch.tensor(images)
+    torch.testing.assert_close(ours(scores, images), loops(scores, images))
+    assert torch.autograd.gradcheck(lambda s: ours(s, images), scores)
+    if len(images.unique()) == 6:  # nothing to share: the loss of pairs
+        pairs = OTHERS[name][0](scores, images)
+        torch.testing.assert_close(ours(scores, images), pairs / (6 if name == "siglip" else 1))
+
+
+def plain_cwcl(scores, images, similarities, scale, sharpness):
+    n, total = len(scores), torch.zeros((), dtype=scores.dtype)
+    for i in range(n):
+        everything = sum(torch.exp(scale * scores[i, j]) for j in range(n))
+        weights = [((1 + similarities[i, j]) / 2) ** sharpness for j in range(n)]
+        for j in range(n):
+            share = torch.exp(scale * scores[i, j]) / everything
+            total = total - weights[j] / sum(weights) * torch.log(share)
+        wrong = sum(torch.exp(scale * scores[j, i]) for j in range(n) if images[j] != images[i])
+        right = torch.exp(scale * scores[i, i])
+        total = total - torch.log(right / (right + wrong))
+    return total / (2 * n)
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 20.0])
+@pytest.mark.parametrize("images", [[0, 1, 2, 3, 4, 5], [0, 1, 0, 2, 1, 3]])
+def test_soft_targets_equal_plain_loops(sharpness, images):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(6, 6, dtype=torch.float64, generator=generator, requires_grad=True)
+    unit = torch.nn.functional.normalize(torch.randn(6, 3, dtype=torch.float64, generator=generator))[images]
+    similarities, images = unit @ unit.T, torch.tensor(images)
+    ours = cwcl(scores, images, similarities, SCALE, sharpness)
+    torch.testing.assert_close(ours, plain_cwcl(scores, images, similarities, SCALE, sharpness))
+    assert torch.autograd.gradcheck(lambda s: cwcl(s, images, similarities, SCALE, sharpness), scores)
+
+
+def test_very_sharp_soft_targets_are_those_of_infonce():
+    scores, images = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    similarities = torch.full((4, 4), 0.2).fill_diagonal_(1.0)
+    torch.testing.assert_close(cwcl(scores, images, similarities, SCALE, 500.0), infonce(scores, images, SCALE))
+
+
+def plain_structure(before, after, temperature, levels):
+    n, steps = len(before), []
+    for x in (before, after):
+        rows = [row / row.norm() for row in x]
+        mean = sum(rows) / n
+        rows = [row - mean for row in rows]
+        steps.append(torch.stack([torch.softmax(torch.stack([a @ b / temperature for b in rows]), 0) for a in rows]))
+    total = torch.zeros((), dtype=before.dtype)
+    for level in range(1, levels + 1):
+        p, q = (torch.linalg.matrix_power(step, level) for step in steps)
+        for i in range(n):
+            for j in range(n):
+                m = (p[i, j] + q[i, j]) / 2
+                halves = p[i, j] * torch.log(p[i, j] / m) + q[i, j] * torch.log(q[i, j] / m)
+                total = total + halves / (2 * n * level)
+    return total / levels
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_the_structure_term_equals_plain_loops(levels):
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(5, 4, dtype=torch.float64, generator=generator)
+    after = torch.randn(5, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    torch.testing.assert_close(structure(before, after, 0.3, levels), plain_structure(before, after, 0.3, levels))
+    assert torch.autograd.gradcheck(lambda x: structure(before, x, 0.3, levels), after)
+    assert structure(before, 7 * before, 0.3, levels) == pytest.approx(0, abs=1e-12), "lengths do not count"
+
+
+def test_the_structure_term_is_finite_where_shares_vanish():
+    before, after = torch.eye(4), torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]], requires_grad=True)
+    total = structure(before, after, 1e-3, 3)
+    total.backward()
+    assert torch.isfinite(total)
+    assert torch.isfinite(gradient(after)).all()
 
 
 def test_learned_temperature_and_bias_get_a_gradient():

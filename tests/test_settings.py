@@ -66,6 +66,23 @@ def test_a_wrong_value_says_what_is_taken(key, value, sentence):
         override(Settings(), {key: value})
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"text.branch": "encoder", "text.encoder": "e", "text.word_dropout": 0.1}, "text.word_dropout drops words"),
+        ({"training.mixup": 1.0}, "there is no sentence between two"),
+        ({"loss.positives": "image"}, "loss.name = 'hinge' has no form for"),
+        ({"loss.name": "infonce", "loss.reduction": "pairs"}, "loss.name = 'infonce' does not"),
+        ({"text.head": "glu"}, "text.head is 'glu', which stands behind a transformer"),
+        ({"image.position_dropout": 0.2}, "image.position_dropout leaves out positions of a map"),
+        ({"text.bigrams": 3}, "text.bigrams are words of a bag, which text.branch = 'gru' is not"),
+    ],
+)
+def test_settings_that_make_no_sense_together(changes, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        override(Settings(), changes)
+
+
 def test_features_of_a_recipe_are_a_list():
     with pytest.raises(BadInput, match="a list of names"):
         from_table({"features": "inception_v3"}, "mine.toml")
@@ -111,7 +128,7 @@ def test_changes_that_cannot_be_read(words):
 
 
 def test_every_setting_changes_the_digest_but_source_and_features_do_not():
-    plain = override(Settings(), {"text.encoder": "a-transformer"})  # which some settings need
+    plain = override(Settings(), {"text.encoder": "a-transformer"})
     assert plain.digest() != Settings().digest()
     assert dataclasses.replace(plain, source="elsewhere", features=("vgg19",)).digest() == plain.digest()
     for key, value in flat_table(plain).items():
@@ -119,8 +136,10 @@ def test_every_setting_changes_the_digest_but_source_and_features_do_not():
         if isinstance(value, bool):
             other = not value
         elif isinstance(value, int | float):
-            shares = "dropout" in key or key == "training.lr_gamma"
+            shares = "dropout" in key or key in ("training.lr_gamma", "training.weight_average")
             other = 0.5 if shares or value == 2 else 2
         else:
             continue
-        assert override(plain, {key: other}).digest() != plain.digest(), key
+        group, _, name = key.rpartition(".")  # not by `override`: several settings want another beside them
+        changed = {group: dataclasses.replace(getattr(plain, group), **{name: other})} if group else {name: other}
+        assert dataclasses.replace(plain, **changed).digest() != plain.digest(), key

@@ -1,5 +1,6 @@
 """Weights and checkpoints: written whole or not at all, read without unpickling a class."""
 
+import copy
 import io
 import pickle
 from pathlib import Path
@@ -31,26 +32,39 @@ def load_model(path: Path, model: TwoBranch) -> None:
         raise BadInput(f"{path}: cut short, or not the weights of this recipe ({reason}); {remedy}") from None
 
 
-def save_checkpoint(path: Path, model: TwoBranch, optimizer: torch.optim.Optimizer, log: list[dict[str, Any]]) -> None:
-    """Write all that resuming needs: plain tensors and numbers."""
+def save_checkpoint(
+    path: Path,
+    model: TwoBranch,
+    optimizer: torch.optim.Optimizer,
+    log: list[dict[str, Any]],
+    average: TwoBranch | None = None,
+) -> None:
+    """Write all that resuming needs: plain tensors and numbers. average: the model of averaged weights, if any."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
     buffer = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log}, buffer)
+    torch.save({**state, "average": None if average is None else average.state_dict()}, buffer)
     with atomic_write(path, "wb") as file:
         file.write(buffer.getbuffer())
 
 
-def load_checkpoint(path: Path, model: TwoBranch, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Put the last checkpoint into model and optimizer; return its log, empty if there is no checkpoint.
+def load_checkpoint(
+    path: Path, model: TwoBranch, optimizer: torch.optim.Optimizer
+) -> tuple[list[dict[str, Any]], TwoBranch | None]:
+    """Put the last checkpoint into model and optimizer; return its log and the model of averaged weights, if any.
 
-    Raises BadInput if the file is damaged, or of another model.
+    Without a checkpoint the log is empty. Raises BadInput if the file is damaged, or of another model.
     """
     if not path.is_file():
-        return []
+        return [], None
     try:
         state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        return list(state["log"])
+        average = None
+        if state["average"] is not None:
+            average = copy.deepcopy(model)
+            average.load_state_dict(state["average"])
+        return list(state["log"]), average
     except (
         *(RuntimeError, KeyError, ValueError, EOFError, OSError, TypeError, AttributeError, IndexError),
         pickle.UnpicklingError,

@@ -21,8 +21,8 @@ from features.blocks import clear
 from features.images.store import FeatureStore
 from features.prepared import Prepared, Split, newest_prepared
 from features.text.sentences import TextProcessor, sentence_encoder
-from features.text.vocabulary import Sentences
-from model import heads_for
+from features.text.vocabulary import Sentences, Vocabulary
+from layers.pooling import heads_for
 from settings import Settings, TextSettings, override, parse_changes, read_recipe
 from training import cca
 from training.run import AGAIN, LAST, RECIPE, RESULT, RunInfo, RunPlan, check_same, create_run, encoding_settings
@@ -110,17 +110,19 @@ def plan_run(
 
 def check_shape(store: FeatureStore, settings: Settings) -> None:
     """Raise BadInput unless the image branch takes such features."""
-    maps, attention = len(store.shape) == 3, settings.image.branch == "attention"
-    if maps and not attention:
+    maps, branch = len(store.shape) == 3, settings.image.branch
+    pools = branch in ("attention", "gpo")
+    if maps and not pools:
         raise BadInput(
-            f"{store.path}: holds spatial maps; take them with `image.branch`=attention, or choose other `features`"
+            f"{store.path}: holds spatial maps; take them with `image.branch`=attention or gpo, or choose other "
+            f"`features`"
         )
-    if attention and not maps:
+    if pools and not maps:
         raise BadInput(
-            f"{store.path}: holds no spatial maps, which image.branch = 'attention' pools; name those that prep.py "
+            f"{store.path}: holds no spatial maps, which image.branch = {branch!r} pools; name those that prep.py "
             f"makes of maps with `features`, such as {store.path.stem}.map"
         )
-    if attention:
+    if branch == "attention":
         heads_for(store.shape[-1], settings.image.num_heads)
 
 
@@ -142,6 +144,7 @@ class SplitCache:
     data: Prepared
     splits: dict[tuple, dict[str, Split]] = field(default_factory=dict)
     sentences: dict[tuple, dict[str, Sentences]] = field(default_factory=dict)
+    vocabularies: dict[tuple, Vocabulary] = field(default_factory=dict)  # with the bigrams of `sentences`, if any
 
     @staticmethod
     def key(plan: RunPlan) -> tuple:
@@ -154,12 +157,15 @@ class SplitCache:
         if key not in self.splits:
             self.splits.clear()  # before others are read: two kinds might not fit
             self.splits[key] = {name: self.data.split(name, *key) for name in ("train", "val")}
-        encoding = encoding_settings(plan.settings.text)
-        text_key = tuple(encoding.values())
+        encoding, text = encoding_settings(plan.settings.text), plan.settings.text
+        text_key = (*encoding.values(), text.bigrams)
         if text_key not in self.sentences:
-            processor = TextProcessor(self.data.vocabulary, **encoding)
+            captions = self.splits[key]["train"].captions
+            vocabulary = self.data.vocabulary.with_bigrams(captions, text.stem, text.bigrams)
+            processor = TextProcessor(vocabulary, **encoding)
+            self.vocabularies[text_key] = vocabulary
             self.sentences[text_key] = {name: self._encode(processor, s) for name, s in self.splits[key].items()}
-        return TrainingData(self.data.vocabulary, self.splits[key], self.sentences[text_key])
+        return TrainingData(self.vocabularies[text_key], self.splits[key], self.sentences[text_key])
 
     def _encode(self, processor: TextProcessor, split: Split) -> Sentences:
         features = None

@@ -4,6 +4,7 @@ Every random choice of an epoch (order of captions, dropout, random negatives) i
 number, so that an epoch begins the same whether or not the program was stopped before it.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from features.device import default_device
 from features.images.maps import FeatureMaps
 from features.prepared import Split
 from features.text.vocabulary import Sentences, Vocabulary
-from losses import hinge, infonce, siglip, smooth_hinge
+from losses import cwcl, hal, hinge, infonce, siglip, smooth_hinge
 from metrics.ranks import metrics_of, ranks_by_block, rsum
 from metrics.similarity import RANKING, TRAINING
 from model import TwoBranch
@@ -36,6 +37,7 @@ from training.run import (
     embed_sentences,
     new_model,
 )
+from training.steps import draw_mixup, grouped_order, similarities, structure_loss
 from utils import BadInput, write_json, write_jsonl
 
 MAX_RESTARTS = 3  # after collapses; what collapses once more is told and goes on
@@ -73,13 +75,15 @@ class Trainer:
     ):
         self.folder, self.settings, self.seed = plan.folder, plan.settings, plan.info.seed
         self.info, self.data, self.on_epoch, self.progress = plan.info, data, on_epoch, progress
+        self.average: TwoBranch | None  # the model of averaged weights, if they are averaged
         self.begin()
-        self.log = load_checkpoint(self.folder / LAST, self.model, self.optimizer)
+        self.log, self.average = load_checkpoint(self.folder / LAST, self.model, self.optimizer)
 
     def begin(self) -> None:
         """Make a new model, its first weights by the seed alone, and an optimizer."""
         self.model = new_model(self.settings, self.info, self.data.vocabulary)
         self.optimizer = new_optimizer(self.model, self.settings)
+        self.average = None
 
     @property
     def restarts(self) -> int:
@@ -116,6 +120,8 @@ class Trainer:
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.rate(step / len(batches)) * group.get("share", 1.0)
                 total += self.train_step(rows)
+                if t.weight_average:
+                    self.average_weights(self.epoch * len(batches) + step)
                 if not math.isfinite(total):
                     raise BadInput(
                         f"the loss is no longer a number in epoch {self.epoch + 1}; lower `training.lr` "
@@ -129,39 +135,64 @@ class Trainer:
         split, sentences = self.data.splits["train"], self.data.sentences["train"]
         features, image_rows = split.features, split.image_of_caption[rows]
         batch = features.take(image_rows) if isinstance(features, FeatureMaps) else features[image_rows]
-        images = self.model.embed_images(torch.from_numpy(batch).to(default_device()))
-        captions = self.model.embed_sentences(sentences.take(rows))
+        batch, pairs = (torch.from_numpy(array).to(default_device()) for array in (batch, image_rows))
+        taken, mix = sentences.take(rows), draw_mixup(self.settings.training.mixup, len(rows))
+        if mix:
+            batch, pairs = mix(batch), mix.images(pairs)
+        images, captions = self.model.embed_images(batch), self.model.embed_sentences(taken, mix)
         scores = TRAINING[self.settings.similarity](images, captions)
-        pairs = torch.from_numpy(image_rows).to(default_device())
-        loss = self.loss(scores, pairs)
+        loss = self.loss(scores, pairs, batch)
+        if self.settings.loss.structure:
+            frozen = None if taken.features is None else torch.from_numpy(taken.features).to(default_device())
+            frozen = frozen if frozen is None or mix is None else mix(frozen)
+            loss = loss + structure_loss(self.settings.loss, [(batch, images), (frozen, captions)])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.settings.training.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.training.grad_clip)
         self.optimizer.step()
         if self.settings.loss.negatives == "random":
-            self.loss(torch.zeros_like(scores), pairs)  # draws once more: so docs/RESULTS.md was measured
+            self.loss(torch.zeros_like(scores), pairs, batch)  # draws once more: so docs/RESULTS.md was measured
         return float(loss.detach())
 
-    def loss(self, scores: Tensor, images: Tensor) -> Tensor:
-        """Return the loss of a batch in this epoch: (B, B) scores, (B,) image of each pair."""
+    @torch.no_grad()
+    def average_weights(self, step: int) -> None:
+        """Move the average of the weights towards those after `step` (from 0); it forgets its first steps quickly."""
+        if self.average is None:
+            self.average = copy.deepcopy(self.model).eval()
+        decay = min(self.settings.training.weight_average, (1 + step) / (10 + step))
+        for mean, weight in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            mean.lerp_(weight, 1 - decay)
+
+    @property
+    def result_model(self) -> TwoBranch:
+        """Return the model that is validated and saved: that of the averaged weights, if they are averaged."""
+        return self.average or self.model
+
+    def loss(self, scores: Tensor, images: Tensor, features: Tensor) -> Tensor:
+        """Return the loss of a batch in this epoch: (B, B) scores, (B,) image of each pair, (B, …) its features."""
+        more = [similarities(features)] if self.settings.loss.name == "cwcl" else []
         # after a collapse one epoch more takes the sum
-        return loss_of_epoch(self.model, self.settings.loss, self.epoch - self.restarts)(scores, images)
+        loss = loss_of_epoch(self.model, self.settings.loss, self.epoch - self.restarts)
+        return loss(scores, images, *more)
 
     def batches(self) -> list[np.ndarray]:
         """Return this epoch's batches: rows of training captions, each caption once."""
         words, random = self.data.sentences["train"], np.random.default_rng([self.seed, len(self.log)])
+        t = self.settings.training
+        if t.captions_per_image > 1:
+            order = grouped_order(self.data.splits["train"].image_of_caption, t.captions_per_image, random)
+            return [order[start : start + t.batch_size] for start in range(0, len(order), t.batch_size)]
         # What runs over padding too has batches of sentences of like length, as in Kiros et al.'s code.
         padded = self.settings.text.branch == "gru" or words.tokens
         lengths = (words.tokens or words).lengths if padded else None
-        return list(epoch_batches(len(words), self.settings.training.batch_size, random, lengths))
+        return list(epoch_batches(len(words), t.batch_size, random, lengths))
 
     def validate(self) -> dict[str, dict[str, float]]:
         """Return the metrics of the model on val, both directions."""
-        self.model.eval()
-        split = self.data.splits["val"]
-        images = embed_features(self.model, split.features)
-        captions = embed_sentences(self.model, self.data.sentences["val"])
+        model, split = self.result_model.eval(), self.data.splits["val"]
+        images = embed_features(model, split.features)
+        captions = embed_sentences(model, self.data.sentences["val"])
         return metrics_of(ranks_by_block(RANKING[self.settings.similarity], images, captions, split.image_of_caption))
 
     def collapsed(self, loss: float, score: float) -> bool:
@@ -172,7 +203,8 @@ class Trainer:
         with torch.no_grad():
             for rows in self.batches():
                 scores = NEARLY_EQUAL * torch.eye(len(rows), device=default_device())
-                equal.append(float(self.loss(scores, torch.from_numpy(images[rows]).to(default_device()))))
+                pairs, same = torch.from_numpy(images[rows]).to(default_device()), scores.new_ones(len(rows), 1)
+                equal.append(float(self.loss(scores, pairs, same)))  # equal scores cost the same for any features
         return abs(loss - sum(equal) / len(equal)) < 0.02 * sum(equal) / len(equal)
 
     def end_epoch(self, began: float, loss: float | None) -> None:
@@ -194,13 +226,13 @@ class Trainer:
             "seconds_training": round(trained, 2),
         }
         if all(score > earlier["rsum"] for earlier in self.log):
-            save_model(self.folder / MODEL, self.model)
+            save_model(self.folder / MODEL, self.result_model)
         restarts = self.restarts
         self.log.append(row)
         if self.restarts > restarts:
             self.begin()
         # The checkpoint comes after the best weights: stopped in between, the epoch is done again, to the same bits.
-        save_checkpoint(self.folder / LAST, self.model, self.optimizer, self.log)
+        save_checkpoint(self.folder / LAST, self.model, self.optimizer, self.log, self.average)
         write_jsonl(self.folder / LOG, self.log)
         self.on_epoch(len(self.log), summary(self.folder.name, row, epochs_of(self.settings)))
         if row["collapsed"]:
@@ -226,25 +258,32 @@ class Trainer:
 
 
 def new_optimizer(model: TwoBranch, settings: Settings) -> torch.optim.Optimizer:
-    """Make Adam. A transformer that is trained too has a rate of its own, a fixed share of the other's."""
+    """Make Adam or AdamW. A transformer that is trained too has a rate of its own, a fixed share of the other's."""
     t = settings.training
     inner = [p for name, p in model.named_parameters() if ".transformer." in f".{name}"]
     ids = {id(p) for p in inner}
     groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if id(p) not in ids]}]
     if inner:
         groups.append({"params": inner, "share": settings.text.finetune_lr / t.lr})
-    return torch.optim.Adam(groups, lr=t.lr, weight_decay=t.weight_decay, fused=True)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[t.optimizer]
+    return kind(groups, lr=t.lr, weight_decay=t.weight_decay, fused=True)
 
 
-def loss_of_epoch(model: TwoBranch, s: LossSettings, epoch: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the loss of an epoch (from 0), a function of scores (B, B) and images (B,)."""
+def loss_of_epoch(model: TwoBranch, s: LossSettings, epoch: int) -> Callable[..., Tensor]:
+    """Return the loss of an epoch (from 0), a function of scores (B, B) and images (B,); cwcl's of similarities too."""
     match s.name:
         case "smooth":
             return partial(smooth_hinge, margin=s.margin, sharpness=s.sharpness, reduction=s.reduction)
         case "infonce":
-            return partial(infonce, scale=model.scale())
+            return partial(infonce, scale=model.scale(), positives=s.positives)
         case "siglip":
-            return partial(siglip, scale=model.scale(), bias=model.score_bias)
+            return partial(
+                siglip, scale=model.scale(), bias=model.score_bias, positives=s.positives, reduction=s.reduction
+            )
+        case "cwcl":
+            return partial(cwcl, scale=model.scale(), sharpness=s.sharpness)
+        case "hal":
+            return partial(hal, margin=s.margin, sharpness=s.sharpness)
         case _:
             negatives = "sum" if epoch < s.warmup_epochs else s.negatives
             return partial(hinge, margin=s.margin, negatives=negatives, reduction=s.reduction)

@@ -9,7 +9,8 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,15 @@ def make_stemmer(language: str) -> Any:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Every word of the training split: `counts[word]` and `stems[word]`, most frequent first."""
+    """Every word of the training split: `counts[word]` and `stems[word]`, most frequent first.
+
+    bigrams: counts of two words (or stems) in a row, "two dog", where a text branch wants them.
+    """
 
     language: str
     counts: dict[str, int]
     stems: dict[str, str]
+    bigrams: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def build(cls, captions: Iterable[str], language: str = "english", progress: bool = False) -> "Vocabulary":
@@ -98,12 +103,29 @@ class Vocabulary:
         words = sorted(counter, key=lambda word: (-counter[word], word))
         return cls(language, {word: counter[word] for word in words}, {word: stem(word) for word in words})
 
+    def with_bigrams(self, captions: Iterable[str], stem: bool, min_count: int) -> "Vocabulary":
+        """Add the bigrams of training captions, of words or of stems, that come `min_count` times; 0 adds none.
+
+        >>> Vocabulary.build(captions := ["Two dogs run.", "Two dogs!"]).with_bigrams(captions, True, 2).bigrams
+        {'two dog': 2}
+        """
+        if not min_count:
+            return self
+        forms = self.stems if stem else {word: word for word in self.stems}
+        counter = Counter(
+            f"{first} {second}"
+            for caption in captions
+            for first, second in pairwise(forms[word] for word in tokenize(caption))
+        )
+        kept = sorted((pair for pair, n in counter.items() if n >= min_count), key=lambda pair: (-counter[pair], pair))
+        return replace(self, bigrams={pair: counter[pair] for pair in kept})
+
     def save(self, path: Path) -> None:
         """Write vocabulary.json."""
         stemmer = "none" if self.language == "none" else "nltk.SnowballStemmer"
         words = [{"word": word, "count": self.counts[word], "stem": self.stems[word]} for word in self.counts]
         head = {"format": FORMAT, "tokenizer": TOKENIZER, "stemmer": stemmer, "language": self.language}
-        write_json(path, {**head, "words": words})
+        write_json(path, {**head, "words": words, **({"bigrams": self.bigrams} if self.bigrams else {})})
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
@@ -115,15 +137,16 @@ class Vocabulary:
                 raise BadInput(f"{path}: written by another version of this project; {remedy}")
             words = table["words"]
             counts = {row["word"]: row["count"] for row in words}
-            return cls(table["language"], counts, {row["word"]: row["stem"] for row in words})
-        except (KeyError, TypeError):
+            stems = {row["word"]: row["stem"] for row in words}
+            return cls(table["language"], counts, stems, dict(table.get("bigrams", {})))
+        except (KeyError, TypeError, ValueError):
             raise BadInput(f"{path}: not a vocabulary of this project; {remedy}") from None
 
 
 class WordIndex:
     """From sentences to word numbers, as one text branch wants them: words or stems, from `min_count` on.
 
-    Number 0 is every unknown word; the others follow by falling count.
+    Number 0 is every unknown word; the others follow by falling count, and the vocabulary's bigrams after them.
     """
 
     def __init__(self, vocabulary: Vocabulary, stem: bool, min_count: int):
@@ -133,15 +156,24 @@ class WordIndex:
         for word, count in vocabulary.counts.items():
             counter[self._stems[word] if stem else word] += count
         kept = sorted((w for w, n in counter.items() if n >= min_count), key=lambda w: (-counter[w], w))
-        self.words = ["<unknown>", *kept]
+        self.words = ["<unknown>", *kept, *vocabulary.bigrams]
         self.numbers = {word: number for number, word in enumerate(self.words) if number != UNKNOWN}
+        self._bigrams = bool(vocabulary.bigrams)
 
     def __len__(self) -> int:
         return len(self.words)
 
     def encode(self, sentence: str) -> list[int]:
-        """Return one number a word. A word the training split never held is stemmed too: its stem may be known."""
-        return [self.numbers.get(self._form(word), UNKNOWN) for word in tokenize(sentence)]
+        """Return one number a word, then one for each known bigram.
+
+        A word the training split never held is stemmed too: its stem may be known.
+        """
+        forms = [self._form(word) for word in tokenize(sentence)]
+        numbers = [self.numbers.get(form, UNKNOWN) for form in forms]
+        if self._bigrams:
+            pairs = (self.numbers.get(f"{first} {second}", UNKNOWN) for first, second in pairwise(forms))
+            numbers += [number for number in pairs if number != UNKNOWN]
+        return numbers
 
     def unknown_words(self, sentence: str) -> list[str]:
         return [word for word in tokenize(sentence) if self._form(word) not in self.numbers]
@@ -190,6 +222,17 @@ class Sentences:
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
+
+    def drop(self, draws: np.ndarray, share: float) -> "Sentences":
+        """Drop the words whose draw (len(numbers),) is below `share`; a sentence keeps that of its largest at least.
+
+        >>> Sentences.of([[5, 6, 7], [8, 9]]).drop(np.array([0.1, 0.9, 0.6, 0.1, 0.2]), 0.5).numbers.tolist()
+        [6, 7, 9]
+        """
+        largest = np.maximum.reduceat(draws, self.starts[:-1]) if len(self) else draws
+        keep = draws >= np.minimum(share, np.repeat(largest, self.lengths))
+        starts = np.concatenate([[0], np.cumsum(keep)])[self.starts]
+        return replace(self, numbers=self.numbers[keep], starts=starts)
 
     def take(self, rows: np.ndarray) -> "Sentences":
         """Return the sentences `rows` (any order, repeats allowed)."""

@@ -55,7 +55,7 @@ def assert_same_runs(one, other):
     others, other_checkpoint, other_log, other_result = files(other)
     assert weights.keys() == others.keys()
     assert all(torch.equal(weights[name], others[name]) for name in weights), "best weights differ"
-    for part in ("model", "optimizer"):
+    for part in ("model", "optimizer", "average"):
         flat, other_flat = (json.dumps(c[part], default=lambda t: t.tolist()) for c in (checkpoint, other_checkpoint))
         assert flat == other_flat, f"{part} differs"
     assert log == other_log
@@ -152,9 +152,9 @@ def test_random_negatives_are_drawn_twice_a_step(tmp_path, monkeypatch, negative
     trainer = Trainer(*plan_small(tmp_path, loss__negatives=negatives))
     loss, given = trainer.loss, []
 
-    def counted(scores, images):
+    def counted(scores, *more):
         given.append(scores)
-        return loss(scores, images)
+        return loss(scores, *more)
 
     monkeypatch.setattr(trainer, "loss", counted)
     trainer.train_step(np.arange(8))
@@ -240,8 +240,8 @@ def test_starting_over_and_going_on(tmp_path, monkeypatch, capsys):
 
 
 BRANCHES = [
-    {"text__branch": "onehot", "loss__negatives": "random"},
-    {"text__branch": "gru", "similarity": "order", "loss__margin": 0.05},
+    {"text__branch": "onehot", "loss__negatives": "random", "training__weight_average": 0.9},
+    {"text__branch": "gru", "similarity": "order", "loss__margin": 0.05, "text__word_dropout": 0.2},
     {"text__branch": "gru", "loss__negatives": "hardest", "loss__warmup_epochs": 1, "training__schedule": "cosine"},
 ]
 
@@ -300,8 +300,8 @@ def test_a_killed_process_goes_on_exactly(tmp_path):
         "from training import trainer\n"
         "from tests.helpers import ROOT, train_small\n"
         "save = trainer.save_checkpoint\n"
-        "def kill(path, model, optimizer, log):\n"
-        "    save(path, model, optimizer, log)\n"
+        "def kill(path, model, optimizer, log, *more):\n"
+        "    save(path, model, optimizer, log, *more)\n"
         "    if len(log) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
         "trainer.save_checkpoint = kill\n"
         f"train_small(Path({str(tmp_path / 'killed')!r}), text__branch='onehot')"
@@ -402,7 +402,7 @@ def test_each_collapse_adds_an_epoch_of_the_sum(tmp_path):
     for collapsed in (False, True, False, False, False):
         trainer.log.append({"epoch": len(trainer.log) + 1, "collapsed": collapsed})
         kinds.append(
-            next(n for n in ("sum", "hardest") if trainer.loss(scores, images) == hinge(scores, images, 0.2, n))
+            next(n for n in ("sum", "hardest") if trainer.loss(scores, images, scores) == hinge(scores, images, 0.2, n))
         )
     assert kinds == ["hardest", "sum", "sum", "hardest", "hardest"]
 
@@ -489,6 +489,19 @@ def test_other_losses_train_too(tmp_path, name):
     assert Run.open(tmp_path / "run").embed_sentences(["red dog"]).shape == (1, 16)
 
 
+def test_bigrams_stand_in_the_run(tmp_path):
+    folder, more = tmp_path / "run", tmp_path / "more"
+    train_small(folder, text__branch="onehot", text__bigrams=2, training__epochs=1)
+    train_small(more, text__branch="onehot", training__epochs=1)
+    run, other = Run.open(folder), Run.open(more)
+    weights, fewer = (safetensors.torch.load_file(f / "model.safetensors")["text.bag.weight"] for f in (folder, more))
+    bigrams = run.processor.words.words[len(fewer) :]
+    assert len(bigrams) == len(weights) - len(fewer) > 0
+    both, swapped = run.embed_sentences([bigrams[0], " ".join(reversed(bigrams[0].split()))])
+    assert not np.allclose(both, swapped), "the order of words counts"
+    assert run.unknown_words(f"{bigrams[0]} zebra") == other.unknown_words(f"{bigrams[0]} zebra") == ["zebra"]
+
+
 def test_cca_is_one_epoch_in_closed_form(tmp_path, capsys):
     changes = {"loss__name": "cca", "text__branch": "onehot", "text__bias": True, "embed_dim": 8}
     result = train_small(tmp_path / "run", **changes)
@@ -558,6 +571,36 @@ def test_the_weights_kept_are_those_of_the_best_epoch(tmp_path, monkeypatch):
     kept = [safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("second", "last")]
     assert torch.equal(kept[1]["image.1.weight"], last["image.1.weight"])
     assert not torch.equal(kept[0]["image.1.weight"], last["image.1.weight"])
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_saved(tmp_path, monkeypatch):
+    """Against the plain recursion over what the weights were after every step."""
+    seen: list[dict[str, torch.Tensor]] = []
+    step = Trainer.train_step
+
+    def watching(self, rows):
+        loss = step(self, rows)
+        seen.append({name: weight.clone() for name, weight in self.model.state_dict().items()})
+        return loss
+
+    monkeypatch.setattr(Trainer, "train_step", watching)
+    trainer = Trainer(*plan_small(tmp_path, text__branch="onehot", training__weight_average=0.9, training__epochs=2))
+    scores = iter([1.0, 2.0])
+    monkeypatch.setattr(training, "rsum", lambda metrics: next(scores))
+    trainer.fit()
+    mean = seen[0]
+    for number, weights in enumerate(seen):
+        decay = min(0.9, (1 + number) / (10 + number))
+        mean = {name: decay * mean[name] + (1 - decay) * weights[name] for name in mean}
+    assert trainer.average is not None
+    averaged = trainer.average.state_dict()
+    assert not torch.equal(averaged["image.1.weight"], seen[-1]["image.1.weight"])
+    for name, weight in mean.items():
+        torch.testing.assert_close(averaged[name], weight)
+    saved = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(saved[name], weight) for name, weight in averaged.items())
+    assert trainer.validate() == trainer.log[-1]["val"]
+    assert Trainer(*plan_small(tmp_path, text__branch="onehot")).average is not None, "a checkpoint brings it back"
 
 
 def test_a_loss_that_is_no_longer_a_number_ends_training(tmp_path, monkeypatch):

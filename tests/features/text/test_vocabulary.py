@@ -57,6 +57,41 @@ def test_encoder_joins_the_counts_of_one_stem_and_stems_words_never_seen():
     assert words.encode("zebra") == [UNKNOWN]
 
 
+def test_bigrams_are_words_more(tmp_path):
+    plain = Vocabulary.build(CAPTIONS)
+    assert plain.with_bigrams(CAPTIONS, stem=True, min_count=0) == plain
+    assert plain.with_bigrams(CAPTIONS, stem=False, min_count=2).bigrams == {}
+    vocabulary = plain.with_bigrams(CAPTIONS, stem=True, min_count=2)
+    assert vocabulary.bigrams == {"dog run": 2}
+    vocabulary.save(tmp_path / "vocabulary.json")
+    assert Vocabulary.load(tmp_path / "vocabulary.json") == vocabulary
+    plain.save(tmp_path / "plain.json")
+    assert "bigrams" not in json.loads((tmp_path / "plain.json").read_text())
+    index, words = (WordIndex(v, stem=True, min_count=1) for v in (vocabulary, plain))
+    assert index.words == [*words.words, "dog run"]
+    run, dog, pair = (index.numbers[form] for form in ("run", "dog", "dog run"))
+    assert index.encode("Dogs running, dogs run") == [dog, run, dog, run, pair, pair]
+    assert index.encode("run dogs") == [run, dog], "a pair that is not known is none"
+    assert index.encode("zebra dog zebra run") == [UNKNOWN, dog, UNKNOWN, run]
+    assert index.unknown_words("a zebra's dog run") == ["zebra's"], "of words alone"
+
+
+def test_words_are_dropped_but_for_one():
+    lists = [[5, 6, 7], [8], [9, 9, 9, 9], [1, 2]]
+    for seed in range(20):
+        draws = np.random.default_rng(seed).random(10)
+        plain, position = [], 0
+        for words in lists:
+            drawn = draws[position : position + len(words)]
+            position += len(words)
+            kept = [word for word, draw in zip(words, drawn, strict=True) if draw >= 0.6]
+            plain.append(kept or [words[int(np.argmax(drawn))]])
+        dropped = Sentences.of(lists).drop(draws, 0.6)
+        assert np.array_equal(dropped.numbers, Sentences.of(plain).numbers)
+        assert np.array_equal(dropped.starts, Sentences.of(plain).starts)
+    assert len(Sentences.of([]).drop(np.array([]), 0.6)) == 0
+
+
 def test_languages(tmp_path):
     assert make_stemmer("german")("Häuser") == make_stemmer("german")("Haus")
     assert make_stemmer("none")("running") == "running"
