@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from features.images.maps import FeatureMaps
 from features.text.vocabulary import UNKNOWN, Sentences
 from layers.heads import Linear, head_layers
+from layers.inputs import Standardize
 from layers.pooling import GPO, AttentionPool, GPOPool
 from settings import ImageSettings, Settings, TextSettings
 
+ROWS_PER_BLOCK = 1024  # features that are standardized at a time
 Mix = Callable[[Tensor], Tensor]  # from the features of B sentences to those of their mixtures
 
 
@@ -119,6 +122,7 @@ class TransformerBranch(nn.Module):
         super().__init__()
         self.transformer, self.padding, self.pooling = dims.transformer, dims.padding, s.encoder_pooling
         self.norm = nn.LayerNorm(dims.encoder_dim) if s.layer_norm else None
+        self.inputs = Standardize([dims.encoder_dim]) if s.standardize else None
         self.dropout = nn.Dropout(s.dropout if s.head != "residual" else 0.0)  # whose blocks have theirs
         layers = head_layers(
             s.head,
@@ -134,6 +138,7 @@ class TransformerBranch(nn.Module):
         """B sentences, or mixtures of them → (B, embed_dim)."""
         x = self._features(sentences)
         x = F.normalize(x, dim=1) if self.norm is None else x
+        x = x if self.inputs is None else self.inputs(x)
         x = x if mix is None else mix(x)
         return self.linear(self.dropout(x if self.norm is None else self.norm(x)))
 
@@ -165,12 +170,14 @@ class JoinedBranch(nn.Module):
 @dataclass(frozen=True)
 class InputDims:
     """What a model must know of its data. image_dim: size of an image feature, of a map its channels; num_words: of the
-    vocabulary, the unknown one included; grid: (H, W) of a map; encoder_dim: size of a sentence encoder's feature;
-    transformer, padding: the encoder itself and its padding token, where it is trained too."""
+    vocabulary, the unknown one included; grid: (H, W) of a map; sizes: of several backbones' features, which add up to
+    image_dim; encoder_dim: size of a sentence encoder's feature; transformer, padding: the encoder itself and its
+    padding token, where it is trained too."""
 
     image_dim: int
     num_words: int
     grid: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
     encoder_dim: int = 0
     transformer: nn.Module | None = None
     padding: int = 0
@@ -214,6 +221,8 @@ class TwoBranch(nn.Module):
     def __init__(self, settings: Settings, dims: InputDims):
         super().__init__()
         self.order = settings.similarity == "order"
+        sizes = dims.sizes or (dims.image_dim,)
+        self.inputs = Standardize(sizes, settings.image.power) if settings.image.standardize else None
         self.image = image_branch(settings.image, dims, settings.embed_dim)
         self.text = text_branch(settings.text, dims, settings.embed_dim)
         # The scalars that contrastive losses learn; ranks do not depend on them.
@@ -222,13 +231,25 @@ class TwoBranch(nn.Module):
         if settings.loss.name == "siglip":
             self.score_bias = nn.Parameter(torch.tensor(settings.loss.bias))
 
+    def fit_inputs(self, features: np.ndarray | FeatureMaps, sentences: np.ndarray | None) -> None:
+        """Take what standardizes features, where the settings say so, from the training split's.
+
+        features: (N, …, D) of images, sliced by block; sentences: (M, encoder_dim) of a frozen encoder, if there is one
+        """
+        sentence = self.text.sentence if isinstance(self.text, JoinedBranch) else self.text
+        if self.inputs is not None:
+            self.inputs.fit(features[i : i + ROWS_PER_BLOCK] for i in range(0, len(features), ROWS_PER_BLOCK))
+        if isinstance(sentence, TransformerBranch) and sentence.inputs is not None and sentences is not None:
+            blocks = (sentences[i : i + ROWS_PER_BLOCK] for i in range(0, len(sentences), ROWS_PER_BLOCK))
+            sentence.inputs.fit(F.normalize(torch.from_numpy(block), dim=1).numpy() for block in blocks)
+
     def scale(self) -> Tensor:
         """Return one over the learned temperature, kept from growing beyond 100 as CLIP does."""
         return self.log_scale.exp().clamp(max=100.0)
 
     def embed_images(self, features: Tensor) -> Tensor:
         """Embed (B, D) features or (B, H, W, C) maps, float32 → (B, embed_dim), unit length; for order non-negative."""
-        return self._normalized(self.image(features))
+        return self._normalized(self.image(features if self.inputs is None else self.inputs(features)))
 
     def embed_sentences(self, sentences: Sentences, mix: Mix | None = None) -> Tensor:
         """Embed B sentences → (B, embed_dim), unit length; for order non-negative.

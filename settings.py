@@ -42,6 +42,10 @@ class ImageSettings:
     """Share of the features, and of the width within mlp and glu, dropped in training; residual: of the width alone."""
     normalize: bool = True
     """L2-normalize each feature (of a map, each position's); several joined always are."""
+    standardize: bool = False
+    """Then take features to zero mean and, each backbone's, to a unit mean square over the training split."""
+    power: Annotated[float, Range(0.1, 1)] = 1.0
+    """standardize: raise features to this power before, signs kept."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class TextSettings:
     """encoder: the mean of its states, the first token's, or the last token's."""
     layer_norm: bool = False
     """encoder: layer norm before its head; without it features are L2-normalized."""
+    standardize: bool = False
+    """encoder: take its L2-normalized features to zero mean and a unit mean square over the training captions."""
     head: Literal["linear", "mlp", "glu", "residual"] = "linear"
     """encoder: from its features to the common space: one layer, two, a gated linear unit, or residual blocks."""
     num_blocks: Annotated[int, Range(1, 64)] = 4
@@ -275,6 +281,15 @@ def _check_together(s: Settings, where: str) -> None:
             name == "cca" and not (plain and not s.text.encoder and s.similarity == "cosine"),
             "loss.name is 'cca', which needs similarity = 'cosine', image.branch = 'linear', text.branch = 'onehot', "
             "text.num_layers = 1, text.bias = true and no text.encoder; start from recipes/cca.toml",
+        ),
+        (
+            s.text.standardize and (not s.text.encoder or s.text.finetune or s.text.layer_norm),
+            "text.standardize takes the cached features of a frozen text.encoder, L2-normalized: name one, and leave "
+            "`text.finetune` and `text.layer_norm` false",
+        ),
+        (
+            s.image.power != 1 and not s.image.standardize,
+            "image.power comes before image.standardize; set `image.standardize`=true, or leave it at 1",
         ),
         (
             s.text.head != "linear" and not s.text.encoder,

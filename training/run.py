@@ -135,7 +135,7 @@ def encoding_settings(text: TextSettings) -> dict[str, Any]:
 def new_model(settings: Settings, info: RunInfo, vocabulary: Vocabulary) -> TwoBranch:
     """Make a model whose first weights depend on the seed alone; a transformer that is trained too has its own."""
     num_words = len(WordIndex(vocabulary, settings.text.stem, settings.text.min_count))
-    dims = InputDims(sum(info.sizes), num_words, info.grid, info.encoder_size)
+    dims = InputDims(sum(info.sizes), num_words, info.grid, info.sizes, info.encoder_size)
     if settings.text.finetune:
         encoder = sentence_encoder(settings.text.encoder)
         module = copy.deepcopy(encoder.module).requires_grad_(True)
