@@ -102,7 +102,7 @@ def plan_run(
         seed=seed,
         captions=captions or data.digest(),
         backbones=tuple({**store.attributes, "dtype": store.dtype} for store in stores),
-        grid=stores[0].shape[:-1],
+        grid=stores[0].grid,
         **encoder_info(data, settings.text),
     )
     return RunPlan(root / info.run_name(settings), settings, info)
@@ -110,7 +110,7 @@ def plan_run(
 
 def check_shape(store: FeatureStore, settings: Settings) -> None:
     """Raise BadInput unless the image branch takes such features."""
-    maps, attention = len(store.shape) == 3, settings.image.branch == "attention"
+    maps, attention = bool(store.grid), settings.image.branch == "attention"
     if maps and not attention:
         raise BadInput(
             f"{store.path}: holds spatial maps; take them with `image.branch`=attention, or choose other `features`"

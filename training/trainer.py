@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from features.device import default_device
-from features.images.maps import FeatureMaps
+from features.images.views import take_features
 from features.prepared import Split
 from features.text.vocabulary import Sentences, Vocabulary
 from losses import hinge, infonce, siglip, smooth_hinge
@@ -75,6 +75,7 @@ class Trainer:
         self.model = new_model(plan.settings, plan.info, data.vocabulary)
         self.optimizer = new_optimizer(self.model, plan.settings)
         self.log = load_checkpoint(self.folder / LAST, self.model, self.optimizer)
+        self.view_random = view_random(self.seed, len(self.log))
 
     def fit(self) -> None:
         """Train until the last epoch, or until patience ends it; every epoch leaves a checkpoint."""
@@ -88,6 +89,7 @@ class Trainer:
         """Visit every training caption once; return the mean loss of a batch. Raises BadInput if it is not finite."""
         epoch, t = len(self.log), self.settings.training
         torch.manual_seed(self.seed * 1_000_003 + epoch + 1)
+        self.view_random = view_random(self.seed, epoch)
         self.model.train()
         batches, total = self.batches(), 0.0
         name = f"epoch {epoch + 1}/{t.epochs}"
@@ -107,8 +109,8 @@ class Trainer:
     def train_step(self, rows: np.ndarray) -> float:
         """Take one step on the training captions `rows` (B,) and their images; return the loss."""
         split, sentences = self.data.splits["train"], self.data.sentences["train"]
-        features, image_rows = split.features, split.image_of_caption[rows]
-        batch = features.take(image_rows) if isinstance(features, FeatureMaps) else features[image_rows]
+        image_rows = split.image_of_caption[rows]
+        batch = take_features(split.features, image_rows, self.view_random)
         images = self.model.embed_images(torch.from_numpy(batch).to(default_device()))
         captions = self.model.embed_sentences(sentences.take(rows))
         scores = TRAINING[self.settings.similarity](images, captions)
@@ -253,6 +255,11 @@ def epoch_batches(
         random.shuffle(starts)
     for start in starts:
         yield order[start : start + batch_size]
+
+
+def view_random(seed: int, epoch: int) -> np.random.Generator:
+    """Return what draws the views of an epoch's images (from 0), beside what draws the order of its captions."""
+    return np.random.default_rng([seed, epoch, 1])
 
 
 def rate_at(t: TrainingSettings, epoch: int, part: float) -> float:
