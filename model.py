@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from features.images.maps import FeatureMaps
+from features.images.views import Features
 from features.text.vocabulary import UNKNOWN, Sentences
 from layers.heads import Linear, head_layers
 from layers.inputs import Standardize
@@ -231,7 +231,7 @@ class TwoBranch(nn.Module):
         if settings.loss.name == "siglip":
             self.score_bias = nn.Parameter(torch.tensor(settings.loss.bias))
 
-    def fit_inputs(self, features: np.ndarray | FeatureMaps, sentences: np.ndarray | None) -> None:
+    def fit_inputs(self, features: Features, sentences: np.ndarray | None) -> None:
         """Take what standardizes features, where the settings say so, from the training split's.
 
         features: (N, …, D) of images, sliced by block; sentences: (M, encoder_dim) of a frozen encoder, if there is one

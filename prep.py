@@ -47,6 +47,8 @@ def arguments() -> argparse.Namespace:
     add("--layer", metavar="NODE", help="another node of the network than its penultimate one")
     add("--map", action="store_true", default=None, help="keep the spatial map, H x W x C")
     add("--crops", type=int, choices=(1, 10), help="10 averages ten crops; default: 1")
+    add("--views", type=int, metavar="N", help="keep N views of an image: mirrored, corners, nearer; default: 1")
+    add("--size", type=int, metavar="PIXELS", help="side of the backbone's input; default: as published")
     add("--precomputed", type=Path, metavar="FILE", help="precomputed features instead: .npy, .npz, .h5, .mat")
     add("--ids", type=Path, metavar="FILE", help="the image ids of the rows of --precomputed, one a line")
     add("--language", metavar="NAME", help=f"of the stemmer: {', '.join(LANGUAGES)}; default: {PrepOptions.language}")
@@ -55,7 +57,7 @@ def arguments() -> argparse.Namespace:
     add("--data", type=Path, metavar="ROOT", help=f"where prepared folders go; default: {DATA}")
     add("--name", metavar="NAME", help="of the prepared folder; default: DATASET")
     add("--skip-unreadable", action="store_true", default=None, help="go on without images that cannot be read")
-    add("--dtype", choices=DTYPES, help="of the stored features; default: float32, float16 for maps")
+    add("--dtype", choices=DTYPES, help="of the stored features; default: float32, float16 for maps and views")
     add("--batch-size", type=int, metavar="N", help=f"images at a time; default: {PrepOptions.batch_size}")
     workers = f"processes that decode images beside the network; default: {PrepOptions.workers}"
     add("--workers", type=int, metavar="N", help=workers)

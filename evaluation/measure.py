@@ -153,7 +153,7 @@ def check_features(run: Run, data: Prepared, captions: str, split: str) -> None:
         )
     for name, digest, size in zip(run.info.features, run.info.digests, run.info.sizes, strict=True):
         store = data.store(name)
-        if store.attributes.get("digest") != digest or store.shape != (*run.info.grid, size):
+        if store.attributes.get("digest") != digest or (*store.grid, store.shape[-1]) != (*run.info.grid, size):
             raise BadInput(
                 f"{store.path}: not the features that {run.folder} was trained on (other weights or size); "
                 f"name the right folder with `data`, or train again"

@@ -33,9 +33,10 @@ PATHS = ("images", "captions", "splits", "precomputed", "ids", "data")
 class PrepOptions:
     """Everything that `features.prepare.prepare` needs; `resolve_options` makes one.
 
-    backbone: empty for the default one, or for the stem of the file of precomputed features. dtype: None for float32,
-    float16 for maps. name: None for that of the dataset. The last four are settled by `resolve_options`:
-    reads_captions, makes_features: False where sentence features alone are added to a prepared folder.
+    backbone: empty for the default one, or for the stem of the file of precomputed features. size: None for the
+    published one. dtype: None for float32, float16 for maps and views. name: None for that of the dataset. The last
+    four are settled by `resolve_options`: reads_captions, makes_features: False where sentence features alone are added
+    to a prepared folder.
     remembered: what was filled in, to be logged. precomputed_before: what is remembered of precomputed features.
     """
 
@@ -51,6 +52,8 @@ class PrepOptions:
     layer: str | None = None
     map: bool = False
     crops: int = 1
+    views: int = 1
+    size: int | None = None
     dtype: str | None = None
     precomputed: Path | None = None
     ids: Path | None = None
@@ -79,7 +82,8 @@ class PrepOptions:
     @property
     def asks_for_features(self) -> bool:
         """Whether an option says which features of the images are wanted."""
-        return bool(self.backbone or self.precomputed or self.layer or self.weights or self.map) or self.crops != 1
+        names = ("backbone", "precomputed", "layer", "weights", "map", "crops", "views", "size")
+        return any(getattr(self, name) != getattr(PrepOptions, name) for name in names)
 
 
 def resolve_options(given: Mapping[str, Any]) -> PrepOptions:
@@ -202,10 +206,10 @@ def check_sources(options: PrepOptions) -> None:
         raise BadInput(f"`images`: {options.captions} brings features and no images; leave `images` out")
     if options.features_file is not None:
         as_they_are = "goes with a backbone; precomputed features are taken as they are"
-        _refuse(options, ("layer", "weights", "dtype", "map"), as_they_are)
+        _refuse(options, ("layer", "weights", "dtype", "map", "views", "size"), as_they_are)
 
 
 def _refuse(options: PrepOptions, names: tuple[str, ...], why: str) -> None:
     for name in names:
-        if getattr(options, name):
+        if getattr(options, name) != getattr(PrepOptions, name):
             raise BadInput(f"`{name}` {why}")

@@ -82,8 +82,8 @@ def load_backbones(options: PrepOptions) -> list["Backbone"]:
     from features.images.backbones import load
 
     names = options.backbone or (DEFAULT_BACKBONE,)
-    layer, weights = options.layer, options.weights
-    return [load(name, layer=layer, weights=weights, map=options.map, crops=options.crops) for name in names]
+    same = {key: getattr(options, key) for key in ("layer", "weights", "map", "crops", "views", "size")}
+    return [load(name, **same) for name in names]
 
 
 def read_dataset(options: PrepOptions) -> tuple[Dataset, Path | None]:
@@ -114,7 +114,7 @@ def extract_features(options: PrepOptions, dataset: Dataset, backbones: list["Ba
             options.folder / f"{backbone.store}.h5",
             batch=options.batch_size,
             workers=options.workers,
-            dtype=options.dtype or ("float16" if options.map else "float32"),
+            dtype=options.dtype or ("float16" if options.map or options.views > 1 else "float32"),
             skip_unreadable=options.skip_unreadable,
             fresh=options.fresh,
         )

@@ -1,6 +1,7 @@
 """The prepared folder data/NAME/: what prep.py leaves and train.py, eval.py and search.py read."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from features.datasets.dataset import SPLITS, Dataset, Image
 from features.images.maps import FeatureMaps
 from features.images.store import FeatureStore
+from features.images.views import Features, FeatureViews, join_features
 from features.options import CAPTIONS, DATA, DATASET, DRAWN, VOCABULARY
 from features.text.hub import text_store_name
 from features.text.store import SUFFIX, TextStore
@@ -30,20 +32,22 @@ from utils import (
 
 FORMAT = 1
 ROWS_PER_BLOCK = 4096  # rows of features that are read at once
+# What stands at the end of a store's name, from the last to the first, for these options of prep.py.
+ENDINGS = {"views": r"\.views(\d+)$", "crops": r"\.crops(10)$", "map": r"\.map$", "size": r"\.size(\d+)$"}
 
 
 @dataclass(frozen=True)
 class Split:
     """Images and captions of one split, in dataset order. Captions of one image stand together.
 
-    features: (images, D) float32, or maps; image_of_caption: (captions,) int64, the row of each caption's image.
+    features: (images, D) float32, views or maps; image_of_caption: (captions,) int64, the row of each caption's image.
     """
 
     name: str
     images: list[str]
     captions: list[str]
     image_of_caption: np.ndarray
-    features: np.ndarray | FeatureMaps
+    features: Features
 
 
 def write_prepared(
@@ -167,19 +171,23 @@ class Prepared:
         image_of_caption = np.repeat(np.arange(len(rows)), [len(row["captions"]) for row in rows])
         return Split(name, ids, captions, image_of_caption, self.features_of(ids, features, normalize))
 
-    def features_of(self, ids: Sequence[str], features: Sequence[str], normalize: bool) -> np.ndarray | FeatureMaps:
+    def features_of(self, ids: Sequence[str], features: Sequence[str], normalize: bool) -> Features:
         """Read the features of N images, joined to (N, D) float32 block by block: only the result is held whole.
 
-        Maps (N, H, W, C) are read as they are used. Raises BadInput if a store lacks an image, or maps shall be joined.
+        Where a store has several views, all of them are held, as stored. Maps (N, H, W, C) are read as they are used.
+        Raises BadInput if a store lacks an image, or maps shall be joined.
         """
         stores = [self.store(feature) for feature in features]
         rows = [store.rows(ids) for store in stores]
-        if any(len(store.shape) == 3 for store in stores):
+        if any(store.grid for store in stores):
             if len(stores) > 1:
                 named = " ".join(features)
                 raise BadInput(f"`features` {named}: spatial maps are not joined with others; name one alone")
             return FeatureMaps(stores[0], rows[0], normalize)
-        out = np.empty((len(ids), sum(store.shape[0] for store in stores)), np.float32)
+        if any(store.views > 1 for store in stores):
+            parts = [store.read(r, store.dtype) for store, r in zip(stores, rows, strict=True)]
+            return FeatureViews([part.reshape(len(part), -1, part.shape[-1]) for part in parts], normalize)
+        out = np.empty((len(ids), sum(store.shape[-1] for store in stores)), np.float32)
         for start in range(0, len(ids), ROWS_PER_BLOCK):
             parts = [store.read(r[start : start + ROWS_PER_BLOCK]) for store, r in zip(stores, rows, strict=True)]
             out[start : start + ROWS_PER_BLOCK] = join_features(parts, normalize)
@@ -191,29 +199,17 @@ def options_of_store(name: str) -> dict[str, Any]:
 
     >>> options_of_store("vgg19.crops10"), options_of_store("timm-resnet10t.a1_in1k.map")
     ({'backbone': 'vgg19', 'crops': 10}, {'backbone': 'timm:resnet10t.a1_in1k', 'map': True})
-    >>> options_of_store("resnet50.layer3")
-    {'backbone': 'resnet50', 'layer': 'layer3'}
+    >>> options_of_store("resnet50.layer3.size320.views6")
+    {'backbone': 'resnet50', 'layer': 'layer3', 'size': 320, 'views': 6}
     """
     more: dict[str, Any] = {}
-    if name.endswith(".crops10"):
-        name, more = name.removesuffix(".crops10"), {"crops": 10}
-    if name.endswith(".map"):
-        name, more = name.removesuffix(".map"), {"map": True, **more}
+    for option, pattern in ENDINGS.items():
+        if match := re.search(pattern, name):
+            name, more = name[: match.start()], {option: int(match[1]) if match.groups() else True, **more}
     if name.startswith("timm-"):
         return {"backbone": f"timm:{name.removeprefix('timm-')}", **more}
     name, _, layer = name.partition(".")  # names of torchvision have no full stop
     return {"backbone": name, **({"layer": layer} if layer else {}), **more}
-
-
-def join_features(parts: Sequence[np.ndarray], normalize: bool) -> np.ndarray:
-    """Join features (N, D1), (N, D2), … to (N, D1 + D2 + …) float32; one map (N, H, W, C) stays one.
-
-    Several features are L2-normalized each before they are joined, so that none drowns the others; one feature is
-    where `normalize` says so. A row of zeros stays zero.
-    """
-    if normalize or len(parts) > 1:
-        parts = [part / np.maximum(np.linalg.norm(part, axis=-1, keepdims=True), 1e-12) for part in parts]
-    return np.concatenate(parts, axis=-1, dtype=np.float32)
 
 
 def _is_sound(row: dict[str, Any]) -> bool:

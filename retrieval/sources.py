@@ -11,7 +11,8 @@ import numpy as np
 
 from features.datasets.dataset import clean_caption
 from features.images.decode import IMAGE_SUFFIXES
-from features.prepared import CAPTIONS, DATASET, Prepared, join_features
+from features.images.views import join_features
+from features.prepared import CAPTIONS, DATASET, Prepared
 from training.run import Run
 from utils import BadInput, read_text
 
@@ -102,7 +103,7 @@ class CachedFeatures:
         cached = cls(prepared, run)
         fits = all(
             store.attributes.get("digest") == digest
-            and store.shape == (*run.info.grid, size)
+            and (*store.grid, store.shape[-1]) == (*run.info.grid, size)
             and all(row["image"] in store for row in prepared.rows)
             for store, digest, size in zip(cached.stores, run.info.digests, run.info.sizes, strict=True)
         )

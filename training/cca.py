@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from scipy import linalg, sparse
 
+from features.images.maps import FeatureMaps
+from features.images.views import FeatureViews
 from features.text.vocabulary import UNKNOWN, Sentences
 from settings import Settings
 
@@ -25,7 +27,7 @@ def fit(trainer: "Trainer") -> None:
     if not trainer.log:
         began = time.monotonic()
         split, sentences = trainer.data.splits["train"], trainer.data.sentences["train"]
-        assert isinstance(split.features, np.ndarray)  # a linear image branch takes no maps
+        assert not isinstance(split.features, FeatureMaps)  # a linear image branch takes none
         num_words = len(trainer.model.state_dict()["text.bag.weight"])
         weights = fit_cca(split.features, sentences, split.image_of_caption, num_words, trainer.settings)
         trainer.model.load_state_dict(weights)
@@ -34,7 +36,7 @@ def fit(trainer: "Trainer") -> None:
 
 
 def fit_cca(
-    features: np.ndarray, sentences: Sentences, image_of_caption: np.ndarray, num_words: int, s: Settings
+    features: np.ndarray | FeatureViews, sentences: Sentences, image_of_caption: np.ndarray, num_words: int, s: Settings
 ) -> dict[str, torch.Tensor]:
     """Return weights of a linear image branch and a one-layer bag of words that maximize correlation over all pairs.
 
@@ -71,7 +73,7 @@ def fit_cca(
 
 
 def covariances(
-    features: np.ndarray, bags: sparse.csr_array, image_of_caption: np.ndarray
+    features: np.ndarray | FeatureViews, bags: sparse.csr_array, image_of_caption: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return, over all M pairs and in float64, the means (D,) and (W,), and the covariances (D, D), (W, W), (D, W)."""
     (pairs, words), size = bags.shape, features.shape[1]

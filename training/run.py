@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from features.device import default_device
-from features.images.maps import FeatureMaps
-from features.prepared import Prepared, join_features
+from features.images.views import Features, join_features
+from features.prepared import Prepared
 from features.text.sentences import TextProcessor, sentence_encoder
 from features.text.vocabulary import Sentences, Vocabulary, WordIndex
 from model import InputDims, TwoBranch
@@ -210,8 +210,8 @@ class Run:
                 reason = next((row for _, row in pieces if isinstance(row, str)), None)
                 yield pieces[0][0], reason if reason is not None else next(rows)
 
-    def embed_features(self, features: np.ndarray | FeatureMaps) -> np.ndarray:
-        """Embed joined features (N, D) or maps, as Prepared.split gives them → (N, embed_dim) float32."""
+    def embed_features(self, features: Features) -> np.ndarray:
+        """Embed joined features (N, D), views or maps, as Prepared.split gives them → (N, embed_dim) float32."""
         return embed_features(self.model, features).cpu().numpy()
 
     def embed_sentences(self, sentences: Sequence[str]) -> np.ndarray:
@@ -257,8 +257,11 @@ class Run:
 
 
 @torch.inference_mode()
-def embed_features(model: TwoBranch, features: np.ndarray | FeatureMaps) -> Tensor:
-    """Embed (N, D) float32 or maps → (N, embed_dim) on the model's device, in blocks. The model is in eval mode."""
+def embed_features(model: TwoBranch, features: Features) -> Tensor:
+    """Embed (N, D) float32, maps or the mean of views → (N, embed_dim) on the model's device, in blocks.
+
+    The model is in eval mode.
+    """
     height = max(1, min(ROWS_PER_BATCH, BATCH_BYTES // (4 * math.prod(features.shape[1:]))))
     blocks = (features[start : start + height] for start in range(0, len(features), height))
     parts = [model.embed_images(torch.from_numpy(np.ascontiguousarray(block)).to(default_device())) for block in blocks]

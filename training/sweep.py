@@ -102,7 +102,7 @@ def plan_run(
         seed=seed,
         captions=captions or data.digest(),
         backbones=tuple({**store.attributes, "dtype": store.dtype} for store in stores),
-        grid=stores[0].shape[:-1],
+        grid=stores[0].grid,
         **encoder_info(data, settings.text),
     )
     return RunPlan(root / info.run_name(settings), settings, info)
@@ -110,7 +110,7 @@ def plan_run(
 
 def check_shape(store: FeatureStore, settings: Settings) -> None:
     """Raise BadInput unless the image branch takes such features."""
-    maps, branch = len(store.shape) == 3, settings.image.branch
+    maps, branch = bool(store.grid), settings.image.branch
     pools = branch in ("attention", "gpo")
     if maps and not pools:
         raise BadInput(

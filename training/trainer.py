@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from features.device import default_device
-from features.images.maps import FeatureMaps
+from features.images.views import take_features
 from features.prepared import Split
 from features.text.vocabulary import Sentences, Vocabulary
 from losses import cwcl, hal, hinge, infonce, siglip, smooth_hinge
@@ -78,6 +78,7 @@ class Trainer:
         self.average: TwoBranch | None  # the model of averaged weights, if they are averaged
         self.begin()
         self.log, self.average = load_checkpoint(self.folder / LAST, self.model, self.optimizer)
+        self.view_random = view_random(self.seed, len(self.log))
 
     def begin(self) -> None:
         """Make a new model, its first weights by the seed alone, and an optimizer."""
@@ -113,6 +114,7 @@ class Trainer:
         """Visit every training caption once; return the mean loss of a batch. Raises BadInput if it is not finite."""
         t = self.settings.training
         torch.manual_seed(self.seed * 1_000_003 + len(self.log) + 1)
+        self.view_random = view_random(self.seed, len(self.log))
         self.model.train()
         batches, total = self.batches(), 0.0
         name = f"epoch {self.epoch + 1}/{t.epochs}"
@@ -134,9 +136,9 @@ class Trainer:
     def train_step(self, rows: np.ndarray) -> float:
         """Take one step on the training captions `rows` (B,) and their images; return the loss."""
         split, sentences = self.data.splits["train"], self.data.sentences["train"]
-        features, image_rows = split.features, split.image_of_caption[rows]
-        batch = features.take(image_rows) if isinstance(features, FeatureMaps) else features[image_rows]
-        batch, pairs = (torch.from_numpy(array).to(default_device()) for array in (batch, image_rows))
+        image_rows = split.image_of_caption[rows]
+        features = take_features(split.features, image_rows, self.view_random)
+        batch, pairs = (torch.from_numpy(array).to(default_device()) for array in (features, image_rows))
         taken, mix = sentences.take(rows), draw_mixup(self.settings.training.mixup, len(rows))
         if mix:
             batch, pairs = mix(batch), mix.images(pairs)
@@ -318,6 +320,11 @@ def epoch_batches(
         random.shuffle(starts)
     for start in starts:
         yield order[start : start + batch_size]
+
+
+def view_random(seed: int, epoch: int) -> np.random.Generator:
+    """Return what draws the views of an epoch's images (from 0), beside what draws the order of its captions."""
+    return np.random.default_rng([seed, epoch, 1])
 
 
 def rate_at(t: TrainingSettings, epoch: int, part: float) -> float:

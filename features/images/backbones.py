@@ -4,9 +4,9 @@ backbone = load("inception_v3")
 row = backbone.module(backbone.transform(image)[None])  # (1, 2048)
 """
 
+import contextlib
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from features.device import default_device
 from features.images import weights as weight
 from features.images.layers import cut, fuse_conv_bn, output_layer, penultimate_layer
 from features.images.store import store_name
+from features.images.transforms import TenCrops, Views, check_crops, describe, input_size, published_transform, resized
 from utils import BadInput, did_you_mean, log
 
 RANDOM = "random"
@@ -51,7 +52,8 @@ class Backbone:
     """A frozen network, cut at `layer`, ready to run, and everything that a store says about where its rows come from.
 
     module: (B, 3, H, W) float32 → (B, D), or (B, H, W, C) for a map, float32 on the CPU; (B, 10, 3, H, W) for ten
-    crops, whose features it averages. transform: PIL RGB image → (3, H, W), or (10, 3, H, W).
+    crops, whose features it averages; (B, views, 3, H, W) → (B, views, D). transform: PIL RGB image → (3, H, W),
+    (10, 3, H, W) or (views, 3, H, W). size: of the input in pixels, 0 for the published one.
     """
 
     name: str
@@ -66,10 +68,15 @@ class Backbone:
     map: bool = False
     crops: int = 1
     file: str = ""  # where the weights lie, if they are a local file
+    views: int = 1
+    size: int = 0
 
     @property
     def attributes(self) -> dict[str, str | int]:
-        """Return what the store of its features says about them."""
+        """Return what the store of its features says about them; of views and size, where they are not the usual."""
+        unusual: dict[str, str | int] = {"views": self.views} if self.views > 1 else {}
+        if self.size:
+            unusual["size"] = self.size
         return {
             "backbone": self.name,
             "layer": self.layer,
@@ -79,51 +86,81 @@ class Backbone:
             "file": self.file,
             "map": int(self.map),
             "crops": self.crops,
+            **unusual,
         }
 
 
 def load(
-    name: str, *, layer: str | None = None, weights: Path | str | None = None, map: bool = False, crops: int = 1
+    name: str,
+    *,
+    layer: str | None = None,
+    weights: Path | str | None = None,
+    map: bool = False,
+    crops: int = 1,
+    views: int = 1,
+    size: int | None = None,
 ) -> Backbone:
     """Load the backbone `name`: one of BACKBONES, another torchvision classifier, or timm:NAME.
 
     layer: node of its graph, instead of the penultimate one; a 4-d output is averaged over space unless `map` keeps it.
     weights: None for the published ones, a path, or "random" (for tests). crops: 1, or 10 (corners, center, mirrored).
+    views: so many of VIEWS, a row of each. size: side of its input in pixels, None for the published one.
     Raises BadInput for an unknown name or node, weights that do not fit, a failed download, or a layer without a map.
     """
-    if crops not in (1, 10):
-        raise BadInput(f"`crops` {crops}: an image is seen whole or in ten crops; choose 1 or 10")
-    if map and crops == 10:
-        raise BadInput("`map` with `crops` 10: a map has one grid, ten crops have ten; choose one of the two")
-    torch_state = torch.random.get_rng_state()
-    torch.manual_seed(0)  # so that random weights are the same in every run
-    try:
-        network = build(name, map=map, pretrained=weights is None)
-    finally:
-        torch.random.set_rng_state(torch_state)
-    transform = published_transform(name, network)
-    default = default_layer(name, network, transform, map)
+    check_crops(map, crops, views, size)
+    network = _build_seeded(name, map=map, pretrained=weights is None)
+    whole = published_transform(name, network)
+    if size is not None:
+        size, whole = (None, whole) if size == input_size(whole) else (size, resized(name, whole, size))
+    with _size_refused(name, size):
+        default = default_layer(name, network, whole, map)
     node = layer or default or "output"
     body = cut(name, network, node) if layer or default else network
     text = _fill(name, network, body, f"layer {node} of {name}", weights)
-    if crops == 10:
-        transform = TenCrops(name, transform)
     digest = weight.digest(body)
-    module = Frozen(fuse_conv_bn(body), map, f"{node} of {name}")
+    module = Frozen(fuse_conv_bn(body), map, f"{node} of {name}", views > 1)
+    with _size_refused(name, size):
+        shape = _row_shape(module, whole)
+    transform = TenCrops(name, whole) if crops == 10 else Views(name, whole, views) if views > 1 else whole
     return Backbone(
         name=name,
         layer=node,
-        store=store_name(name, layer if node != default else None, map, crops),
+        store=store_name(name, layer if node != default else None, map, crops, views, size),
         module=module,
         transform=transform,
         transform_text=describe(transform),
         digest=digest,
         weights=text,
-        shape=_row_shape(module, transform),
+        shape=(views, *shape) if views > 1 else shape,
         map=map,
         crops=crops,
         file="" if weights is None or weights == RANDOM else str(Path(weights).resolve()),
+        views=views,
+        size=size or 0,
     )
+
+
+def _build_seeded(name: str, *, map: bool, pretrained: bool) -> nn.Module:
+    torch_state = torch.random.get_rng_state()
+    torch.manual_seed(0)  # so that random weights are the same in every run
+    try:
+        return build(name, map=map, pretrained=pretrained)
+    finally:
+        torch.random.set_rng_state(torch_state)
+
+
+@contextlib.contextmanager
+def _size_refused(name: str, size: int | None) -> Iterator[None]:
+    """Turn what a network raises that cannot take images of `size` into one sentence."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, ValueError) as error:  # a kernel larger than what is left, a fixed grid
+        if size is None:
+            raise
+        raise BadInput(
+            f"`size` {size}: {name} takes no images of {size} by {size} pixels; name another, or leave `size` out for "
+            f"the published one"
+        ) from error
 
 
 def reopen(attributes: Mapping[str, Any]) -> Backbone:
@@ -140,7 +177,15 @@ def reopen(attributes: Mapping[str, Any]) -> Backbone:
     if weights is None and text.startswith("file "):
         raise BadInput(f"{name}: nothing says where its weights lie ({text}); extract its features again with prep.py")
     node = None if layer == "output" else layer
-    backbone = load(name, layer=node, weights=weights, map=bool(attributes["map"]), crops=int(attributes["crops"]))
+    backbone = load(
+        name,
+        layer=node,
+        weights=weights,
+        map=bool(attributes["map"]),
+        crops=int(attributes["crops"]),
+        views=int(attributes.get("views", 1)),
+        size=attributes.get("size"),
+    )
     if backbone.digest != attributes["digest"]:
         source = weights or backbone.weights
         raise BadInput(f"{name}: {source} holds other weights than its features were made with; put those back there")
@@ -232,19 +277,23 @@ def _build_timm(name: str, map: bool, pretrained: bool) -> nn.Module:
 class Frozen(nn.Module):
     """`body` without gradients, on the GPU if there is one; what comes out is arranged into rows on the CPU."""
 
-    def __init__(self, body: nn.Module, map: bool, node: str) -> None:
+    def __init__(self, body: nn.Module, map: bool, node: str, views: bool = False) -> None:
         super().__init__()
         self.device = default_device()
         self.body = body.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
         if self.device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # ten bits: features would differ in the third digit from a CPU's
-        self.map, self.node = map, node
+        self.map, self.node, self.views = map, node, views
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, D) or (B, H, W, C); (B, 10, 3, H, W) → the mean over the ten, crop by crop."""
+        """(B, 3, H, W) → (B, D) or (B, H, W, C); (B, n, 3, H, W) → (B, n, D) of views, of ten crops their mean.
+
+        One crop of all images after the other: batches are of one size, whatever is taken of an image.
+        """
         if pixels.dim() == 5:
-            return torch.stack([self(pixels[:, crop]) for crop in range(pixels.shape[1])]).mean(0)
+            parts = [self(pixels[:, crop]) for crop in range(pixels.shape[1])]
+            return torch.stack(parts, dim=1) if self.views else torch.stack(parts).mean(0)
         out = self.body(pixels.to(self.device).contiguous(memory_format=torch.channels_last))
         return arrange(out, self.map, self.node).float().cpu().contiguous()
 
@@ -270,80 +319,8 @@ def arrange(out: Any, map: bool, node: str) -> Tensor:
 
 
 def _row_shape(module: nn.Module, transform: Callable[[Any], Tensor]) -> tuple[int, ...]:
-    pixels = transform(_blank())
-    return tuple(module((pixels[0] if pixels.dim() == 4 else pixels)[None]).shape[1:])
+    return tuple(module(transform(_blank())[None]).shape[1:])
 
 
 def _blank() -> PILImage.Image:
     return PILImage.new("RGB", (64, 64))
-
-
-def published_transform(name: str, network: nn.Module) -> Any:
-    """Return the published transform, PIL RGB image → (3, H, W), as a `Compose` of steps that `describe` can name."""
-    from torchvision import transforms
-
-    if name.startswith("timm:"):
-        import timm
-
-        return timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
-    if name == "efficientnet_lite0":
-        # (x - 127) / 128 at 224, as published, but without cutting an eighth off the shorter side first: captions speak
-        # of the border too, and seeing it is worth 6 points of rsum on Flickr8k's val (docs/NOT_HELPED.md).
-        resize, crop, way = 224, 224, transforms.InterpolationMode.BICUBIC
-        mean, std = [127 / 255] * 3, [128 / 255] * 3
-    else:
-        preset = weight.published(name).transforms()
-        (resize,), (crop,), way = preset.resize_size, preset.crop_size, preset.interpolation
-        mean, std = preset.mean, preset.std
-    return transforms.Compose(
-        [
-            transforms.Resize(resize, interpolation=way),
-            transforms.CenterCrop(crop),
-            transforms.ToTensor(),
-            transforms.Normalize(mean, std),
-        ]
-    )
-
-
-class TenCrops:
-    """A published transform that takes the four corners, the center and their mirror images: → (10, 3, H, W)."""
-
-    def __init__(self, name: str, whole: Any) -> None:
-        from torchvision import transforms
-
-        kinds = [type(step) for step in whole.transforms]
-        if transforms.CenterCrop not in kinds:
-            raise BadInput(f"`crops` 10: the published transform of {name} takes no crop; leave `crops` out")
-        step = kinds.index(transforms.CenterCrop)
-        self.before = transforms.Compose(whole.transforms[:step])
-        self.crop = transforms.TenCrop(whole.transforms[step].size)
-        self.after = transforms.Compose(whole.transforms[step + 1 :])
-
-    def __call__(self, image: Any) -> Tensor:
-        return torch.stack([self.after(crop) for crop in self.crop(self.before(image))])
-
-
-def describe(transform: Any) -> str:
-    """Describe a transform in words that no library changes: "resize 342 bilinear, crop 299, mean …, std …"."""
-    if isinstance(transform, TenCrops):
-        steps = [*transform.before.transforms, transform.crop, *transform.after.transforms]
-    else:
-        steps = transform.transforms
-    return ", ".join(filter(None, map(_describe_step, steps)))
-
-
-def _describe_step(step: Any) -> str:
-    kind = type(step).__name__
-    if kind == "Resize":
-        return f"resize {_sizes(step.size)} {step.interpolation.value}"
-    if kind in ("CenterCrop", "TenCrop"):
-        return f"{'crop' if kind == 'CenterCrop' else 'ten crops'} {_sizes(step.size)}"
-    if kind == "Normalize":
-        return f"mean {_sizes(step.mean)}, std {_sizes(step.std)}"
-    return "" if kind in ("ToTensor", "MaybeToTensor") else re.sub(r"\s+", " ", repr(step))
-
-
-def _sizes(values: Any) -> str:
-    values = [values] if isinstance(values, int | float) else [float(value) for value in values]
-    values = values[:1] if len(set(values)) == 1 else values
-    return " ".join(f"{value:.6g}" for value in values)

@@ -41,7 +41,7 @@ class FeatureMaps:
     """
 
     def __init__(self, store: FeatureStore, rows: np.ndarray, normalize: bool = False, memory: int = MEMORY):
-        if len(store.shape) != 3:
+        if not store.grid:
             raise BadInput(f"{store.path}: holds no spatial maps; make them with prep.py and `map`")
         self.store, self.rows, self.normalize = store, np.asarray(rows, dtype=np.int64), normalize
         _check_rows(self.rows, len(store))

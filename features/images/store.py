@@ -17,15 +17,18 @@ DTYPES = ("float16", "float32")
 AGAIN = "make it again with prep.py and `fresh`"
 
 
-def store_name(backbone: str, layer: str | None, map: bool, crops: int) -> str:
+def store_name(backbone: str, layer: str | None, map: bool, crops: int, views: int = 1, size: int | None = None) -> str:
     """Return the stem of a store's file; what a file system may not like becomes a hyphen.
 
-    layer: None for the layer that the backbone is cut at by default.
+    layer, size: None for the layer that the backbone is cut at by default, and for its published input size.
 
     >>> store_name("vgg19", None, False, 10), store_name("timm:vit", "norm", True, 1)
     ('vgg19.crops10', 'timm-vit.norm.map')
+    >>> store_name("efficientnet_lite0", None, False, 1, views=6, size=288)
+    'efficientnet_lite0.size288.views6'
     """
-    parts = [backbone, layer, "map" if map else None, f"crops{crops}" if crops != 1 else None]
+    parts = [backbone, layer, f"size{size}" if size else None, "map" if map else None]
+    parts += [f"crops{crops}" if crops != 1 else None, f"views{views}" if views != 1 else None]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", ".".join(part for part in parts if part))
 
 
@@ -87,7 +90,8 @@ def _sound_blocks(
 class FeatureStore:
     """A complete store, opened for reading; the file is open only while rows are read.
 
-    shape: of one row. dtype: as stored. attributes: backbone, layer, digest, transform, …, format.
+    shape: of one row: (D,) of a vector, (views, D) of several views, (H, W, C) of a spatial map. dtype: as stored.
+    attributes: backbone, layer, digest, transform, …, format.
     """
 
     path: Path
@@ -119,9 +123,19 @@ class FeatureStore:
             raise BadInput(f"{path}: has format {version}, this program reads format {FORMAT}; {AGAIN}")
         features, ids = file["features"], [str(image) for image in file["image"].asstr()[:]]
         row = {image: number for number, image in enumerate(ids)}
-        if features.ndim < 2 or len(ids) != features.shape[0] or len(row) != len(ids):
+        if features.ndim not in (2, 3, 4) or len(ids) != features.shape[0] or len(row) != len(ids):
             raise BadInput(f"{path}: {len(row)} image ids for features of shape {features.shape}; {AGAIN}")
         return cls(path, ids, features.shape[1:], str(features.dtype), plain_attributes(file), row)
+
+    @property
+    def views(self) -> int:
+        """The number of views that it holds of an image."""
+        return self.shape[0] if len(self.shape) == 2 else 1
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """(H, W) of its spatial maps; () if it holds vectors."""
+        return self.shape[:-1] if len(self.shape) == 3 else ()
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -18,6 +18,7 @@ from features import options, prepare, prepared
 from features.datasets import dataset, line_files, precomputed, readers
 from features.images import store
 from features.images.store import FeatureStore, store_name, write_store
+from features.images.views import FeatureViews
 from features.options import PrepOptions, resolve_options
 from features.prepared import Prepared, options_of_store
 from features.text import vocabulary
@@ -88,19 +89,87 @@ def test_help_waits_for_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "layer", "map", "crops"),
+    ("backbone", "options"),
     [
-        ("vgg19", None, False, 1),
-        ("efficientnet_lite0", None, True, 1),
-        ("vgg19", None, False, 10),
-        ("timm:resnet10t.a1_in1k", None, True, 1),
-        ("vgg16", "classifier.3", False, 10),
-        ("resnet50", "layer3", True, 1),
+        ("vgg19", {}),
+        ("efficientnet_lite0", {"map": True}),
+        ("vgg19", {"crops": 10}),
+        ("timm:resnet10t.a1_in1k", {"map": True}),
+        ("vgg16", {"layer": "classifier.3", "crops": 10}),
+        ("resnet50", {"layer": "layer3", "map": True}),
+        ("vgg19", {"views": 6}),
+        ("efficientnet_lite0", {"size": 288}),
+        ("timm:resnet10t.a1_in1k", {"size": 320, "views": 10}),
+        ("resnet50", {"layer": "layer3", "size": 96, "map": True}),
+        ("resnet50", {"layer": "layer3", "size": 96, "crops": 10}),
     ],
 )
-def test_the_options_that_make_a_store(backbone: str, layer: str | None, map: bool, crops: int) -> None:
-    wanted = PrepOptions(backbone=(backbone,), layer=layer, map=map, crops=crops)
-    assert resolve_options(options_of_store(store_name(backbone, layer, map, crops))) == wanted
+def test_the_options_that_make_a_store(backbone: str, options: dict[str, Any]) -> None:
+    wanted = PrepOptions(backbone=(backbone,), **options)
+    usual: dict[str, Any] = {"layer": None, "map": False, "crops": 1}
+    assert resolve_options(options_of_store(store_name(backbone, **{**usual, **options}))) == wanted
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_views_of_different_number_are_joined(here: Path, monkeypatch: pytest.MonkeyPatch, normalize: bool) -> None:
+    tiny = ["--backbone", "timm:test_resnet", *RANDOM]
+    for more in ([], ["--views", "3"], ["--views", "2", "--size", "64", "--dtype", "float32"]):
+        assert call(monkeypatch, *TOLD, *tiny, *more) == 0
+    data = Prepared("data/folder")
+    name = "timm-test_resnet"
+    names = [f"{name}.views3", name, f"{name}.size64.views2"]
+    assert set(data.stores()) == set(names)
+    assert [data.store(store).shape for store in names] == [(3, 96), (96,), (2, 96)]
+    assert [data.store(store).dtype for store in names] == ["float16", "float32", "float32"]
+    split = data.split("train", names, normalize)
+    assert isinstance(split.features, FeatureViews)
+    assert [part.dtype for part in split.features.parts] == [np.float16, np.float32, np.float32]
+    stored = [data.store(store).read(data.store(store).rows(split.images)) for store in names]
+    expected = np.zeros((len(split.images), 3 * 96))
+    for row in range(len(split.images)):
+        for column, part in enumerate(stored):
+            vectors = part[row].reshape(-1, 96).astype(np.float64)
+            mean = sum(vector / np.linalg.norm(vector) for vector in vectors) / len(vectors)
+            expected[row, 96 * column : 96 * (column + 1)] = mean
+    np.testing.assert_allclose(split.features[:], expected, atol=1e-6)
+    np.testing.assert_array_equal(split.features.parts[0][:, 0], stored[1].astype(np.float16))
+
+
+def test_views_and_sizes_stand_side_by_side(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = ["--backbone", "timm:test_resnet", *RANDOM]
+    assert call(monkeypatch, *TOLD, *tiny, "--views", "2") == 0
+    path = Path("data/folder/timm-test_resnet.views2.h5")
+    stamp = path.stat().st_mtime_ns
+    assert call(monkeypatch, *TOLD, *tiny, "--views", "2") == 0
+    assert call(monkeypatch, *TOLD, *tiny, "--views", "3") == 0
+    assert call(monkeypatch, *TOLD, *tiny, "--size", "64") == 0
+    assert path.stat().st_mtime_ns == stamp, "what is done is not done again, nor replaced by another number of views"
+    data = Prepared("data/folder")
+    with pytest.raises(NotPrepared) as caught:
+        data.store("timm-test_resnet.size96.views4")
+    command = command_line("prep.py", caught.value.options)
+    assert command == "python prep.py folder --backbone timm:test_resnet --size 96 --views 4"
+    assert as_told(monkeypatch, command, *RANDOM) == 0
+    assert set(data.stores()) == {f"timm-test_resnet.{end}" for end in ("views2", "views3", "size64", "size96.views4")}
+    capsys.readouterr()
+    np.save("mine.npy", np.zeros((8, 5), np.float32))
+    for more, sentence in (
+        (["--views", "11"], "--views 11: an image has 10 views; choose a number from 1 to 10"),
+        (["--views", "2", "--map"], "--views 2 with --map"),
+        (["--size", "9"], "--size 9: at least 32 pixels"),
+        (["--precomputed", "mine.npy", "--views", "2"], "--views goes with a backbone"),
+        (["--precomputed", "mine.npy", "--size", "64"], "--size goes with a backbone"),
+    ):
+        backbone = [] if "--precomputed" in more else tiny
+        assert call(monkeypatch, *TOLD, *backbone, *more) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_views_and_size_ask_for_features_of_images() -> None:
+    asked = [PrepOptions(), PrepOptions(views=2), PrepOptions(size=64), PrepOptions(crops=10)]
+    assert [options.asks_for_features for options in asked] == [False, True, True, True]
 
 
 def test_a_second_call_names_only_what_it_adds(

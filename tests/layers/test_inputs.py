@@ -1,6 +1,7 @@
 """What frozen features go through first: zero mean and a unit mean square over the training split."""
 
 import doctest
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_powers_have_finite_gradients_at_zero():
 def test_both_sides_of_a_model_are_standardized():
     changes = {"embed_dim": 4, "image.standardize": True, "image.power": 0.5, "text.encoder": "x"}
     settings = override(Settings(), {**changes, "text.branch": "onehot", "text.standardize": True})
-    model = TwoBranch(settings, InputDims(5, 3, sizes=(2, 3), encoder_dim=6))
+    model: Any = TwoBranch(settings, InputDims(5, 3, sizes=(2, 3), encoder_dim=6))
     random = np.random.default_rng(0)
     images, sentences = random.random((1500, 5), np.float32), random.random((1100, 6), np.float32)
     model.fit_inputs(images, sentences)
@@ -60,8 +61,8 @@ def test_both_sides_of_a_model_are_standardized():
     for layer, expected in zip((model.inputs, model.text.sentence.inputs), by_hand, strict=True):
         torch.testing.assert_close(layer.mean, expected.mean)
         torch.testing.assert_close(layer.scale, expected.scale)
-    expected = F.normalize(model.image(by_hand[0](torch.from_numpy(images[:3]))), dim=1)
-    torch.testing.assert_close(model.eval().embed_images(torch.from_numpy(images[:3])), expected)
+    unit = F.normalize(model.image(by_hand[0](torch.from_numpy(images[:3]))), dim=1)
+    torch.testing.assert_close(model.eval().embed_images(torch.from_numpy(images[:3])), unit)
 
 
 def test_a_run_keeps_what_standardizes(tmp_path):
@@ -70,7 +71,7 @@ def test_a_run_keeps_what_standardizes(tmp_path):
     _, data = plan_small(tmp_path / "run", **changes)
     expected = Standardize((12,), 0.5)
     expected.fit([data.splits["train"].features])
-    model = Run.open(tmp_path / "run").model
+    model: Any = Run.open(tmp_path / "run").model
     torch.testing.assert_close(model.inputs.mean, expected.mean)
     torch.testing.assert_close(model.inputs.scale, expected.scale)
 

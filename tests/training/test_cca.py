@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import linalg
 
+from features.images.views import FeatureViews
 from features.text.vocabulary import Sentences
 from settings import override, read_recipe
 from training import cca
@@ -101,3 +102,12 @@ def test_top_singular_equals_svd(shape):
     u, s, v = linalg.svd(matrix)
     np.testing.assert_allclose(values, s[:3])
     np.testing.assert_allclose(left * values @ right.T, (u[:, :3] * s[:3]) @ v[:3], atol=1e-9)
+
+
+def test_of_several_views_the_mean_is_taken():
+    settings = override(read_recipe("cca"), {"embed_dim": 4})
+    views = FEATURES[:, None] + rng.normal(size=(100, 3, 6)).astype(np.float32)
+    got = fit_cca(FeatureViews([views], normalize=False), SENTENCES, IMAGE_OF_CAPTION, WORDS, settings)
+    expected = fit_cca(views.mean(axis=1), SENTENCES, IMAGE_OF_CAPTION, WORDS, settings)
+    for name, weight in expected.items():
+        torch.testing.assert_close(got[name], weight)

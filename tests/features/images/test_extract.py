@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,55 @@ def test_added_images_are_all_that_is_computed(tmp_path: Path) -> None:
     assert store.ids == [image.id for image in [*images[20:], *images[:12], *images[12:15]]]
     expected = np.stack([plain_row(image) for image in images])
     np.testing.assert_allclose(store.read(store.rows([i.id for i in images[:15]])), expected[:15], atol=1e-6)
+
+
+def tiny_views(fails_after: int = -1) -> Backbone:
+    """A backbone that sees an image upright, upside down and mirrored."""
+
+    class Views(Network):
+        @torch.inference_mode()
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            if len(self.batches) == 3 * fails_after:
+                raise KeyboardInterrupt
+            return torch.stack([super(Views, self).forward(pixels[:, view]) for view in range(3)], dim=1)
+
+    def transform(image: PILImage.Image) -> torch.Tensor:
+        pixels = see(image)
+        return torch.stack([pixels, pixels.flip(1), pixels.flip(2)])
+
+    return replace(tiny_backbone(), module=Views(), transform=transform, shape=(3, 8), views=3)
+
+
+def test_views_are_rows_of_an_image_that_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, decoded = make_images(tmp_path / "images", 19), []
+
+    def counted(path: Any) -> PILImage.Image:
+        decoded.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr(extraction, "read_image", counted)
+    assert extract(images, tiny_views(), tmp_path / "a.h5", batch=3, workers=0) == []
+    assert decoded == [image.path for image in images]
+    store = FeatureStore.open(tmp_path / "a.h5")
+    assert (store.shape, store.attributes["views"]) == ((3, 8), 3)
+    network, rows = Network(), store.read(range(19))
+    for image, row in zip(images, rows, strict=True):
+        pixels = see(PILImage.open(image.path))  # type: ignore[arg-type]
+        for view, seen in enumerate((pixels, pixels.flip(1), pixels.flip(2))):
+            np.testing.assert_allclose(row[view], network(seen[None])[0].numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("fails_after", [1, 4, 5])
+def test_views_go_on_after_a_stop_bit_for_bit(tmp_path: Path, fails_after: int) -> None:
+    images = make_images(tmp_path / "images", 19)
+    extract(images, tiny_views(), tmp_path / "whole.h5", batch=3, workers=0, dtype="float16")
+    with pytest.raises(KeyboardInterrupt):
+        extract(images, tiny_views(fails_after), tmp_path / "a.h5", batch=3, workers=0, dtype="float16")
+    assert not (tmp_path / "a.h5").exists()
+    extract(images, tiny_views(), tmp_path / "a.h5", batch=3, workers=0, dtype="float16")
+    got, expected = FeatureStore.open(tmp_path / "a.h5"), FeatureStore.open(tmp_path / "whole.h5")
+    assert (got.ids, got.attributes, got.dtype) == (expected.ids, expected.attributes, "float16")
+    np.testing.assert_array_equal(got.read(range(19), "float16"), expected.read(range(19), "float16"))
 
 
 def test_half_precision_and_maps(tmp_path: Path) -> None:

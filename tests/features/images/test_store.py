@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -168,7 +169,31 @@ def test_the_room_that_is_reserved_holds_the_ids_too(
         (("timm:resnet10t.a1_in1k", None, False, 1), "timm-resnet10t.a1_in1k"),
         (("resnet50", "layer3", True, 1), "resnet50.layer3.map"),
         (("timm:hf-hub:some/one", None, False, 1), "timm-hf-hub-some-one"),
+        (("vgg19", None, False, 1, 6), "vgg19.views6"),
+        (("vgg19", None, False, 10, 1, 320), "vgg19.size320.crops10"),
+        (("resnet50", "layer3", True, 1, 1, 288), "resnet50.layer3.size288.map"),
+        (("resnet50", None, False, 1, 2, 288), "resnet50.size288.views2"),
     ],
 )
-def test_the_file_name_tells_the_features(arguments: tuple[str, str | None, bool, int], name: str) -> None:
+def test_the_file_name_tells_the_features(arguments: Any, name: str) -> None:
     assert store_name(*arguments) == name
+
+
+@pytest.mark.parametrize(
+    ("shape", "views", "grid"), [((5,), 1, ()), ((3, 5), 3, ()), ((1, 5), 1, ()), ((2, 4, 5), 1, (2, 4))]
+)
+def test_a_row_is_a_vector_views_or_a_map(
+    tmp_path: Path, shape: tuple[int, ...], views: int, grid: tuple[int, ...]
+) -> None:
+    rows = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float16)
+    write_store(tmp_path / "a.h5", list("abcd"), shape, "float16", {}, [rows])
+    store = FeatureStore.open(tmp_path / "a.h5")
+    assert (store.views, store.grid) == (views, grid)
+    np.testing.assert_array_equal(store.read([2, 0], "float16"), rows[[2, 0]])
+
+
+def test_a_store_of_more_dimensions_is_none(tmp_path: Path) -> None:
+    shape = (2, 3, 4, 5)
+    write_store(tmp_path / "a.h5", ["a"], shape, "float32", {}, [np.zeros((1, *shape), np.float32)])
+    with pytest.raises(BadInput, match=r"features of shape \(1, 2, 3, 4, 5\)"):
+        FeatureStore.open(tmp_path / "a.h5")

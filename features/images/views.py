@@ -1,0 +1,66 @@
+"""Features with several views of an image: training takes one of them, drawn anew each time, all else their mean."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from features.images.maps import FeatureMaps
+
+
+class FeatureViews:
+    """The views of N images, joined: like an array (N, D) float32, whose rows are the mean over the views of an image.
+
+    parts: for each of the features joined (N, views, D), as stored, which is all that is held; their numbers of views
+    may differ. normalize: as for `join_features`.
+
+    >>> views = FeatureViews([np.array([[[3, 0], [0, 4]]], np.float16)], normalize=False)
+    >>> views.shape, views[:], views.draw(np.array([0]), np.random.default_rng(1))
+    ((1, 2), array([[1.5, 2. ]], dtype=float32), array([[3., 0.]], dtype=float32))
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray], normalize: bool):
+        self.parts, self.normalize = list(parts), normalize
+        self.shape = len(self.parts[0]), sum(part.shape[-1] for part in self.parts)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, images: slice) -> np.ndarray:
+        """Return the mean over the views of consecutive images, (n, D) float32."""
+        return join_features([part[images].astype(np.float32) for part in self.parts], self.normalize)
+
+    def draw(self, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Return a view of each of `images` (B,), (B, D) float32; each of the features joined draws for itself."""
+        drawn = [part[images, random.integers(part.shape[1], size=len(images))] for part in self.parts]
+        return join_features([view.astype(np.float32) for view in drawn], self.normalize)
+
+
+Features = np.ndarray | FeatureMaps | FeatureViews  # of the images of a split
+
+
+def take_features(features: Features, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Return the features of `images` (B,), any order, repeats allowed, for a step of training: a view drawn of each.
+
+    (B, D) float32, or (B, H, W, C) of spatial maps. random: draws where there are several views, and only there.
+
+    >>> take_features(np.eye(3, dtype=np.float32), np.array([2, 2]), np.random.default_rng(0)).tolist()
+    [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]
+    """
+    if isinstance(features, FeatureViews):
+        return features.draw(images, random)
+    return features.take(images) if isinstance(features, FeatureMaps) else features[images]
+
+
+def join_features(parts: Sequence[np.ndarray], normalize: bool) -> np.ndarray:
+    """Join features (N, D1), (N, views, D2), … to (N, D1 + D2 + …) float32; one map (N, H, W, C) stays one.
+
+    Several features are L2-normalized each before they are joined, so that none drowns the others; one feature is
+    where `normalize` says so. Of several views each is, and their mean is what is joined. A row of zeros stays zero.
+
+    >>> join_features([np.array([[3.0, 4.0]]), np.array([[[2.0], [-1.0], [5.0]]])], normalize=False).round(2).tolist()
+    [[0.6000000238418579, 0.800000011920929, 0.33000001311302185]]
+    """
+    if normalize or len(parts) > 1:
+        parts = [part / np.maximum(np.linalg.norm(part, axis=-1, keepdims=True), 1e-12) for part in parts]
+    parts = [part.mean(axis=1) if part.ndim == 3 else part for part in parts]
+    return np.concatenate(parts, axis=-1, dtype=np.float32)
