@@ -116,6 +116,9 @@ def test_a_transformer_has_a_share_of_the_rate():
     assert [*map(id, inner["params"])] == [*map(id, model["transformer"].parameters())]
     assert (inner["share"], inner["weight_decay"], rest["lr"]) == (pytest.approx(0.2), 0.5, 0.01)
     assert len(new_optimizer(model["linear"], settings).param_groups) == 1
+    decoupled = override(settings, {"training.optimizer": "adamw"})
+    assert isinstance(new_optimizer(model["linear"], decoupled), torch.optim.AdamW)
+    assert not isinstance(new_optimizer(model["linear"], settings), torch.optim.AdamW)
 
 
 def test_an_epoch_sets_seed_mode_and_rate_of_every_step(tmp_path, monkeypatch, capsys):
@@ -245,10 +248,19 @@ BRANCHES = [
     {"text__branch": "onehot", "loss__negatives": "random", "training__weight_average": 0.9},
     {"text__branch": "gru", "similarity": "order", "loss__margin": 0.05, "text__word_dropout": 0.2},
     {"text__branch": "gru", "loss__negatives": "hardest", "loss__warmup_epochs": 1, "training__schedule": "cosine"},
+    {
+        "text__branch": "onehot",
+        "loss__name": "infonce",
+        "loss__positives": "image",
+        "loss__structure": 1.0,
+        "training__captions_per_image": 2,
+        "training__mixup": 1.0,
+        "training__optimizer": "adamw",
+    },
 ]
 
 
-@pytest.mark.parametrize("changes", BRANCHES, ids=["onehot random", "gru order", "gru hardest cosine"])
+@pytest.mark.parametrize("changes", BRANCHES, ids=["onehot random", "gru order", "gru hardest cosine", "onehot mixup"])
 @pytest.mark.parametrize("stop", [0, 1, 3])
 def test_going_on_after_a_stop_is_exact(tmp_path, monkeypatch, changes, stop):
     train_small(tmp_path / "whole", **changes)
@@ -563,13 +575,14 @@ def test_rates():
     assert rate_at(t, 0, 0) == rate_at(t, 29, 0.9) == t.lr
 
 
-@pytest.mark.parametrize("name", ["smooth", "infonce", "siglip"])
+@pytest.mark.parametrize("name", ["smooth", "infonce", "siglip", "cwcl", "hal"])
 def test_other_losses_train_too(tmp_path, name):
     changes = {"loss__name": name, "text__branch": "onehot", "training__epochs": 12, "loss__bias": -2.0}
+    changes |= {"loss__margin": 0.5} if name == "hal" else {}
     result = train_small(tmp_path / "run", **changes)
     assert result["rsum"] > 2.5 * chance_rsum(20)
     weights = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
-    if name in ("infonce", "siglip"):
+    if name in ("infonce", "siglip", "cwcl"):
         assert weights["log_scale"] != pytest.approx(-np.log(0.07)), "the temperature is learned"
     assert ("score_bias" in weights) == (name == "siglip")
     assert Run.open(tmp_path / "run").embed_sentences(["red dog"]).shape == (1, 16)
