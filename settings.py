@@ -15,6 +15,7 @@ from utils import BadInput, did_you_mean, digest_text
 
 RECIPES = Path(__file__).parent / "recipes"
 LARGE = 10**6  # no width, batch or number of epochs beyond it is meant
+CLOSED_FORMS = ("cca", "ridge", "procrustes", "asif")  # values of loss.name without a gradient
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class LossSettings:
-    name: Literal["hinge", "smooth", "infonce", "siglip", "cca"] = "hinge"
-    """A function of losses.py, or "cca": linear branches in closed form."""
+    name: Literal["hinge", "smooth", "infonce", "siglip", "cca", "ridge", "procrustes", "asif"] = "hinge"
+    """A function of losses.py, or a closed form: linear branches, or for "asif" similarities to training pairs."""
     margin: Annotated[float, Range(0)] = 0.2
     """hinge, smooth: what a positive must score above a negative, in units of the similarity."""
     negatives: Literal["sum", "hardest", "semihard", "random"] = "sum"
@@ -94,9 +95,13 @@ class LossSettings:
     bias: Annotated[float, Range(-1e4)] = -10.0
     """siglip: where the learned bias begins."""
     regularization: Annotated[float, Range(1e-9)] = 0.1
-    """cca: added to both covariances' diagonals, as a share of their mean."""
+    """cca, ridge: added to the covariances' diagonals, as a share of their mean."""
     power: Annotated[float, Range(0)] = 1.0
-    """cca: dimensions are scaled by their correlation to this power."""
+    """cca: dimensions are scaled by their correlation to this power. asif: similarities are raised to it."""
+    target: Literal["text", "image"] = "text"
+    """ridge: the side that the other one is mapped to."""
+    top_k: Annotated[int, Range(1)] = 800
+    """asif: similarities to so many nearest training pairs are kept."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ class Settings:
     similarity: Literal["cosine", "order"] = "cosine"
     """Cosine, or order similarity (Vendrov et al., 2016)."""
     embed_dim: Annotated[int, Range(1)] = 1024
-    """Size of the common space."""
+    """Size of the common space; asif: the number of training images that it keeps."""
     image: ImageSettings = field(default_factory=ImageSettings)
     text: TextSettings = field(default_factory=TextSettings)
     loss: LossSettings = field(default_factory=LossSettings)
@@ -236,11 +241,25 @@ def _check_together(s: Settings, where: str) -> None:
         )
     if s.text.finetune and not s.text.encoder:
         raise BadInput(f"{where}text.finetune trains a transformer; name it with `text.encoder`")
-    plain = s.image.branch == "linear" and s.text.branch == "onehot" and s.text.num_layers == 1 and s.text.bias
-    if s.loss.name == "cca" and not (plain and not s.text.encoder and s.similarity == "cosine"):
+    if s.loss.name in CLOSED_FORMS:
+        _check_closed_form(s, where)
+
+
+def _check_closed_form(s: Settings, where: str) -> None:
+    words = s.text.branch == "onehot" and s.text.num_layers == 1 and s.text.bias
+    frozen = not s.text.finetune and not (s.text.encoder and s.text.layer_norm)
+    linear = s.image.branch == "linear" and s.similarity == "cosine" and frozen
+    start = f"start from recipes/{s.loss.name}.toml"
+    if s.loss.name == "asif" and not (linear and s.text.branch == "encoder"):
         raise BadInput(
-            f"{where}loss.name is 'cca', which needs similarity = 'cosine', image.branch = 'linear', text.branch = "
-            f"'onehot', text.num_layers = 1, text.bias = true and no text.encoder; start from recipes/cca.toml"
+            f"{where}loss.name is 'asif', which needs similarity = 'cosine', image.branch = 'linear', text.branch = "
+            f"'encoder', text.layer_norm = false and text.finetune = false; {start}"
+        )
+    if not (linear and (words or s.text.branch == "encoder")):
+        raise BadInput(
+            f"{where}loss.name is '{s.loss.name}', which needs similarity = 'cosine', image.branch = 'linear', "
+            f"text.branch = 'encoder', or 'onehot' with text.num_layers = 1 and text.bias = true, and for an encoder "
+            f"text.layer_norm = false and text.finetune = false; {start}"
         )
 
 

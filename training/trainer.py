@@ -24,7 +24,7 @@ from losses import hinge, infonce, siglip, smooth_hinge
 from metrics.ranks import metrics_of, ranks_by_block, rsum
 from metrics.similarity import RANKING, TRAINING
 from model import TwoBranch
-from settings import LossSettings, Settings, TrainingSettings
+from settings import CLOSED_FORMS, LossSettings, Settings, TrainingSettings
 from training.checkpoint import load_checkpoint, save_checkpoint, save_model
 from training.run import (
     LAST,
@@ -227,7 +227,7 @@ def loss_of_epoch(model: TwoBranch, s: LossSettings, epoch: int) -> Callable[[Te
 
 def epochs_of(settings: Settings) -> int:
     """Return how many epochs a run has, unless patience ends it before."""
-    return 1 if settings.loss.name == "cca" else settings.training.epochs
+    return 1 if settings.loss.name in CLOSED_FORMS else settings.training.epochs
 
 
 def out_of_patience(log: list[dict[str, Any]], patience: int) -> bool:
