@@ -280,6 +280,13 @@ def test_every_seed_and_every_repetition_gives_the_same_run(tmp_path, name, bran
     assert weights == (tmp_path / "0" / MODEL).read_bytes()
 
 
+def test_each_has_a_recipe_of_its_name():
+    assert [read_recipe(name).loss.name for name in CLOSED_FORMS] == list(CLOSED_FORMS)
+    csa, joined = read_recipe("csa"), read_recipe("cca_joined")
+    assert (csa.loss.name, csa.loss.power, csa.text.branch) == ("cca", 0.5, "encoder")
+    assert (joined.loss.name, joined.text.branch, bool(joined.text.encoder)) == ("cca", "onehot", True)
+
+
 @pytest.mark.parametrize("name", CLOSED_FORMS)
 @pytest.mark.parametrize(
     "changes",
