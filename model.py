@@ -167,6 +167,29 @@ class JoinedBranch(nn.Module):
         return self.words(sentences, mix) + self.sentence(sentences, mix)
 
 
+class RelativeBranch(nn.Module):
+    """Similarities of a feature to `anchors` training pairs, the `top_k` largest of them to a `power` (ASIF, Norelli et
+    al., 2023). The anchors are kept, not trained: training.closed_form fills them in.
+
+    >>> RelativeBranch(size=8, anchors=5, top_k=2)(torch.rand(3, 8)).shape
+    torch.Size([3, 5])
+    """
+
+    def __init__(self, size: int, anchors: int, top_k: int, power: float = 1.0):
+        super().__init__()
+        self.top_k, self.power = min(top_k, anchors), power
+        self.anchors = nn.Parameter(torch.zeros(anchors, size), requires_grad=False)
+
+    def forward(self, inputs: Tensor | Sentences, mix: Mix | None = None) -> Tensor:
+        """(B, size), or B sentences with features of it → (B, anchors)."""
+        if isinstance(inputs, Sentences):
+            assert inputs.features is not None
+            inputs = _tensor(inputs.features, self.anchors.device)
+        similarities = F.normalize(inputs, dim=1) @ self.anchors.T
+        values, nearest = similarities.topk(self.top_k, dim=1)
+        return torch.zeros_like(similarities).scatter_(1, nearest, values.clamp(min=0) ** self.power)
+
+
 @dataclass(frozen=True)
 class InputDims:
     """What a model must know of its data. image_dim: size of an image feature, of a map its channels; num_words: of the
@@ -209,6 +232,16 @@ def text_branch(s: TextSettings, dims: InputDims, embed_dim: int) -> nn.Module:
     return sentence if words is None else JoinedBranch(words, sentence)
 
 
+def branches(s: Settings, dims: InputDims) -> tuple[nn.Module, nn.Module]:
+    """Return image branch and text branch."""
+    if s.loss.name == "asif":
+        image, text = (
+            RelativeBranch(size, s.embed_dim, s.loss.top_k, s.loss.power) for size in (dims.image_dim, dims.encoder_dim)
+        )
+        return image, text
+    return image_branch(s.image, dims, s.embed_dim), text_branch(s.text, dims, s.embed_dim)
+
+
 class TwoBranch(nn.Module):
     """Both branches, and the normalization that the similarity wants: evaluation cannot disagree with training.
 
@@ -223,8 +256,7 @@ class TwoBranch(nn.Module):
         self.order = settings.similarity == "order"
         sizes = dims.sizes or (dims.image_dim,)
         self.inputs = Standardize(sizes, settings.image.power) if settings.image.standardize else None
-        self.image = image_branch(settings.image, dims, settings.embed_dim)
-        self.text = text_branch(settings.text, dims, settings.embed_dim)
+        self.image, self.text = branches(settings, dims)
         # The scalars that contrastive losses learn; ranks do not depend on them.
         if settings.loss.name in ("infonce", "siglip", "cwcl"):
             self.log_scale = nn.Parameter(torch.tensor(-math.log(settings.loss.temperature)))

@@ -15,6 +15,7 @@ from utils import BadInput, did_you_mean, digest_text
 
 RECIPES = Path(__file__).parent / "recipes"
 LARGE = 10**6  # no width, batch or number of epochs beyond it is meant
+CLOSED_FORMS = ("cca", "ridge", "procrustes", "asif")  # values of loss.name without a gradient
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class LossSettings:
-    name: Literal["hinge", "smooth", "infonce", "siglip", "cwcl", "hal", "cca"] = "hinge"
-    """A function of losses.py, or "cca": linear branches in closed form."""
+    name: Literal["hinge", "smooth", "infonce", "siglip", "cwcl", "hal", "cca", "ridge", "procrustes", "asif"] = "hinge"
+    """A function of losses.py, or a closed form: linear branches, or for "asif" similarities to training pairs."""
     margin: Annotated[float, Range(0)] = 0.2
     """hinge, smooth: what a positive must score above a negative; hal: what a negative may score."""
     negatives: Literal["sum", "hardest", "semihard", "random"] = "sum"
@@ -122,9 +123,13 @@ class LossSettings:
     structure_temperature: Annotated[float, Range(1e-3)] = 0.05
     """structure: of the softmax over neighbors."""
     regularization: Annotated[float, Range(1e-9)] = 0.1
-    """cca: added to both covariances' diagonals, as a share of their mean."""
+    """cca, ridge: added to the covariances' diagonals, as a share of their mean."""
     power: Annotated[float, Range(0)] = 1.0
-    """cca: dimensions are scaled by their correlation to this power."""
+    """cca: dimensions are scaled by their correlation to this power. asif: similarities are raised to it."""
+    target: Literal["text", "image"] = "text"
+    """ridge: the side that the other one is mapped to."""
+    top_k: Annotated[int, Range(1)] = 800
+    """asif: similarities to so many nearest training pairs are kept."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ class Settings:
     similarity: Literal["cosine", "order"] = "cosine"
     """Cosine, or order similarity (Vendrov et al., 2016)."""
     embed_dim: Annotated[int, Range(1)] = 1024
-    """Size of the common space."""
+    """Size of the common space; asif: the number of training images that it keeps."""
     image: ImageSettings = field(default_factory=ImageSettings)
     text: TextSettings = field(default_factory=TextSettings)
     loss: LossSettings = field(default_factory=LossSettings)
@@ -265,7 +270,6 @@ def _named(key: str, source: str) -> str:
 
 def _check_together(s: Settings, where: str) -> None:
     """Settings that are sound by themselves but not with each other."""
-    plain = s.image.branch == "linear" and s.text.branch == "onehot" and s.text.num_layers == 1 and s.text.bias
     branch, name = s.text.branch, s.loss.name
     for wrong, sentence in (
         (
@@ -276,11 +280,6 @@ def _check_together(s: Settings, where: str) -> None:
         (
             s.text.finetune and not s.text.encoder,
             "text.finetune trains a transformer; name it with `text.encoder`",
-        ),
-        (
-            name == "cca" and not (plain and not s.text.encoder and s.similarity == "cosine"),
-            "loss.name is 'cca', which needs similarity = 'cosine', image.branch = 'linear', text.branch = 'onehot', "
-            "text.num_layers = 1, text.bias = true and no text.encoder; start from recipes/cca.toml",
         ),
         (
             s.text.standardize and (not s.text.encoder or s.text.finetune or s.text.layer_norm),

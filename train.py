@@ -6,6 +6,8 @@
     python train.py strong --seeds 0 1 2 --jobs 3             three runs side by side
     python train.py order_embedding --data data/flickr8k --features efficientnet_lite0 inception_v3
 
+    python train.py --probe                                   which features and text encoder lie most alike, in seconds
+
 Repeating a command continues what was stopped and leaves alone what is finished; --fresh starts over.
 """
 
@@ -20,6 +22,12 @@ DEFAULT_RECIPE = "strong"
 
 def main() -> None:
     args = arguments()
+    if args.probe:
+        from metrics.table import as_text
+        from training.probe import probe
+
+        print(as_text(probe(args.data, args.features)))
+        return
     from training.sweep import train_recipes  # torch is slow to import: after the arguments are read
 
     folders = train_recipes(
@@ -63,6 +71,11 @@ def arguments() -> argparse.Namespace:
         "--jobs", type=int, default=1, metavar="N", help="runs side by side, in processes of their own; default: 1"
     )
     parser.add_argument("--fresh", action="store_true", help="train again, even what is finished")
+    parser.add_argument(
+        "--probe",
+        action="store_true",
+        help="train nothing: rank pairs of features and text sides of the prepared folder",
+    )
     return parser.parse_args()
 
 

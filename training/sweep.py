@@ -23,8 +23,8 @@ from features.prepared import Prepared, Split, newest_prepared
 from features.text.sentences import TextProcessor, sentence_encoder
 from features.text.vocabulary import Sentences, Vocabulary
 from layers.pooling import heads_for
-from settings import Settings, TextSettings, override, parse_changes, read_recipe
-from training import cca
+from settings import CLOSED_FORMS, Settings, TextSettings, override, parse_changes, read_recipe
+from training import closed_form
 from training.run import AGAIN, LAST, RECIPE, RESULT, RunInfo, RunPlan, check_same, create_run, encoding_settings
 from training.trainer import OnEpoch, Trainer, TrainingData, epochs_of
 from utils import BadInput, NotPrepared, lock_folder, log, make_folder, read_json
@@ -89,6 +89,8 @@ def plan_run(
     names = list(dict.fromkeys(features or settings.features or data.stores()[:1]))
     if not names:
         raise NotPrepared(f"{data.folder}: has no features", {"": data.name, "backbone": "NAME"})
+    if settings.loss.name in CLOSED_FORMS:
+        closed_form.check_settings(settings)
     stores = [data.store(name) for name in names]
     for store in stores:
         check_shape(store, settings)
@@ -228,8 +230,8 @@ def train(
             trainer = Trainer(plan, data, on_epoch, progress)
             if trainer.log:
                 on_epoch(len(trainer.log), f"{folder.name}: continues after epoch {len(trainer.log)}")
-            if plan.settings.loss.name == "cca":
-                cca.fit(trainer)
+            if plan.settings.loss.name in CLOSED_FORMS:
+                closed_form.fit(trainer)
             else:
                 trainer.fit()
         return read_json(folder / RESULT, AGAIN)

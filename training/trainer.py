@@ -25,7 +25,7 @@ from losses import cwcl, hal, hinge, infonce, siglip, smooth_hinge
 from metrics.ranks import metrics_of, ranks_by_block, rsum
 from metrics.similarity import RANKING, TRAINING
 from model import TwoBranch
-from settings import LossSettings, Settings, TrainingSettings
+from settings import CLOSED_FORMS, LossSettings, Settings, TrainingSettings
 from training.checkpoint import load_checkpoint, save_checkpoint, save_model
 from training.run import (
     LAST,
@@ -41,7 +41,7 @@ from training.steps import draw_mixup, grouped_order, similarities, structure_lo
 from utils import BadInput, write_json, write_jsonl
 
 MAX_RESTARTS = 3  # after collapses; what collapses once more is told and goes on
-NEARLY_EQUAL = 1e-6  # a collapsed model's positives above its negatives; at 0, "semihard" would have no negative
+PROBED, ALIKE = 100, 0.01  # images and captions looked at for a collapse; their scores' standard deviation in one
 
 
 @dataclass(frozen=True)
@@ -198,17 +198,14 @@ class Trainer:
         captions = embed_sentences(model, self.data.sentences["val"])
         return metrics_of(ranks_by_block(RANKING[self.settings.similarity], images, captions, split.image_of_caption))
 
-    def collapsed(self, loss: float, score: float) -> bool:
-        """Return whether all embeddings are alike: rsum (`score`) near chance, and the loss what equal scores give."""
-        if score >= 2 * chance_rsum(len(self.data.splits["val"].images)):
+    def collapsed(self, score: float) -> bool:
+        """Return whether all embeddings are alike: rsum (`score`) near chance, and scores on val all but equal."""
+        split, sentences = self.data.splits["val"], self.data.sentences["val"]
+        if score >= 2 * chance_rsum(len(split.images)):
             return False
-        equal, images = [], self.data.splits["train"].image_of_caption
-        with torch.no_grad():
-            for rows in self.batches():
-                scores = NEARLY_EQUAL * torch.eye(len(rows), device=default_device())
-                pairs, same = torch.from_numpy(images[rows]).to(default_device()), scores.new_ones(len(rows), 1)
-                equal.append(float(self.loss(scores, pairs, same)))  # equal scores cost the same for any features
-        return abs(loss - sum(equal) / len(equal)) < 0.02 * sum(equal) / len(equal)
+        images = embed_features(self.result_model.eval(), split.features[:PROBED])
+        captions = embed_sentences(self.result_model, sentences.take(np.arange(min(PROBED, len(sentences)))))
+        return float(TRAINING[self.settings.similarity](images, captions).std()) < ALIKE
 
     def end_epoch(self, began: float, loss: float | None) -> None:
         """Validate, keep the best weights, and write checkpoint and log. began: when the epoch did, monotonic seconds.
@@ -224,7 +221,7 @@ class Trainer:
             "rate": 0.0 if loss is None else self.rate(0.0),
             "rsum": score,
             "val": metrics,
-            "collapsed": loss is not None and self.collapsed(loss, score),
+            "collapsed": loss is not None and self.collapsed(score),
             "seconds": round(time.monotonic() - began, 2),
             "seconds_training": round(trained, 2),
         }
@@ -294,7 +291,7 @@ def loss_of_epoch(model: TwoBranch, s: LossSettings, epoch: int) -> Callable[...
 
 def epochs_of(settings: Settings) -> int:
     """Return how many epochs a run has, unless patience ends it before."""
-    return 1 if settings.loss.name == "cca" else settings.training.epochs
+    return 1 if settings.loss.name in CLOSED_FORMS else settings.training.epochs
 
 
 def out_of_patience(log: list[dict[str, Any]], patience: int) -> bool:
@@ -358,8 +355,8 @@ def summary(name: str, row: dict[str, Any], epochs: int) -> str:
 def collapse(name: str, row: dict[str, Any], settings: Settings, lr: float | None) -> str:
     """Return what a collapse is and what is done about it: training begins anew at `lr`, or has done so in vain."""
     what = (
-        f"{name}: collapsed: the loss ({row['loss']:.3f}) is what equal scores give, rsum {row['rsum']:.1f} is near "
-        f"chance; every image and caption lies at one place."
+        f"{name}: collapsed: scores are all but equal, rsum {row['rsum']:.1f} is near chance; every image and caption "
+        f"lies at one place."
     )
     if lr is not None:
         hinge = settings.loss.name == "hinge" and settings.loss.negatives != "sum"
