@@ -1,6 +1,7 @@
 """Every recipe trains: an epoch on made-up features, vectors or maps, with and without a sentence encoder's."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,9 +38,8 @@ def plan_recipe(folder, name):
     maps = settings.image.branch in ("attention", "gpo")
     if maps:
         splits = {part: as_maps(split) for part, split in splits.items()}
-    encoder = {"encoder_digest": "e", "encoder_size": ENCODED} if text.encoder else {}
-    grid = GRID if maps else ()
-    info = RunInfo(name, "made-up", "nowhere", ("features",), ("d",), (12,), 0, "", (), grid, **encoder)
+    about = RunInfo(name, "made-up", "nowhere", ("features",), ("d",), (12,), 0, "", (), GRID if maps else ())
+    info = replace(about, encoder_digest="e", encoder_size=ENCODED) if text.encoder else about
     captions = splits["train"].captions
     vocabulary = Vocabulary.build(captions).with_bigrams(captions, text.stem, text.bigrams)
     processor = TextProcessor(vocabulary, **encoding_settings(text))
@@ -69,7 +69,7 @@ def test_a_step_mixes_both_sides_with_one_share(tmp_path):
     changes = {"text__branch": "onehot", "loss__name": "infonce", "training__mixup": 1.0}
     trainer = Trainer(*plan_small(tmp_path, **changes, text__dropout=0.0, image__dropout=0.0))
     rows = np.arange(11)
-    split, sentences = (part["train"] for part in (trainer.data.splits, trainer.data.sentences))
+    split, sentences = trainer.data.splits["train"], trainer.data.sentences["train"]
     assert isinstance(split.features, np.ndarray)
     images = split.image_of_caption[rows]
     torch.manual_seed(5)
@@ -86,9 +86,13 @@ def test_a_step_mixes_both_sides_with_one_share(tmp_path):
 
 def test_soft_targets_are_those_of_the_images_of_a_step(tmp_path, monkeypatch):
     trainer = Trainer(*plan_small(tmp_path, text__branch="onehot", loss__name="cwcl"))
-    seen = []
-    loss = trainer.loss
-    monkeypatch.setattr(trainer, "loss", lambda *given: seen.append(given) or loss(*given))
+    seen, loss = [], trainer.loss
+
+    def watching(*given):
+        seen.append(given)
+        return loss(*given)
+
+    monkeypatch.setattr(trainer, "loss", watching)
     rows = np.array([0, 5, 9, 1])
     trainer.train_step(rows)
     split = trainer.data.splits["train"]
