@@ -28,7 +28,7 @@ def plain(parts: list[np.ndarray], image: int, chosen: list[list[int]], normaliz
     normalize, pieces = normalize or len(parts) > 1, []
     for part, numbers in zip(map(with_axis, parts), chosen, strict=True):
         vectors = [part[image, view].astype(np.float64) for view in numbers]
-        mean = sum(unit(vector) if normalize else vector for vector in vectors) / len(vectors)
+        mean = np.mean([unit(vector) if normalize else vector for vector in vectors], axis=0)
         pieces.append(unit(mean) if normalize else mean)
     return np.concatenate(pieces)
 
