@@ -186,7 +186,7 @@ class Prepared:
             return FeatureMaps(stores[0], rows[0], normalize)
         if any(store.views > 1 for store in stores):
             parts = [store.read(r, store.dtype) for store, r in zip(stores, rows, strict=True)]
-            return FeatureViews([part.reshape(len(part), -1, part.shape[-1]) for part in parts], normalize)
+            return FeatureViews(parts, normalize)
         out = np.empty((len(ids), sum(store.shape[-1] for store in stores)), np.float32)
         for start in range(0, len(ids), ROWS_PER_BLOCK):
             parts = [store.read(r[start : start + ROWS_PER_BLOCK]) for store, r in zip(stores, rows, strict=True)]

@@ -10,8 +10,8 @@ from features.images.maps import FeatureMaps
 class FeatureViews:
     """The views of N images, joined: like an array (N, D) float32, whose rows are the mean over the views of an image.
 
-    parts: for each of the features joined (N, views, D), as stored, which is all that is held; their numbers of views
-    may differ. normalize: as for `join_features`.
+    parts: each of the features joined, as stored, which is all that is held: (N, views, D), their numbers of views may
+    differ, or (N, D). normalize: as for `join_features`.
 
     >>> views = FeatureViews([np.array([[[3, 0], [0, 4]]], np.float16)], normalize=False)
     >>> views.shape, views[:], views.draw(np.array([0]), np.random.default_rng(1))
@@ -31,8 +31,11 @@ class FeatureViews:
 
     def draw(self, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Return a view of each of `images` (B,), (B, D) float32; each of the features joined draws for itself."""
-        drawn = [part[images, random.integers(part.shape[1], size=len(images))] for part in self.parts]
-        return join_features([view.astype(np.float32) for view in drawn], self.normalize)
+
+        def row(part: np.ndarray) -> np.ndarray:
+            return part[images] if part.ndim == 2 else part[images, random.integers(part.shape[1], size=len(images))]
+
+        return join_features([row(part).astype(np.float32) for part in self.parts], self.normalize)
 
 
 Features = np.ndarray | FeatureMaps | FeatureViews  # of the images of a split
@@ -55,12 +58,17 @@ def join_features(parts: Sequence[np.ndarray], normalize: bool) -> np.ndarray:
     """Join features (N, D1), (N, views, D2), … to (N, D1 + D2 + …) float32; one map (N, H, W, C) stays one.
 
     Several features are L2-normalized each before they are joined, so that none drowns the others; one feature is
-    where `normalize` says so. Of several views each is, and their mean is what is joined. A row of zeros stays zero.
+    where `normalize` says so. Of several views each is, then their mean, which has the length that a view drawn in
+    training has. A row of zeros stays zero.
 
-    >>> join_features([np.array([[3.0, 4.0]]), np.array([[[2.0], [-1.0], [5.0]]])], normalize=False).round(2).tolist()
-    [[0.6000000238418579, 0.800000011920929, 0.33000001311302185]]
+    >>> views = np.array([[[3.0, 4.0], [4.0, 3.0]]])
+    >>> join_features([views], normalize=True).round(4).tolist(), join_features([views], normalize=False).tolist()
+    ([[0.707099974155426, 0.707099974155426]], [[3.5, 3.5]])
     """
-    if normalize or len(parts) > 1:
-        parts = [part / np.maximum(np.linalg.norm(part, axis=-1, keepdims=True), 1e-12) for part in parts]
-    parts = [part.mean(axis=1) if part.ndim == 3 else part for part in parts]
+    unit = _unit if normalize or len(parts) > 1 else np.asarray
+    parts = [unit(unit(part).mean(axis=1)) if part.ndim == 3 else unit(part) for part in parts]
     return np.concatenate(parts, axis=-1, dtype=np.float32)
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)

@@ -130,7 +130,7 @@ def test_views_of_different_number_are_joined(here: Path, monkeypatch: pytest.Mo
         for column, part in enumerate(stored):
             vectors = part[row].reshape(-1, 96).astype(np.float64)
             mean = sum(vector / np.linalg.norm(vector) for vector in vectors) / len(vectors)
-            expected[row, 96 * column : 96 * (column + 1)] = mean
+            expected[row, 96 * column : 96 * (column + 1)] = mean / np.linalg.norm(mean)
     np.testing.assert_allclose(split.features[:], expected, atol=1e-6)
     np.testing.assert_array_equal(split.features.parts[0][:, 0], stored[1].astype(np.float16))
 

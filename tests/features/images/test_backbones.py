@@ -149,28 +149,6 @@ def test_what_comes_out_is_arranged_into_rows() -> None:
 # --- what each sees
 
 
-@pytest.mark.parametrize(
-    ("name", "resize", "crop"),
-    [("inception_v3", 342, 299), *((name, 256, 224) for name in ("vgg16", "vgg19", "resnet50", "densenet201"))],
-)
-def test_transforms_are_the_published_ones(name: str, resize: int, crop: int) -> None:
-    transform = transforms.published_transform(name, nn.Identity())
-    image = make_image()
-    got = transform(image)
-    assert got.shape == (3, crop, crop)
-    assert torch.equal(got, torchvision.models.get_model_weights(name).IMAGENET1K_V1.transforms()(image))
-    words = f"resize {resize} bilinear, crop {crop}, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
-    assert transforms.describe(transform) == words
-
-
-def test_lite0_sees_the_whole_shorter_side_scaled_as_published() -> None:
-    transform = transforms.published_transform("efficientnet_lite0", nn.Identity())
-    image = make_image(448, 224)
-    plain = np.asarray(image.crop((112, 0, 336, 224)), np.float32)
-    np.testing.assert_allclose(transform(image).permute(1, 2, 0).numpy(), (plain - 127) / 128, atol=1e-6)
-    assert transforms.describe(transform) == "resize 224 bicubic, crop 224, mean 0.498039, std 0.501961"
-
-
 def test_the_first_weights_are_taken_where_there_are_several() -> None:
     assert weights.published("resnet50").name == "IMAGENET1K_V1"
     assert weights.published("vit_h_14").name == "IMAGENET1K_SWAG_E2E_V1"

@@ -52,6 +52,28 @@ def test_docstrings() -> None:
     assert doctest.testmod(transforms).failed == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "resize", "crop"),
+    [("inception_v3", 342, 299), *((name, 256, 224) for name in ("vgg16", "vgg19", "resnet50", "densenet201"))],
+)
+def test_transforms_are_the_published_ones(name: str, resize: int, crop: int) -> None:
+    transform = transforms.published_transform(name, torch.nn.Identity())
+    image = make_image()
+    got = transform(image)
+    assert got.shape == (3, crop, crop)
+    assert torch.equal(got, torchvision.models.get_model_weights(name).IMAGENET1K_V1.transforms()(image))
+    words = f"resize {resize} bilinear, crop {crop}, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
+    assert transforms.describe(transform) == words
+
+
+def test_lite0_sees_the_whole_shorter_side_scaled_as_published() -> None:
+    transform = transforms.published_transform("efficientnet_lite0", torch.nn.Identity())
+    image = make_image(448, 224)
+    plain = np.asarray(image.crop((112, 0, 336, 224)), np.float32)
+    np.testing.assert_allclose(transform(image).permute(1, 2, 0).numpy(), (plain - 127) / 128, atol=1e-6)
+    assert transforms.describe(transform) == "resize 224 bicubic, crop 224, mean 0.498039, std 0.501961"
+
+
 @pytest.mark.parametrize("shape", [(400, 300), (300, 400), (224, 224)])
 def test_views_equal_a_plain_loop(plain: Backbone, shape: tuple[int, int]) -> None:
     image = make_image(*shape)

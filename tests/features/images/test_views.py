@@ -11,7 +11,7 @@ from features.images.views import FeatureViews, join_features, take_features
 rng = np.random.default_rng(0)
 SIX = rng.normal(size=(7, 6, 5)).astype(np.float16)
 TWO = rng.normal(size=(7, 2, 3)).astype(np.float32)
-ONE = rng.normal(size=(7, 1, 4)).astype(np.float32)
+ONE = rng.normal(size=(7, 4)).astype(np.float32)
 SETS = pytest.mark.parametrize("parts", [[SIX], [ONE, SIX], [SIX, TWO, ONE]], ids=["one", "with a plain one", "three"])
 
 
@@ -19,12 +19,17 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.sqrt(sum(float(x) ** 2 for x in vector))
 
 
+def with_axis(part: np.ndarray) -> np.ndarray:
+    return part[:, None] if part.ndim == 2 else part
+
+
 def plain(parts: list[np.ndarray], image: int, chosen: list[list[int]], normalize: bool) -> np.ndarray:
     """The features of an image joined, of each part the mean of its `chosen` views."""
     normalize, pieces = normalize or len(parts) > 1, []
-    for part, numbers in zip(parts, chosen, strict=True):
+    for part, numbers in zip(map(with_axis, parts), chosen, strict=True):
         vectors = [part[image, view].astype(np.float64) for view in numbers]
-        pieces.append(sum(unit(vector) if normalize else vector for vector in vectors) / len(vectors))
+        mean = np.mean([unit(vector) if normalize else vector for vector in vectors], axis=0)
+        pieces.append(unit(mean) if normalize else mean)
     return np.concatenate(pieces)
 
 
@@ -36,9 +41,9 @@ def test_docstrings() -> None:
 @pytest.mark.parametrize("normalize", [True, False])
 def test_the_mean_equals_a_plain_loop(parts: list[np.ndarray], normalize: bool) -> None:
     features = FeatureViews(parts, normalize)
-    assert features.shape == (7, sum(part.shape[2] for part in parts))
+    assert features.shape == (7, sum(part.shape[-1] for part in parts))
     assert len(features) == 7
-    every = [list(range(part.shape[1])) for part in parts]
+    every = [list(range(part.shape[1])) for part in map(with_axis, parts)]
     rows = np.stack([plain(parts, image, every, normalize) for image in range(7)])
     for part in (slice(None), slice(2, 5), slice(0, 0)):
         assert features[part].dtype == np.float32
@@ -52,7 +57,7 @@ def test_what_is_drawn_is_a_view_of_its_image(parts: list[np.ndarray], normalize
     images = np.array([3, 3, 0, 6])
     got = FeatureViews(parts, normalize).draw(images, np.random.default_rng(1))
     random = np.random.default_rng(1)
-    drawn = [random.integers(part.shape[1], size=4).tolist() for part in parts]
+    drawn = [[0] * 4 if part.ndim == 2 else random.integers(part.shape[1], size=4).tolist() for part in parts]
     assert got.dtype == np.float32
     for row, image in enumerate(images):
         expected = plain(parts, image, [[views[row]] for views in drawn], normalize)
@@ -83,8 +88,7 @@ def test_the_seed_decides_what_is_drawn() -> None:
 def test_nothing_is_drawn_where_there_are_no_views() -> None:
     random, images = np.random.default_rng(0), np.array([2, 0, 2])
     before = random.bit_generator.state
-    features = ONE[:, 0]
-    np.testing.assert_array_equal(take_features(features, images, random), features[images])
+    np.testing.assert_array_equal(take_features(ONE, images, random), ONE[images])
     assert random.bit_generator.state == before
     drawn = take_features(FeatureViews([SIX], False), images, random)
     assert drawn.shape == (3, 5)
