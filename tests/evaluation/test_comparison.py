@@ -189,7 +189,7 @@ def test_figures_of_a_row_by_hand(measured):
 
 
 def each_of(group, ranks):
-    return [metrics_of_folds(ranks[run]) for run in group.runs]
+    return [metrics_of_folds(ranks[run, None]) for run in group.runs]
 
 
 def sum_of(metrics):
