@@ -115,20 +115,29 @@ def test_a_run_without_a_bank_is_not_corrected(trained, monkeypatch, capsys, tmp
     assert "--fresh" in said.err
 
 
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """By similarity: a run's bank, and its embeddings of val with two images that are the same."""
+
+    def one(similarity):
+        folder, changes = tmp_path_factory.mktemp("run"), {"similarity": similarity, "training__epochs": 1}
+        plan, data = plan_small(folder, **changes)
+        train_small(folder, **changes)
+        model = Trainer(plan, data).model.eval()
+        images = embed_features(model, data.splits["val"].features).clone()
+        images[7] = images[3]
+        return read_bank(folder), images, embed_sentences(model, data.sentences["val"]), data.splits["val"]
+
+    return {similarity: one(similarity) for similarity in ("cosine", "order")}
+
+
 @pytest.mark.parametrize("bank", ["train", "test"])
 @pytest.mark.parametrize("name", ALL[:4])
 @pytest.mark.parametrize("similarity", ["cosine", "order"])
-def test_ranks_are_those_of_the_corrected_matrix_of_each_fold(tmp_path_factory, similarity, name, bank):
+def test_ranks_are_those_of_the_corrected_matrix_of_each_fold(embedded, similarity, name, bank):
     """By plain loops over items: the bias of each from its scores with the bank, taken off the matrix of the fold."""
-    folder = tmp_path_factory.mktemp("run")
-    plan, data = plan_small(folder, similarity=similarity, training__epochs=1)
-    train_small(folder, similarity=similarity, training__epochs=1)
-    trainer, split = Trainer(plan, data), data.splits["val"]
-    model = trainer.model.eval()
-    images, captions = embed_features(model, split.features), embed_sentences(model, data.sentences["val"])
-    images[7] = images[3]
+    kept, images, captions, split = embedded[similarity]
     folds = folds_of(split.image_of_caption, 20, Protocol(folds=2))
-    kept = read_bank(folder)
     ranks = corrected_ranks(similarity, images, captions, folds, Correction(name, bank), kept)
     for fold, measured in zip(folds, ranks, strict=True):
         pair = images[fold.start : fold.stop], captions[fold.captions]
