@@ -3,6 +3,7 @@
 python eval.py                                       the newest run on its test split
 python eval.py RUN RUN --split val                   several runs in one table
 python eval.py 'runs/*' --against vse0 --paper       one row for all seeds, tested, and the papers'
+python eval.py RUN --correction nnn                  the same with scores corrected by a bank of training data
 python eval.py RUN --folds 5 --format latex          averaged over five folds, ready to paste
 python eval.py 'runs/*' --plots DIR --report A.html  the same with figures, and as one HTML file
 python eval.py 'runs/*' --judgements FLICKR8K_TEXT   with how far scores agree with people's judgements
@@ -40,6 +41,10 @@ def arguments() -> argparse.Namespace:
         help="keep the first N captions of every image, 0 for all; default: 5 for coco, all elsewhere",
     )
     parser.add_argument("--against", metavar="ROW", help="test every row's rsum against this row or run")
+    corrections = "inverted_softmax, qb_norm, nnn, db_norm, sinkhorn: a row for each, scores corrected for hubs"
+    parser.add_argument("--correction", nargs="+", default=[], metavar="NAME", help=corrections)
+    banks = "what corrects: training data kept in the run (inductive), or the test queries themselves (transductive)"
+    parser.add_argument("--bank", nargs="+", choices=("train", "test"), default=["train"], help=banks)
     parser.add_argument("--paper", action="store_true", help="add what was published for the dataset and protocol")
     parser.add_argument(
         "--judgements", type=Path, metavar="DIR", help="Flickr8k's folder of human judgements: add Kendall's τ to them"

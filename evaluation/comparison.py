@@ -29,6 +29,22 @@ DirectionMetrics = Mapping[str, float]  # COLUMNS of one direction; what a paper
 
 
 @dataclass(frozen=True)
+class Correction:
+    """A test-time correction. bank: "train", drawn from the training split, or "test", the queries that are ranked."""
+
+    name: str
+    bank: str
+
+    @property
+    def transductive(self) -> bool:
+        return self.bank == "test"
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} ({'transductive' if self.transductive else 'inductive'})"
+
+
+@dataclass(frozen=True)
 class Spread:
     """Standard deviations over seeds (n - 1)."""
 
@@ -62,7 +78,8 @@ class ResultRow:
     """A row of a table: runs that differ by seed alone, or what was published.
 
     run: the run's name, or the row's if it has several; row: its name; image_to_text, text_to_image, rsum: means over
-    seeds. std: of several seeds. against: absent in the row that others are held against.
+    seeds. std: of several seeds. against: absent in the row that others are held against. correction: its name where
+    scores are corrected, and whether that took the test queries together (transductive) or each alone.
     """
 
     run: str
@@ -82,6 +99,8 @@ class ResultRow:
     interval: Interval | None = None
     against: Comparison | None = None
     judgements: Mapping[str, Judgement] | None = None
+    correction: str | None = None
+    transductive: bool | None = None
     published: bool = False
     image_features: str | None = None
     source: str | None = None
@@ -89,13 +108,17 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class ProtocolResult:
-    """What one protocol gave: its galleries, and the ranks of every run in each of them."""
+    """What one protocol gave: its galleries, and the ranks of every run, as it is (None) or corrected, in each."""
 
     dataset: str
     split: str
     protocol: str
     folds: Sequence[Fold]
-    ranks: dict[Path, list[Ranks]]
+    ranks: dict[tuple[Path, Correction | None], list[Ranks]]
+
+    def of(self, group: "Group") -> list[list[Ranks]]:
+        """Return the ranks of each run of a group."""
+        return [self.ranks[run, group.correction] for run in group.runs]
 
 
 @dataclass(frozen=True)
@@ -107,6 +130,7 @@ class Group:
     info: RunInfo
     runs: tuple[Path, ...]
     seeds: tuple[int, ...]
+    correction: Correction | None = None
 
 
 def finished_runs(patterns: Sequence[str], root: Path) -> list[Path]:
@@ -210,12 +234,13 @@ def find_row(wanted: str, groups: Sequence[Group]) -> Group:
     Raises BadInput if there is none, naming the nearest, or several.
     """
     names = {group.name: group for group in groups}
+    groups = [group for group in groups if group.correction is None]  # a run or a pattern stands for its plain row
     runs = {path.name: group for group in groups for path in group.runs}
     name = Path(wanted.rstrip("/")).name
     for table, key in ((names, wanted), (runs, name)):
         if key in table:
             return table[key]
-    hits = [group for n, group in names.items() if fnmatch.fnmatchcase(n, wanted)]
+    hits = [group for n, group in names.items() if group in groups and fnmatch.fnmatchcase(n, wanted)]
     hits = hits or [group for group in groups if any(fnmatch.fnmatchcase(path.name, name) for path in group.runs)]
     # a recipe's name is enough where it has one row, whatever that row's name says besides
     hits = hits or [group for group in groups if group.info.recipe == wanted]
@@ -234,7 +259,7 @@ def compare(groups: Sequence[Group], result: ProtocolResult, against: Group | No
     """Return a row per group. against: the group that the others are held against.
 
     >>> fold = Fold(0, 2, np.arange(4), np.array([0, 0, 1, 1]))
-    >>> ranks = {Path("runs/a"): [Ranks(np.array([1, 3]), np.array([1, 2, 1, 1]))]}
+    >>> ranks = {(Path("runs/a"), None): [Ranks(np.array([1, 3]), np.array([1, 2, 1, 1]))]}
     >>> info = RunInfo("vse0", "flickr8k", "data/flickr8k", ("vgg19",), ("d1",), (4096,), 0, "", ())
     >>> group = Group("vse0", Settings(), info, (Path("runs/a"),), (0,))
     >>> (row,) = compare([group], ProtocolResult("flickr8k", "test", "test 2", [fold], ranks))
@@ -243,7 +268,7 @@ def compare(groups: Sequence[Group], result: ProtocolResult, against: Group | No
     """
     folds = result.folds
     queries = np.concatenate([queries_per_image(f.image_of_caption, f.stop - f.start, len(CUTOFFS)) for f in folds])
-    hits = np.stack([np.mean([_hits(result.ranks[run], folds) for run in g.runs], axis=0) for g in groups])
+    hits = np.stack([np.mean([_hits(ranks, folds) for ranks in result.of(g)], axis=0) for g in groups])
     drawn = bootstrap(hits, queries, len(folds))
     tests: list[Comparison | None] = [None] * len(groups)
     if against is not None:
@@ -268,7 +293,7 @@ def _hits(ranks: Sequence[Ranks], folds: Sequence[Fold]) -> np.ndarray:
 
 def _row(group: Group, result: ProtocolResult, drawn: np.ndarray, against: Comparison | None) -> ResultRow:
     """drawn: (samples, C) recalls of resampled images."""
-    metrics = [metrics_of_folds(result.ranks[run]) for run in group.runs]
+    metrics = [metrics_of_folds(ranks) for ranks in result.of(group)]
     several = len(group.runs) > 1
     spread = {d: {c: _std([m[d][c] for m in metrics]) for c in COLUMNS} for d in DIRECTIONS} if several else {}
     ends: dict[str, dict[str, tuple[float, float]]] = {direction: {} for direction in DIRECTIONS}
@@ -276,7 +301,7 @@ def _row(group: Group, result: ProtocolResult, drawn: np.ndarray, against: Compa
         ends[direction][column] = _ends(drawn[:, number])
     mean = mean_of(metrics)
     return ResultRow(
-        run=group.name if several else group.runs[0].name,
+        run=group.name if several or group.correction else group.runs[0].name,
         row=group.name,
         dataset=result.dataset,
         split=result.split,
@@ -292,6 +317,8 @@ def _row(group: Group, result: ProtocolResult, drawn: np.ndarray, against: Compa
         std=Spread(**spread, rsum=_std([rsum(m) for m in metrics])) if several else None,
         interval=Interval(**ends, rsum=_ends(drawn.sum(axis=1))),
         against=against,
+        correction=group.correction.name if group.correction else None,
+        transductive=group.correction.transductive if group.correction else None,
     )
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,12 @@ def draw(
 
     The first protocol's figures go by their plain names, those of another have it in their name.
     """
-    figures = {"learning_curves.png": ("Learning curves", png_of(learning_curves(read_logs(groups))))}
-    sweeps = find_sweeps(
-        {g.name: {**flat_table(g.settings), "recipe": g.info.recipe, "features": g.info.features} for g in groups}
-    )
+    plain = [group for group in groups if group.correction is None]
+    figures = {"learning_curves.png": ("Learning curves", png_of(learning_curves(read_logs(plain))))}
+    sweeps = find_sweeps({g.name: _trained_with(g) for g in groups})
     for number, result in enumerate(results):
         more = f"-{_file_name(result.protocol)}" if number else ""
-        recalls = recall_curves({g.name: [ranks for run in g.runs for ranks in result.ranks[run]] for g in groups})
+        recalls = recall_curves({g.name: list(chain(*result.of(g))) for g in groups})
         figures[f"recall{more}.png"] = (f"Recall@K, {result.protocol}", png_of(recalls))
         measured = [row for row in rows if row.protocol == result.protocol and not row.published]
         ends = {row.row: (row.rsum, *row.interval.rsum) for row in measured if row.interval}
@@ -83,6 +83,11 @@ def draw(
     matrix = similarity_matrix(pairs.scores, pairs.captions, pairs.images, pairs.paths, pairs.measure)
     figures["similarity.png"] = (f"Similarity of the first pairs, {pairs.run}", png_of(matrix))
     return figures
+
+
+def _trained_with(group: Group) -> dict[str, Any]:
+    more = {} if group.correction is None else {"correction": group.correction.label}
+    return {**flat_table(group.settings), "recipe": group.info.recipe, "features": group.info.features, **more}
 
 
 def write_figures(folder: Path, figures: Figures) -> None:
@@ -122,7 +127,9 @@ def _line_names(lines: list[dict[str, Any]]) -> list[str]:
     def words(value: Any) -> str:
         return " + ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
-    heads = [", ".join(words(line[key]) for key in ("recipe", "features") if line.get(key)) for line in lines]
+    heads = [
+        ", ".join(words(line[key]) for key in ("recipe", "features", "correction") if line.get(key)) for line in lines
+    ]
     names = []
     for head, line in zip(heads, lines, strict=True):
         same = [other for other, name in zip(lines, heads, strict=True) if name == head]

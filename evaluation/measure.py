@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.comparison import Group, ProtocolResult, ResultRow, compare, find_row, finished_runs, group_runs
+from evaluation.comparison import (
+    Correction,
+    Group,
+    ProtocolResult,
+    ResultRow,
+    compare,
+    find_row,
+    finished_runs,
+    group_runs,
+)
+from evaluation.corrections import asked_corrections, check_bank, corrected_ranks, with_corrections
 from evaluation.figures import SCORE_NAMES, Figures, PairScores, draw, first_pairs, read_logs, write_figures
 from evaluation.judgements import MEASURES, Judgement, Judgements, judge
 from evaluation.published import published_rows
@@ -22,6 +32,7 @@ from features.prepared import Prepared, Split
 from metrics.protocols import Protocol, folds_of, protocol_name, protocols_for, ranks_of_folds
 from metrics.similarity import RANKING, Scores, pair_scores
 from settings import Settings, to_table
+from training.bank import read_bank
 from training.run import Run, RunInfo, newest_run
 from utils import BadInput, log, make_folder
 
@@ -32,8 +43,10 @@ class EvalOptions:
 
     run: folders, names under `runs`, or patterns, the newest run where there is none; data: the prepared folder, if not
     that of training; folds, captions_per_image: of a protocol that is not the dataset's own; against: the row that the
-    others are tested against; paper: add what was published; judgements: the folder of Flickr8k's human judgements;
-    plots: a folder for figures; report: an HTML file; format: of the table, one of FORMATS.
+    others are tested against; correction: names of test-time corrections, a row for each beneath a run's; bank: what
+    they correct by, "train" (inductive), "test" (transductive) or both; paper: add what was published; judgements: the
+    folder of Flickr8k's human judgements; plots: a folder for figures; report: an HTML file; format: of the table, one
+    of FORMATS.
     """
 
     run: Sequence[str] = ()
@@ -43,6 +56,8 @@ class EvalOptions:
     folds: int | None = None
     captions_per_image: int | None = None
     against: str | None = None
+    correction: Sequence[str] = ()
+    bank: Sequence[str] = ("train",)
     paper: bool = False
     judgements: Path | None = None
     plots: Path | None = None
@@ -194,6 +209,7 @@ def evaluate(options: EvalOptions) -> str:
     """
     groups = group_runs(finished_runs(options.run, options.runs) if options.run else [newest_run(options.runs)])
     # whatever can be wrong is found before anything slow
+    groups = with_corrections(groups, asked_corrections(options.correction, options.bank), options.split)
     against = find_row(options.against, groups) if options.against else None
     plots = make_folder(options.plots, "plots") if options.plots else None
     report = report_path(options.report) if options.report else None
@@ -225,11 +241,13 @@ def report_path(path: Path) -> Path:
 def measure(groups: Sequence[Group], options: EvalOptions, judgements: Mapping[str, Judgements]) -> Measurements:
     """Embed every run, rank it by every protocol, and judge it. Runs of the same features come together."""
     cache, measured = SplitCache(options.data, options.split), Measurements()
-    runs = [(str((cache.key(g.settings, g.info), folder)), g, folder) for g in groups for folder in g.runs]
+    plain = [group for group in groups if group.correction is None]
+    runs = [(str((cache.key(g.settings, g.info), folder)), g, folder) for g in plain for folder in g.runs]
     runs.sort(key=lambda run: run[0])
     for _, group, folder in tqdm(runs, "measure", unit=" runs", leave=False, disable=len(runs) == 1):
         embedded = cache.embed(folder)
-        rank(embedded, options, measured.protocols)
+        corrections = [other.correction for other in groups if other.correction and folder in other.runs]
+        rank(embedded, options, measured.protocols, corrections)
         if judgements:
             measured.judged[folder] = {
                 name: judge(embedded.prepared, embedded.scores_of, pairs) for name, pairs in judgements.items()
@@ -244,9 +262,17 @@ def measure(groups: Sequence[Group], options: EvalOptions, judgements: Mapping[s
     return measured
 
 
-def rank(embedded: EmbeddedSplit, options: EvalOptions, results: dict[Protocol, ProtocolResult]) -> None:
-    """Add the ranks of a run by every protocol to `results`."""
+def rank(
+    embedded: EmbeddedSplit,
+    options: EvalOptions,
+    results: dict[Protocol, ProtocolResult],
+    corrections: Sequence[Correction] = (),
+) -> None:
+    """Add the ranks of a run by every protocol, as it is and corrected, to `results`."""
     run, split = embedded.run, embedded.split
+    bank = read_bank(run.folder) if corrections else None
+    if bank and not all(one.transductive for one in corrections):
+        check_bank(run.folder, bank, split)
     dataset, count = run.info.dataset, len(split.images)
     try:
         protocols = protocols_for(dataset, split.name, count, options.folds, options.captions_per_image)
@@ -258,8 +284,11 @@ def rank(embedded: EmbeddedSplit, options: EvalOptions, results: dict[Protocol, 
             folds = folds_of(split.image_of_caption, count, protocol)
             results[protocol] = ProtocolResult(dataset, split.name, name, folds, {})
         result = results[protocol]
-        ranks = ranks_of_folds(embedded.similarity, embedded.images, embedded.captions, result.folds)
-        result.ranks[run.folder] = ranks
+        pairs = embedded.images, embedded.captions, result.folds
+        result.ranks[run.folder, None] = ranks_of_folds(embedded.similarity, *pairs)
+        if bank:
+            for one in corrections:
+                result.ranks[run.folder, one] = corrected_ranks(run.settings.similarity, *pairs, one, bank)
 
 
 def rows_of(
@@ -268,8 +297,8 @@ def rows_of(
     """Return a row per group, and the published ones if asked for."""
     rows = compare(groups, result, against)
     if measured.judged:
-        judged = [[measured.judged[run] for run in group.runs] for group in groups]
-        rows = [replace(row, judgements=of_seeds(each)) for row, each in zip(rows, judged, strict=True)]
+        judged = [None if g.correction else of_seeds([measured.judged[run] for run in g.runs]) for g in groups]
+        rows = [replace(row, judgements=each) for row, each in zip(rows, judged, strict=True)]
     published = published_rows(result.dataset, result.protocol) if paper else []
     if paper and not published:
         log(f"nothing published is known for {result.dataset}, {result.protocol}")
@@ -284,6 +313,7 @@ def of_seeds(judged: Sequence[Mapping[str, Judgement]]) -> dict[str, Judgement]:
 
 def report_of(groups: Sequence[Group], measured: Measurements, rows: Sequence[ResultRow], figures: Figures) -> Report:
     """Put together tables, figures, each row's recipe, and the best and worst queries of its first run."""
+    plain = [group for group in groups if group.correction is None]
     judged = [replace(table, title=f"Human judgements, {KENDALL}") for table in judgement_tables(rows)]
     tables = [*map(result_table, parts_of(rows)), *judged]
     return Report(
@@ -291,9 +321,9 @@ def report_of(groups: Sequence[Group], measured: Measurements, rows: Sequence[Re
         tables,
         list(dict.fromkeys(note for table in tables for note in table.notes)),
         dict(figures.values()),
-        {group.name: measured.queries[group.name] for group in groups},
+        {group.name: measured.queries[group.name] for group in plain},
         # whatever folds the tables average over: a query of a whole split says more than one of its fifth
-        f"Ranked among {measured.gallery} of the split, seed {groups[-1].seeds[0]} of each row.",
+        f"Ranked among {measured.gallery} of the split, seed {plain[-1].seeds[0]} of each row.",
         measured.paths,
-        {g.name: tomli_w.dumps({**to_table(g.settings), "features": list(g.info.features)}) for g in groups},
+        {g.name: tomli_w.dumps({**to_table(g.settings), "features": list(g.info.features)}) for g in plain},
     )

@@ -35,6 +35,10 @@ PUBLISHED = (
     "of their own, which stand behind the name."
 )
 BOLD = "Bold: the best of each column, published rows left out."
+TRANSDUCTIVE = (
+    "Transductive rows are corrected by all test queries together, which a search engine does not have; they are never "
+    "the best of a column."
+)
 KENDALL = "Kendall's τ × 100"
 
 
@@ -67,6 +71,7 @@ class Part:
         notes = [SPREAD] if any(row.std for row in self.ours) else []
         notes += [INTERVAL] if any(row.interval for row in self.ours) else []
         notes += [TEST.format(star=star)] if self.base else []
+        notes += [TRANSDUCTIVE] if any(row.transductive for row in self.ours) else []
         if self.published:
             sources: dict[str, dict[str, None]] = {}
             for row in self.published:
@@ -148,15 +153,17 @@ def result_table(
 
 
 def _best_cells(rows: Sequence[ResultRow]) -> Iterable[tuple[int, int]]:
-    """Yield (row, figure) of the best, all that are printed alike; none in a table of one row."""
-    if len(rows) < 2:
+    """Yield (row, figure) of the best, all that are printed alike; none in a table of one row. Transductive rows are
+    left out.
+    """
+    printed = {number: _figures(row) for number, row in enumerate(rows) if not row.transductive}
+    if len(printed) < 2:
         return
-    printed = [_figures(row) for row in rows]
     for column, (_, name) in enumerate([*FIGURES, ("", "rsum")]):
-        figures = [float(cells[column].replace("–", "nan")) for cells in printed]
+        figures = [float(cells[column].replace("–", "nan")) for cells in printed.values()]
         known = [figure for figure in figures if figure == figure]
         best = (min if name in LOWER else max)(known, default=None)
-        yield from ((row, column) for row, figure in enumerate(figures) if figure == best)
+        yield from ((row, column) for row, figure in zip(printed, figures, strict=True) if figure == best)
 
 
 def judgement_tables(rows: Sequence[ResultRow]) -> list[Table]:
@@ -191,8 +198,9 @@ def _text(part: Part) -> str:
 
     table = result_table(part, spread="{}\n±{}", name=name, tests=False)
     blocks = [as_text(replace(table, notes=()))]
-    if all(len(row.runs) == 1 and row.row != row.run for row in part.ours):
-        blocks.append("\n".join(f"{row.row}: {row.run}" for row in part.ours))
+    plain = [row for row in part.ours if row.correction is None]
+    if all(len(row.runs) == 1 and row.row != row.run for row in plain):
+        blocks.append("\n".join(f"{row.row}: {row.run}" for row in plain))
     if part.base:
         header = [f"rsum against {part.base}", "difference", f"{LEVEL} %", "p", ""]
         lines = [[row.row, *_difference(row), row.against.verdict] for row in part.ours if row.against]
@@ -232,7 +240,7 @@ def csv_table(rows: Sequence[ResultRow]) -> str:
     header = [*info, *figures, "row", *lists, *(f"{name} std" for name in figures)]
     header += [f"{name} {end}" for name in recalls for end in ("low", "high")]
     header += ["against", "difference", "difference low", "difference high", "p", "verdict"]
-    header += ["published", "image_features", "source"]
+    header += ["published", "image_features", "source", "correction", "transductive"]
     judged = [(name, key) for name in JUDGED for key in ("tau", "std")] if any(row.judgements for row in rows) else []
     header += [f"{name} {key}" for name, key in judged]
     body = []
@@ -244,7 +252,7 @@ def csv_table(rows: Sequence[ResultRow]) -> str:
         cells += [end for pair in ends for end in pair]
         test = row.against
         cells += [test.row, test.difference, *test.interval, test.p, test.verdict] if test else [None] * 6
-        cells += [row.published or None, row.image_features, row.source]
+        cells += [row.published or None, row.image_features, row.source, row.correction, row.transductive]
         cells += [getattr(row.judgements[name], key) if row.judgements else None for name, key in judged]
         body.append(["" if cell is None else str(cell) for cell in cells])
     return as_csv(Table("", header, body))

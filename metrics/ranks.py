@@ -70,6 +70,24 @@ def _count(rows: Callable[[int, int], Tensor], n: int, image_rows: Tensor, true_
     return Ranks(image_to_text.cpu().numpy(), text_to_image.cpu().numpy())
 
 
+def ranks_one_way(scores: Tensor, image_of_caption: np.ndarray, direction: str) -> np.ndarray:
+    """Return the ranks of `ranks_of` in one direction, (images,) or (captions,): quick, for scores that are many.
+
+    >>> ranks_one_way(torch.tensor([[0.9, 0.2, 0.3], [0.1, 0.4, 0.4]]), np.array([0, 0, 1]), "text_to_image")
+    array([1, 2, 1], dtype=int32)
+    """
+    image_rows = torch.as_tensor(image_of_caption, device=scores.device)
+    _check(len(scores), image_rows)
+    true_scores = scores[image_rows, torch.arange(len(image_rows), device=scores.device)]
+    if direction == "text_to_image":  # the true image counts itself: it does not score below itself
+        return (~(scores < true_scores)).sum(dim=0, dtype=torch.int32).cpu().numpy()
+    best = torch.full_like(scores[:, 0], -torch.inf).scatter_reduce(0, image_rows, true_scores, "amax")
+    true_too = torch.zeros(len(scores), dtype=torch.int64, device=scores.device).index_add(
+        0, image_rows, (~(true_scores < best[image_rows])).long()
+    )
+    return (1 + (~(scores < best[:, None])).sum(dim=1, dtype=torch.int32) - true_too).cpu().numpy()
+
+
 def _check(images: int, image_rows: Tensor) -> None:
     if len(image_rows) == 0 or len(torch.bincount(image_rows, minlength=images)) != images:
         raise ValueError("image_of_caption names rows that the scores do not have")

@@ -4,6 +4,7 @@ recipe.toml         every setting, resolved, and under [run] what it was trained
 model.safetensors   the weights that were best on val
 vocabulary.json     a copy of the dataset's: a run stands alone
 log.jsonl           one line per epoch
+bank.safetensors    embeddings of training data, and what they correct scores with (training/bank.py)
 last.pt             all that resuming needs; plain tensors and numbers, loads with weights_only=True
 result.json         the metrics on val; it appears when training is over
 """

@@ -26,7 +26,8 @@ from metrics.ranks import metrics_of, ranks_by_block, rsum
 from metrics.similarity import RANKING, TRAINING
 from model import TwoBranch
 from settings import CLOSED_FORMS, LossSettings, Settings, TrainingSettings
-from training.checkpoint import load_checkpoint, save_checkpoint, save_model
+from training.bank import save_bank
+from training.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
 from training.run import (
     LAST,
     LOG,
@@ -240,7 +241,9 @@ class Trainer:
             self.on_epoch(len(self.log), collapse(self.folder.name, row, self.settings, lr))
 
     def finish(self) -> None:
-        """Write result.json, with which the run is finished."""
+        """Write the bank, and result.json, with which the run is finished. The model then has its best weights."""
+        load_model(self.folder / MODEL, self.model)
+        save_bank(self)
         write_jsonl(self.folder / LOG, self.log)  # again: a kill may have come between the last checkpoint and its line
         best, split = max(self.log, key=lambda row: row["rsum"]), self.data.splits["val"]
         result = {

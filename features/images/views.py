@@ -25,8 +25,8 @@ class FeatureViews:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, images: slice) -> np.ndarray:
-        """Return the mean over the views of consecutive images, (n, D) float32."""
+    def __getitem__(self, images: slice | np.ndarray) -> np.ndarray:
+        """Return the mean over the views of consecutive images, or of rows, (n, D) float32."""
         return join_features([part[images].astype(np.float32) for part in self.parts], self.normalize)
 
     def draw(self, images: np.ndarray, random: np.random.Generator) -> np.ndarray:

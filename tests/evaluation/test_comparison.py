@@ -160,7 +160,9 @@ def measured(monkeypatch):
     def draw(high):
         return [Ranks(rng.integers(1, high, 4), rng.integers(1, high, len(f.captions))) for f in folds]
 
-    ranks = {run: draw(high) for group, high in zip(groups, (16, 16, 4), strict=True) for run in group.runs}
+    ranks: Any = {
+        (run, None): draw(high) for group, high in zip(groups, (16, 16, 4), strict=True) for run in group.runs
+    }
     monkeypatch.setattr(comparison, "bootstrap", partial(comparison.bootstrap, samples=300))
     return groups, ProtocolResult("flickr8k", "test", "test 12", folds, ranks)
 
@@ -169,7 +171,7 @@ def test_figures_of_a_row_by_hand(measured):
     groups, result = measured
     rows = compared(groups, result)
     for group, row in zip(groups, rows, strict=True):
-        each = [metrics_of_folds(result.ranks[run]) for run in group.runs]
+        each = [metrics_of_folds(ranks) for ranks in result.of(group)]
         sums = [sum(m[way][f"R@{k}"] for way in DIRECTIONS for k in CUTOFFS) for m in each]
         for way in DIRECTIONS:
             for column, value in getattr(row, way).items():
@@ -189,7 +191,7 @@ def test_figures_of_a_row_by_hand(measured):
 
 
 def each_of(group, ranks):
-    return [metrics_of_folds(ranks[run]) for run in group.runs]
+    return [metrics_of_folds(ranks[run, None]) for run in group.runs]
 
 
 def sum_of(metrics):
@@ -206,7 +208,7 @@ def test_intervals_are_those_of_the_mean_over_seeds_of_each_resample(measured):
         seeds = []
         for run in groups[0].runs:
             parts = []
-            for number, (fold, r) in enumerate(zip(result.folds, result.ranks[run], strict=True)):
+            for number, (fold, r) in enumerate(zip(result.folds, result.ranks[run, None], strict=True)):
                 times = drawn[4 * number : 4 * number + 4].astype(int)
                 parts.append(Ranks(r.image_to_text.repeat(times), r.text_to_image.repeat(times[fold.image_of_caption])))
             seeds.append(metrics_of_folds(parts))

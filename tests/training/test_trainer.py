@@ -62,6 +62,7 @@ def assert_same_runs(one, other):
         assert flat == other_flat, f"{part} differs"
     assert log == other_log
     assert result == other_result
+    assert (one / "bank.safetensors").read_bytes() == (other / "bank.safetensors").read_bytes()
 
 
 def test_the_example_is_true():
@@ -218,6 +219,7 @@ def test_the_row_of_an_epoch(tmp_path, monkeypatch):
 
 def test_the_result_is_that_of_the_best_epoch(tmp_path):
     trainer = Trainer(*plan_small(tmp_path))
+    training.save_model(tmp_path / "model.safetensors", trainer.model)
     trainer.log = [{**ROW, "epoch": 1, "rsum": 1.0}, {**ROW, "epoch": 2}, {**ROW, "epoch": 3}]
     trainer.finish()
     assert [json.loads(line)["epoch"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
@@ -374,7 +376,7 @@ def test_training_sees_a_view_of_each_image_and_validation_their_mean(tmp_path, 
 WRITES = [("save_model", 1), ("save_checkpoint", 2), ("save_checkpoint", 4), ("write_jsonl", 2), ("write_jsonl", 5)]
 
 
-@pytest.mark.parametrize(("name", "call"), [*WRITES, ("write_json", 1)])
+@pytest.mark.parametrize(("name", "call"), [*WRITES, ("save_bank", 1), ("write_json", 1)])
 def test_going_on_after_a_stop_between_two_files_is_exact(tmp_path, monkeypatch, name, call):
     """Stopped after any one file of an epoch was written, and before the next."""
     train_small(tmp_path / "whole")

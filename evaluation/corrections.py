@@ -1,0 +1,101 @@
+"""Corrected rows of a table: which are asked for, and the ranks of a run's corrected scores."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from evaluation.comparison import Correction, Group
+from features.prepared import Split
+from metrics.correction import CORRECTIONS, SINKHORN, Bank, Retrieval, activation_set, biases, gate, sinkhorn, with_bias
+from metrics.protocols import Fold
+from metrics.ranks import DIRECTIONS, Ranks, ranks_by_block
+from metrics.similarity import RANKING
+from training.bank import BANK, RunBank
+from utils import BadInput, did_you_mean, log
+
+
+def asked_corrections(names: Sequence[str], banks: Sequence[str]) -> list[Correction]:
+    """Return each correction with each bank, "train" or "test"; Sinkhorn has none. Raises BadInput for unknown names.
+
+    >>> [one.label for one in asked_corrections(["nnn", "sinkhorn"], ["train"])]
+    ['nnn (inductive)', 'sinkhorn (transductive)']
+    """
+    for name in names:
+        if name not in (*CORRECTIONS, SINKHORN):
+            raise BadInput(f"`correction` {name}: no such correction; {did_you_mean(name, [*CORRECTIONS, SINKHORN])}")
+    every = [Correction(name, "test" if name == SINKHORN else bank) for bank in banks for name in names]
+    return list(dict.fromkeys(every))
+
+
+def with_corrections(groups: Sequence[Group], corrections: Sequence[Correction], split: str) -> list[Group]:
+    """Return the groups, each followed by itself with each correction; runs that have no bank are named in a log line.
+
+    Raises BadInput for a bank of the very split that is measured.
+    """
+    if split == "train" and any(not one.transductive for one in corrections):
+        raise BadInput(
+            "`split` train: the banks are drawn from it, so that no correction by them is inductive; measure val or "
+            "test, or correct by the queries themselves with `bank` test"
+        )
+    rows = []
+    for group in groups:
+        rows.append(group)
+        lacking = [run.name for run in group.runs if not (run / BANK).is_file()]
+        if corrections and lacking:
+            log(
+                f"{group.name}: not corrected, for {', '.join(lacking)} has no {BANK}: it was trained before runs kept "
+                f"one; train it again with `fresh`"
+            )
+        else:
+            rows += [replace(group, name=f"{group.name} + {one.label}", correction=one) for one in corrections]
+    return rows
+
+
+def check_bank(folder: Path, bank: RunBank, split: Split) -> None:
+    """Raise BadInput if a bank holds an image or a caption of the split that is measured."""
+    if held := bank.held(split):
+        raise BadInput(
+            f"{folder / BANK}: holds {len(held):,} images of the {split.name} split, such as {held[0]}, or their "
+            f"captions: no correction by it is inductive; measure another `split`, or train again with `fresh`"
+        )
+
+
+def corrected_ranks(
+    similarity: str, images: Tensor, captions: Tensor, folds: Sequence[Fold], correction: Correction, bank: RunBank
+) -> list[Ranks]:
+    """Return the ranks of every fold, each corrected within its gallery. images: (N, D), captions: (M, D)."""
+    ranks = []
+    for fold in folds:
+        pair = images[fold.start : fold.stop], captions[fold.captions]
+        ways = [
+            _one_way(similarity, direction, *pair, fold.image_of_caption, correction, bank) for direction in DIRECTIONS
+        ]
+        ranks.append(Ranks(**dict(zip(DIRECTIONS, ways, strict=True))))
+    return ranks
+
+
+def _one_way(
+    similarity: str,
+    direction: str,
+    images: Tensor,
+    captions: Tensor,
+    image_of_caption: np.ndarray,
+    correction: Correction,
+    bank: RunBank,
+) -> np.ndarray:
+    retrieval, p = Retrieval(similarity, direction), bank.chosen[correction.bank][direction][correction.name]
+    items, queries = (images, captions) if retrieval.items_are_images else (captions, images)
+    rows = Bank(queries, items) if correction.transductive else bank.side(direction)
+    corrected = None
+    if correction.name == SINKHORN:
+        bias = sinkhorn(RANKING[similarity](images, captions), p.beta)[not retrieval.items_are_images]
+    else:
+        bias = biases(correction.name, p, retrieval, items, rows)
+    if correction.name == "qb_norm":
+        corrected = gate(retrieval, items, queries, activation_set(retrieval, items, rows.queries))
+    items, queries = with_bias(retrieval, items, queries, bias, corrected)
+    pair = (items, queries) if retrieval.items_are_images else (queries, items)
+    return getattr(ranks_by_block(RANKING[similarity], *pair, image_of_caption), direction)
