@@ -1,7 +1,7 @@
 """Every recipe trains: an epoch on made-up features, vectors or maps, with and without a sentence encoder's."""
 
 import math
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,8 +38,9 @@ def plan_recipe(folder, name):
     maps = settings.image.branch in ("attention", "gpo")
     if maps:
         splits = {part: as_maps(split) for part, split in splits.items()}
-    about = RunInfo(name, "made-up", "nowhere", ("features",), ("d",), (12,), 0, "", (), GRID if maps else ())
-    info = replace(about, encoder_digest="e", encoder_size=ENCODED) if text.encoder else about
+    encoder: dict[str, Any] = {"encoder_digest": "e", "encoder_size": ENCODED} if text.encoder else {}
+    grid = GRID if maps else ()
+    info = RunInfo(name, "made-up", "nowhere", ("features",), ("d",), (12,), 0, "", (), grid, **encoder)
     captions = splits["train"].captions
     vocabulary = Vocabulary.build(captions).with_bigrams(captions, text.stem, text.bigrams)
     processor = TextProcessor(vocabulary, **encoding_settings(text))
@@ -88,11 +89,11 @@ def test_soft_targets_are_those_of_the_images_of_a_step(tmp_path, monkeypatch):
     trainer = Trainer(*plan_small(tmp_path, text__branch="onehot", loss__name="cwcl"))
     seen, loss = [], trainer.loss
 
-    def watching(*given):
+    def listen(*given):
         seen.append(given)
         return loss(*given)
 
-    monkeypatch.setattr(trainer, "loss", watching)
+    monkeypatch.setattr(trainer, "loss", listen)
     rows = np.array([0, 5, 9, 1])
     trainer.train_step(rows)
     split = trainer.data.splits["train"]
