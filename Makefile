@@ -48,15 +48,15 @@ ORDER := similarity=order loss.margin=0.05
 .PHONY: one-hot gru
 
 one-hot: .venv/demo
-	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.negatives=sum,hardest,semihard,random
-	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.name=smooth loss.sharpness=50
-	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.name=infonce
-	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.name=siglip loss.temperature=0.1
-	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.negatives=sum $(ORDER)
+	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.negatives=sum,hardest,semihard,random
+	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.name=smooth loss.sharpness=50
+	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.name=infonce
+	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.name=siglip loss.temperature=0.1
+	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.negatives=sum $(ORDER)
 	$(BIN)/python train.py cca $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB)
-	$(BIN)/python eval.py '$(RUNS)/one_hot/*-efficientnet_lite0-*' --against strong --format markdown
-	$(BIN)/python eval.py '$(RUNS)/one_hot/*-inception_v3-*' --against strong --format markdown
-	$(BIN)/python eval.py '$(RUNS)/one_hot/*-efficientnet_lite0+inception_v3-*' --against strong --format markdown
+	$(BIN)/python eval.py '$(RUNS)/one_hot/*-efficientnet_lite0-*' --against stems --format markdown
+	$(BIN)/python eval.py '$(RUNS)/one_hot/*-inception_v3-*' --against stems --format markdown
+	$(BIN)/python eval.py '$(RUNS)/one_hot/*-efficientnet_lite0+inception_v3-*' --against stems --format markdown
 
 gru: .venv/demo
 	$(BIN)/python train.py gru $(COMPARE) --runs $(RUNS)/gru $(AB) --set loss.negatives=sum

@@ -122,7 +122,6 @@ class TransformerBranch(nn.Module):
         super().__init__()
         self.transformer, self.padding, self.pooling = dims.transformer, dims.padding, s.encoder_pooling
         self.norm = nn.LayerNorm(dims.encoder_dim) if s.layer_norm else None
-        self.inputs = Standardize([dims.encoder_dim]) if s.standardize else None
         self.dropout = nn.Dropout(s.dropout if s.head != "residual" else 0.0)  # whose blocks have theirs
         layers = head_layers(
             s.head,
@@ -138,7 +137,6 @@ class TransformerBranch(nn.Module):
         """B sentences, or mixtures of them → (B, embed_dim)."""
         x = self._features(sentences)
         x = F.normalize(x, dim=1) if self.norm is None else x
-        x = x if self.inputs is None else self.inputs(x)
         x = x if mix is None else mix(x)
         return self.linear(self.dropout(x if self.norm is None else self.norm(x)))
 
@@ -263,17 +261,10 @@ class TwoBranch(nn.Module):
         if settings.loss.name == "siglip":
             self.score_bias = nn.Parameter(torch.tensor(settings.loss.bias))
 
-    def fit_inputs(self, features: Features, sentences: np.ndarray | None) -> None:
-        """Take what standardizes features, where the settings say so, from the training split's.
-
-        features: (N, …, D) of images, sliced by block; sentences: (M, encoder_dim) of a frozen encoder, if there is one
-        """
-        sentence = self.text.sentence if isinstance(self.text, JoinedBranch) else self.text
+    def fit_inputs(self, features: Features) -> None:
+        """Take what standardizes features, where the settings say so, from the training split's (N, …, D), by block."""
         if self.inputs is not None:
             self.inputs.fit(features[i : i + ROWS_PER_BLOCK] for i in range(0, len(features), ROWS_PER_BLOCK))
-        if isinstance(sentence, TransformerBranch) and sentence.inputs is not None and sentences is not None:
-            blocks = (sentences[i : i + ROWS_PER_BLOCK] for i in range(0, len(sentences), ROWS_PER_BLOCK))
-            sentence.inputs.fit(F.normalize(torch.from_numpy(block), dim=1).numpy() for block in blocks)
 
     def scale(self) -> Tensor:
         """Return one over the learned temperature, kept from growing beyond 100 as CLIP does."""

@@ -84,8 +84,6 @@ class TextSettings:
     """encoder: the mean of its states, the first token's, or the last token's."""
     layer_norm: bool = False
     """encoder: layer norm before its head; without it features are L2-normalized."""
-    standardize: bool = False
-    """encoder: take its L2-normalized features to zero mean and a unit mean square over the training captions."""
     head: Literal["linear", "mlp", "glu", "residual"] = "linear"
     """encoder: from its features to the common space: one layer, two, a gated linear unit, or residual blocks."""
     num_blocks: Annotated[int, Range(1, 64)] = 4
@@ -280,11 +278,6 @@ def _check_together(s: Settings, where: str) -> None:
         (
             s.text.finetune and not s.text.encoder,
             "text.finetune trains a transformer; name it with `text.encoder`",
-        ),
-        (
-            s.text.standardize and (not s.text.encoder or s.text.finetune or s.text.layer_norm),
-            "text.standardize takes the cached features of a frozen text.encoder, L2-normalized: name one, and leave "
-            "`text.finetune` and `text.layer_norm` false",
         ),
         (
             s.image.power != 1 and not s.image.standardize,

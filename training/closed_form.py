@@ -46,19 +46,19 @@ def fit(trainer: "Trainer") -> None:
 def check_settings(s: Settings) -> None:
     """Raise BadInput unless the branches are what the closed form makes."""
     words = s.text.branch == "onehot" and s.text.num_layers == 1 and s.text.bias
-    frozen = not s.text.finetune and not (s.text.encoder and (s.text.layer_norm or s.text.standardize))
+    frozen = not s.text.finetune and not (s.text.encoder and s.text.layer_norm)
     linear = s.image.branch == "linear" and s.similarity == "cosine" and frozen
     start = f"start from recipes/{s.loss.name}.toml"
     if s.loss.name == "asif" and not (linear and s.text.branch == "encoder"):
         raise BadInput(
             f"loss.name is 'asif', which needs similarity = 'cosine', image.branch = 'linear', text.branch = 'encoder' "
-            f"and false for text.layer_norm, text.standardize and text.finetune; {start}"
+            f"and false for text.layer_norm and text.finetune; {start}"
         )
     if not (linear and (words or s.text.branch == "encoder")):
         raise BadInput(
             f"loss.name is '{s.loss.name}', which needs similarity = 'cosine', image.branch = 'linear', text.branch = "
             f"'encoder', or 'onehot' with text.num_layers = 1 and text.bias = true, and for an encoder false for "
-            f"text.layer_norm, text.standardize and text.finetune; {start}"
+            f"text.layer_norm and text.finetune; {start}"
         )
 
 

@@ -84,7 +84,7 @@ class Trainer:
     def begin(self) -> None:
         """Make a new model, its first weights by the seed alone, and an optimizer."""
         self.model = new_model(self.settings, self.info, self.data.vocabulary)
-        self.model.fit_inputs(self.data.splits["train"].features, self.data.sentences["train"].features)
+        self.model.fit_inputs(self.data.splits["train"].features)
         self.optimizer = new_optimizer(self.model, self.settings)
         self.average = None
 
