@@ -41,6 +41,7 @@ from training.run import (
 from training.steps import draw_mixup, grouped_order, similarities, structure_loss
 from utils import BadInput, write_json, write_jsonl
 
+SMALL_BATCH = 128  # pairs, below which `training.min_steps` makes no batch smaller
 MAX_RESTARTS = 3  # after collapses; what collapses once more is told and goes on
 PROBED, ALIKE = 100, 0.01  # images and captions looked at for a collapse; their scores' standard deviation in one
 
@@ -183,14 +184,14 @@ class Trainer:
     def batches(self) -> list[np.ndarray]:
         """Return this epoch's batches: rows of training captions, each caption once."""
         words, random = self.data.sentences["train"], np.random.default_rng([self.seed, len(self.log)])
-        t = self.settings.training
+        t, size = self.settings.training, batch_size_for(self.settings.training, len(words))
         if t.captions_per_image > 1:
             order = grouped_order(self.data.splits["train"].image_of_caption, t.captions_per_image, random)
-            return [order[start : start + t.batch_size] for start in range(0, len(order), t.batch_size)]
+            return [order[start : start + size] for start in range(0, len(order), size)]
         # What runs over padding too has batches of sentences of like length, as in Kiros et al.'s code.
         padded = self.settings.text.branch == "gru" or words.tokens
         lengths = (words.tokens or words).lengths if padded else None
-        return list(epoch_batches(len(words), t.batch_size, random, lengths))
+        return list(epoch_batches(len(words), size, random, lengths))
 
     def validate(self) -> dict[str, dict[str, float]]:
         """Return the metrics of the model on val, both directions."""
@@ -303,6 +304,17 @@ def out_of_patience(log: list[dict[str, Any]], patience: int) -> bool:
         return False
     best = max(range(len(log)), key=lambda index: log[index]["rsum"])  # the first of equals
     return len(log) - 1 - best >= patience
+
+
+def batch_size_for(t: TrainingSettings, captions: int) -> int:
+    """Return how many pairs come in a step of an epoch of `captions`.
+
+    >>> t = TrainingSettings(batch_size=1024, min_steps=30)
+    >>> [batch_size_for(t, captions) for captions in (30_000, 6000, 1500)]
+    [1000, 200, 128]
+    """
+    most = captions // t.min_steps if t.min_steps else t.batch_size
+    return min(t.batch_size, max(most, SMALL_BATCH))
 
 
 def epoch_batches(

@@ -28,6 +28,7 @@ from training.run import Run
 from training.sweep import train
 from training.trainer import (
     Trainer,
+    batch_size_for,
     chance_rsum,
     collapse,
     epoch_batches,
@@ -569,6 +570,17 @@ def test_an_epoch_visits_every_caption_once(lengths):
         assert means != sorted(means), "short ones do not come first"
     else:
         assert len(batches[-1]) == 7
+
+
+@pytest.mark.parametrize(
+    ("size", "steps", "captions", "expected"),
+    [(512, 0, 100, 512), (512, 30, 6000, 200), (512, 30, 60_000, 512), (512, 30, 600, 128), (64, 30, 600, 64)],
+)
+def test_few_captions_come_in_smaller_batches(tmp_path, size, steps, captions, expected):
+    settings = override(Settings(), {"training.batch_size": size, "training.min_steps": steps})
+    assert batch_size_for(settings.training, captions) == expected
+    trainer = Trainer(*plan_small(tmp_path, training__batch_size=300, training__min_steps=30))
+    assert max(map(len, trainer.batches())) == min(128, len(trainer.data.sentences["train"]))
 
 
 def test_rates():
