@@ -26,6 +26,7 @@ import train
 from features.datasets import scenes
 from features.images import backbones
 from tests.helpers import ROOT, call, draw_flickr8k
+from training import probe
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 RESULTS = [
@@ -75,6 +76,7 @@ def sandbox(tmp_path, monkeypatch):
 
     monkeypatch.setattr(scenes, "scenes", few_scenes)
     monkeypatch.setattr(backbones, "load", without_download)
+    monkeypatch.setattr(probe, "NEIGHBORS", 2)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     return tmp_path
