@@ -24,8 +24,8 @@ from metrics.similarity import RANKING, Scores
 CORRECTIONS = ("inverted_softmax", "qb_norm", "nnn", "db_norm")  # those of a bank
 SINKHORN = "sinkhorn"
 SCORES_PER_BLOCK = 2**23  # of items with a bank, held at a time
-SCORES_IN_CACHE = 2**17  # of which a soft maximum is taken, at a time: four times as quick as of all
-SINKHORN_STEPS = 20  # from the tenth on, recalls of Flickr8k hardly move
+SCORES_IN_CACHE = 2**17  # of which a soft maximum is taken, at a time
+SINKHORN_STEPS = 20
 TINY = 1e-30
 
 

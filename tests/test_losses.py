@@ -111,16 +111,23 @@ def test_finite_at_zero_violation_identical_embeddings_and_in_bfloat16():
     assert hinge(torch.eye(4), images, 0.2) == 0
 
 
-def plain_smooth(scores, images, margin, sharpness):
-    n, total = len(scores), torch.zeros((), dtype=scores.dtype)
-    for i in range(n):
-        others = [j for j in range(n) if images[j] != images[i]]
+def plain_log_sums(scores, images, sharpness, threshold):
+    """For each pair i log(1 + Σ exp(sharpness x (score - threshold(i)))) / sharpness of its negatives, both ways."""
+    sums = []
+    for i in range(len(scores)):
+        others = [j for j in range(len(scores)) if images[j] != images[i]]
+        total = torch.zeros((), dtype=scores.dtype)
         for row in ([scores[i, j] for j in others], [scores[j, i] for j in others]):
             inside = torch.ones((), dtype=scores.dtype)
             for score in row:
-                inside = inside + torch.exp(sharpness * (margin + score - scores[i, i]))
+                inside = inside + torch.exp(sharpness * (score - threshold(i)))
             total = total + torch.log(inside) / sharpness
-    return total
+        sums.append(total)
+    return sums
+
+
+def plain_smooth(scores, images, margin, sharpness):
+    return sum(plain_log_sums(scores, images, sharpness, lambda i: scores[i, i] - margin))
 
 
 def plain_infonce(scores, images, scale):
@@ -145,16 +152,9 @@ def plain_siglip(scores, images, scale, bias):
 
 
 def plain_hal(scores, images, margin, sharpness):
-    n, total = len(scores), torch.zeros((), dtype=scores.dtype)
-    for i in range(n):
-        others = [j for j in range(n) if images[j] != images[i]]
-        for row in ([scores[i, j] for j in others], [scores[j, i] for j in others]):
-            inside = torch.ones((), dtype=scores.dtype)
-            for score in row:
-                inside = inside + torch.exp(sharpness * (score - margin))
-            total = total + torch.log(inside) / sharpness
-        total = total - torch.log(1 + torch.clamp(scores[i, i], min=0))
-    return total / n
+    sums = plain_log_sums(scores, images, sharpness, lambda i: margin)
+    rewards = [torch.log(1 + torch.clamp(scores[i, i], min=0)) for i in range(len(scores))]
+    return (sum(sums) - sum(rewards)) / len(scores)
 
 
 def plain_all_positives(scores, images, scale):

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from training.trainer import Trainer
 
 BANK = "bank.safetensors"
-BANK_ROWS = 5000  # images, and captions: on Flickr8k, six times as many captions gain less than a point of rsum
+BANK_ROWS = 5000  # images, and as many captions
 BANKS = ("train", "test")
 TUNING_IMAGES = 1000  # images of val that parameters are chosen on, the first ones
 BETAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0)

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +42,22 @@ from training.trainer import (
     summary,
 )
 from utils import BadInput, lock_folder
+
+
+@contextmanager
+def interrupted(monkeypatch, steps):
+    """Training ends as by Ctrl-C after `steps` steps."""
+    left, step = iter(range(steps)), Trainer.train_step
+
+    def stopping(*args):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def files(folder):
@@ -273,19 +290,8 @@ BRANCHES = [
 @pytest.mark.parametrize("stop", [0, 1, 3])
 def test_going_on_after_a_stop_is_exact(tmp_path, monkeypatch, changes, stop):
     train_small(tmp_path / "whole", **changes)
-    steps = {"left": 8 * stop + 3}  # stopped in the middle of an epoch
-    step = Trainer.train_step
-
-    def stopping(*args):
-        steps["left"] -= 1
-        if steps["left"] < 0:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train_small(tmp_path / "stopped", **changes)
+    with interrupted(monkeypatch, 8 * stop + 3):  # in the middle of an epoch
+        train_small(tmp_path / "stopped", **changes)
     assert not (tmp_path / "stopped" / "result.json").exists()
     train_small(tmp_path / "stopped", **changes)
     assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
@@ -308,19 +314,8 @@ def train_views(folder, parts=None):
 @pytest.mark.parametrize("stop", [0, 2])
 def test_views_are_drawn_again_after_a_stop(tmp_path, monkeypatch, stop):
     train_views(tmp_path / "whole")
-    steps = {"left": 8 * stop + 3}  # stopped in the middle of an epoch
-    step = Trainer.train_step
-
-    def stopping(*args):
-        steps["left"] -= 1
-        if steps["left"] < 0:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train_views(tmp_path / "stopped")
+    with interrupted(monkeypatch, 8 * stop + 3):  # in the middle of an epoch
+        train_views(tmp_path / "stopped")
     train_views(tmp_path / "stopped")
     assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
 
