@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Two tests at a time; those of a file stay together, because the docs' commands run in order.
-PARALLEL := -n 2 --dist loadfile
+PARALLEL := -n 2 --dist worksteal
 
 .PHONY: demo test check format
 
