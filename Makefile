@@ -1,7 +1,7 @@
 # `make demo` and `make test` are the two commands of the README. Both make their environment first.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two tests at a time; those of a file stay together, because the docs' commands run in order.
+# Two tests at a time; a worker that is done takes from the other's.
 PARALLEL := -n 2 --dist worksteal
 
 .PHONY: demo test check format

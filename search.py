@@ -57,6 +57,8 @@ def arguments() -> argparse.Namespace:
     index.add_argument("--fresh", action="store_true", help="start over, whatever index is there")
     index.add_argument("--batch-size", type=int, default=16, metavar="N", help="images the backbone sees at a time")
     index.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode images")
+    correct = "rank by scores corrected for hubs, by the run's bank: inverted_softmax, nnn, db_norm, or none"
+    index.add_argument("--correction", metavar="NAME", help=f"{correct}; default: as the index is")
     way = index.add_mutually_exclusive_group()
     graph = "a graph for approximate search, for cosine; default: beyond 50,000 images"
     way.add_argument("--approximate", action="store_true", default=None, help=graph)

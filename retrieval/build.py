@@ -6,9 +6,9 @@ of their own, then meta.json. Until that moment, the old index is what everybody
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from tqdm import tqdm
 from features.blocks import Blocks, clear, refuse_link
 from features.images.decode import jpeg_bytes, thumbnail
 from retrieval import index as files
+from retrieval.build_report import BuildReport
+from retrieval.correction import NONE, Corrector, asking, check_correction
 from retrieval.index import META, PART, ROW, Index, Meta, file_name, write_array, write_rows, write_strings
 from retrieval.nearest import import_faiss, write_graph
 from retrieval.sources import Entry, Source, captions_of, embed_run_captions, gather
@@ -35,32 +37,7 @@ MAX_PACKS = 32  # of thumbnails; if there are more, or one is mostly waste, they
 UNRELIABLE_NS = 2 * 10**9  # a file changed less than this ago may change again without a sign
 
 
-@dataclass
-class BuildReport:
-    """What a build did. unreadable: (image, reason). notes: what to tell the user. graph: what was measured of it."""
-
-    new: int = 0
-    changed: int = 0
-    moved: int = 0
-    removed: int = 0
-    kept: int = 0
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    images: int = 0
-    captions: int = 0
-    graph: dict[str, Any] | None = None
-
-    def counts(self) -> str:
-        """Return the counts as text.
-
-        >>> BuildReport(new=3, moved=1, kept=7995).counts()
-        '3 new, 0 changed, 1 moved, 0 removed, 7,995 kept'
-        """
-        parts = ("new", "changed", "moved", "removed", "kept")
-        return ", ".join(f"{getattr(self, name):,} {name}" for name in parts)
-
-
-def build_index(
+def build_index(  # noqa: PLR0913 (its options, keyword-only)
     run: Run,
     images: Sequence[Path],
     folder: Path,
@@ -68,6 +45,7 @@ def build_index(
     captions: Path | None = None,
     fresh: bool = False,
     approximate: bool | None = None,
+    correction: str | None = None,
     batch: int = 16,
     workers: int = 0,
 ) -> BuildReport:
@@ -75,14 +53,16 @@ def build_index(
 
     captions: a text file, one a line; otherwise those of the run's training split. approximate: None leaves it to
     EXACT_MAX_IMAGES. fresh: embed everything again. batch: images at a time through the backbone; workers: processes
-    that decode beside it.
-    Raises BadInput if there is no image, the folder holds the index of another run or other files, or another program
-    is at work in it.
+    that decode beside it. correction: one of BY_A_BIAS, by which scores are corrected, or NONE; None keeps what the
+    index has.
+    Raises BadInput if there is no image, the folder holds the index of another run or other files, another program is
+    at work in it, or the run has no bank to correct by.
     """
     if approximate and run.settings.similarity == "order":
         raise BadInput("`approximate`: order similarity is not an inner product, its search is exact; leave it out")
     if approximate:
         import_faiss()  # before hours of work
+    check_correction(correction)
     if folder.is_dir() and (other := files.foreign_file(folder)):
         raise BadInput(f"{folder}: holds other files, such as {other}; name a folder for the index alone with `out`")
     digest = run.digest()
@@ -97,7 +77,9 @@ def build_index(
             clear(part)
             (part / FRESH).touch()  # a kill does not bring the old index back
         old = Index.open(folder, approximate=False) if check_run(folder, digest, fresh) else None
-        build = _Build(run, digest, source, folder, old, Blocks(part), texts, captions_from, approximate)
+        name = correction or (old.meta.correction if old else None)
+        corrector = Corrector.of_run(run, name) if name and name != NONE else None
+        build = _Build(run, digest, source, folder, old, Blocks(part), texts, captions_from, approximate, corrector)
         build.look()
         build.embed(batch, workers)
         return build.finish()
@@ -129,6 +111,7 @@ class _Build:
     captions: list[str]
     captions_from: str
     approximate: bool | None
+    corrector: Corrector | None
 
     def __post_init__(self) -> None:
         self.report = BuildReport(unreadable=list(self.source.failed), notes=list(self.source.notes))
@@ -149,7 +132,7 @@ class _Build:
         if self.old is None or meta != self.old.meta:
             meta.write(self.folder)
         files.clean_up(self.folder, meta.names())
-        self.report.images, self.report.graph = meta.images, meta.graph
+        self.report.images, self.report.graph, self.report.correction = meta.images, meta.graph, meta.correction
         if not self.captions:
             self.report.notes.append(
                 f"no captions to search from images: {self.run.info.data} is not there; name some with `captions`"
@@ -253,11 +236,12 @@ class _Build:
         ids = [entry.id for entry in self.entries]
         paths = ["" if entry.path is None else str(entry.path) for entry in self.entries]
         columns = dict(old.meta.files) if old is not None else {}
-        same_rows = old is not None and np.array_equal(self.origin, np.arange(len(old)))
+        same_correction = old is not None and old.meta.correction == self._correction()
+        same_rows = same_correction and np.array_equal(self.origin, np.arange(len(self.old_rows)))
         if not same_rows:
             columns["embeddings"] = self._name("embeddings")
             embeddings = self.blocks.assemble(self._keys(), "embeddings", self.row, ROWS_PER_BLOCK, self._earlier)
-            write_rows(self.folder / columns["embeddings"], (len(ids), self.dim), embeddings)
+            self._write_rows(columns["embeddings"], len(ids), embeddings, "text_to_image")
         packs = self._write_thumbnails()
         if old is None or not same_rows or not np.array_equal(self.rows, old.rows):
             columns["files"] = self._name("files")
@@ -273,6 +257,7 @@ class _Build:
             digest=self.digest,
             similarity=self.run.settings.similarity,
             dim=self.dim,
+            correction=self._correction(),
             images=len(ids),
             captions=len(self.captions),
             captions_from=self.captions_from,
@@ -291,7 +276,17 @@ class _Build:
 
     def _earlier(self, numbers: list[int]) -> np.ndarray:
         assert self.old is not None
-        return self.old.embeddings[self.origin[numbers]]
+        return self.old.embeddings[self.origin[numbers], : self.dim]
+
+    def _correction(self) -> str | None:
+        return self.corrector.name if self.corrector else None
+
+    def _write_rows(self, name: str, count: int, blocks: Iterable[np.ndarray], direction: str) -> None:
+        """Write embeddings, (count, dim) in blocks, as the items that a direction of retrieval ranks."""
+        corrector, width = self.corrector, self.dim
+        if corrector:
+            blocks, width = (corrector.rows(block, direction) for block in blocks), self.dim + 1
+        write_rows(self.folder / name, (count, width), blocks)
 
     def _write_thumbnails(self) -> list[int]:
         """Write a pack of the thumbnails that are new or in a pack that is mostly waste; return all packs in use."""
@@ -343,7 +338,8 @@ class _Build:
     def _write_captions(self, columns: dict[str, str]) -> str:
         """Write the captions to search from images, and their embeddings; return their digest."""
         digest = files.digest_strings(self.captions)
-        if self.old is not None and self.old.meta.captions_digest == digest:
+        before = self.old.meta if self.old is not None else None
+        if before and (before.captions_digest, before.correction) == (digest, self._correction()):
             return digest
         for column in ("captions", "caption_embeddings"):
             columns.pop(column, None)
@@ -354,7 +350,7 @@ class _Build:
             of_run = self.captions_from == str(Path(self.run.info.data).resolve())
             cached = embed_run_captions(self.run, self.captions) if of_run else None
             blocks = self._caption_embeddings() if cached is None else [cached]
-            write_rows(self.folder / columns["caption_embeddings"], (len(self.captions), self.dim), blocks)
+            self._write_rows(columns["caption_embeddings"], len(self.captions), blocks, "image_to_text")
         return digest
 
     def _caption_embeddings(self) -> Iterator[np.ndarray]:
@@ -383,10 +379,12 @@ class _Build:
         rng = np.random.default_rng(0)
         if "caption_embeddings" in columns:
             captions = np.load(self.folder / columns["caption_embeddings"], mmap_mode="c").view(np.ndarray)
-            return captions[np.sort(rng.permutation(len(captions))[:RECALL_QUERIES])]
-        drawn = rows[np.sort(rng.permutation(len(rows))[:RECALL_QUERIES])]
-        noisy = drawn + rng.normal(size=drawn.shape, scale=0.5 * drawn.shape[1] ** -0.5).astype(np.float32)
-        return noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
+            queries = captions[np.sort(rng.permutation(len(captions))[:RECALL_QUERIES]), : self.dim]
+        else:
+            drawn = rows[np.sort(rng.permutation(len(rows))[:RECALL_QUERIES]), : self.dim]
+            noisy = drawn + rng.normal(size=drawn.shape, scale=0.5 * self.dim**-0.5).astype(np.float32)
+            queries = noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
+        return asking(self.run.settings.similarity, "text_to_image", queries) if self.corrector else queries
 
 
 def _content(row: np.void) -> str:

@@ -16,7 +16,7 @@ from features.images.decode import IMAGE_SUFFIXES, Unreadable, read_image
 from features.text.vocabulary import tokenize
 from metrics.table import Table, as_text
 from retrieval import emoji_map
-from retrieval.build import BuildReport, build_index
+from retrieval.build import build_index
 from retrieval.contact_sheet import Tile, write_sheet
 from retrieval.emoji import EMOJI_FORMATS, embed_emoji, rank_emoji
 from retrieval.index import Meta
@@ -26,7 +26,6 @@ from retrieval.sources import read_captions
 from training.run import Run, find_runs
 from utils import BadInput, atomic_write, log, make_folder
 
-MAX_UNREADABLE_SHOWN = 20  # unreadable images that are named one by one
 MAX_ANSWER_CHARS = 100  # of a caption or an id in the table
 RUNS = Path("runs")
 
@@ -99,6 +98,7 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
     captions: Path | None = None,
     fresh: bool = False,
     approximate: bool | None = None,
+    correction: str | None = None,
     batch_size: int = 16,
     workers: int = 0,
 ) -> None:
@@ -107,11 +107,21 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
         if value < least:
             raise BadInput(f"`{name}` {value}: too small; leave it out for the default")
     opened = open_run(run, runs)
-    rest = {"batch": batch_size, "workers": workers}
-    report = build_index(opened, images, out, captions=captions, fresh=fresh, approximate=approximate, **rest)
-    for line in report_lines(report):
+    report = build_index(
+        opened,
+        images,
+        out,
+        captions=captions,
+        fresh=fresh,
+        approximate=approximate,
+        correction=correction,
+        batch=batch_size,
+        workers=workers,
+    )
+    for line in report.lines():
         log(line)
-    print(f"{out}: {report.images:,} images ({report.counts()}), {report.captions:,} captions")
+    corrected = f", corrected by {report.correction}" if report.correction else ""
+    print(f"{out}: {report.images:,} images ({report.counts()}), {report.captions:,} captions{corrected}")
 
 
 def find(  # noqa: PLR0913 (a command's options, keyword-only)
@@ -204,23 +214,6 @@ def check_question(sentence: str | None, image: Path | None, captions: Path | No
         raise BadInput("`captions`: are searched from an image; name one with `image`, or leave it out")
     if sentence is not None:
         check_query(sentence)
-
-
-def report_lines(report: BuildReport) -> list[str]:
-    """Return what is to be said of a build beside its counts."""
-    count, graph = len(report.unreadable), report.graph
-    shown = report.unreadable[:MAX_UNREADABLE_SHOWN]
-    lines = [*report.notes, *(f"cannot be read: {plain(image)}: {plain(reason)}" for image, reason in shown)]
-    if count > len(shown):
-        lines.append(f"cannot be read: {count - len(shown):,} more")
-    if count:
-        lines.append(f"{count:,} images that cannot be read left out; the next build tries them again")
-    if graph:
-        lines.append(
-            f"approximate search: recall@10 {graph['recall@10']:.3f} against exact on {graph['queries']:,} queries, "
-            f"efSearch {graph['efSearch']}, built in {graph['seconds']:,.1f} s; an exact search leaves it out"
-        )
-    return lines
 
 
 @dataclass(frozen=True)

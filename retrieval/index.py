@@ -2,7 +2,7 @@
 
 meta.json             which file holds which column; it is renamed into place last, so the folder holds the old index or
                       the new one
-embeddings-000001.npy (N, dim) float32, rows in the order of the ids
+embeddings-000001.npy (N, dim) float32, rows in the order of the ids; one column more where scores are corrected
 ids-…, paths-….bin    of every row; a path is empty where the image has no file
 files-….npy           of every row: digest of the content, size and time of the file, where its thumbnail lies
 pack-….bin            thumbnails, JPEG, end to end; later builds add packs and leave those before as they are
@@ -49,7 +49,10 @@ REMEDY = "build it again with search.py index and `fresh`"
 
 @dataclass(frozen=True)
 class Meta:
-    """meta.json. files: column → name of its file. graph: what was measured of it; None where search is exact."""
+    """meta.json. files: column → name of its file. graph: what was measured of it; None where search is exact.
+
+    correction: by which a column of biases stands behind the embeddings, if any (retrieval/correction.py).
+    """
 
     generation: int
     run: str  # its folder
@@ -64,7 +67,13 @@ class Meta:
     files: dict[str, str]
     packs: list[int]
     graph: dict[str, Any] | None = None
+    correction: str | None = None
     format: int = FORMAT
+
+    @property
+    def width(self) -> int:
+        """Return how many columns the embeddings have."""
+        return self.dim + (self.correction is not None)
 
     @classmethod
     def read(cls, folder: Path) -> "Meta":
@@ -180,12 +189,12 @@ class Index:
 
     folder: Path
     meta: Meta
-    embeddings: np.ndarray  # (N, dim) float32
+    embeddings: np.ndarray  # (N, width) float32
     rows: np.ndarray  # (N,) of ROW
     ids: Strings
     paths: Strings
     captions: Strings
-    caption_embeddings: np.ndarray  # (M, dim) float32
+    caption_embeddings: np.ndarray  # (M, width) float32
     known: Strings
     known_rows: np.ndarray  # (captions of the dataset,) int64
     graph: Graph | None
@@ -222,7 +231,7 @@ class Index:
             return texts
 
         count, known = meta.images, strings("known")
-        embeddings = array("embeddings", (count, meta.dim), np.float32)
+        embeddings = array("embeddings", (count, meta.width), np.float32)
         graph = None
         if meta.graph and approximate:
             graph = Graph.open(folder / meta.files["graph"], embeddings, meta.graph["efSearch"])
@@ -234,7 +243,7 @@ class Index:
             strings("ids", count),
             strings("paths", count),
             strings("captions", meta.captions),
-            array("caption_embeddings", (meta.captions, meta.dim), np.float32),
+            array("caption_embeddings", (meta.captions, meta.width), np.float32),
             known,
             array("known_rows", (len(known),), np.int64),
             graph,
@@ -248,6 +257,10 @@ class Index:
         """Return the row of an image id; None if it is not in the index."""
         rows = self.ids.rows_of(image)
         return rows[0] if rows else None
+
+    def embedding(self, row: int) -> np.ndarray:
+        """Return the embedding (1, dim) of the image of a row."""
+        return self.embeddings[row : row + 1, : self.meta.dim]
 
     def path(self, row: int) -> Path | None:
         """Return where the image of a row lay when it was indexed."""

@@ -68,8 +68,8 @@ def exact_nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the k best rows for each query, best first, equal scores by row: (Q, k) int64, and scores (Q, k) float32.
 
-    queries: (Q, D), rows: (N, D), both float32 and of unit length; rows may be a memory map. block: bytes of rows read
-    at a time. There are N columns where k is larger.
+    queries: (Q, D), rows: (N, D), both float32 and of unit length, but for a bias (retrieval/correction.py); rows may
+    be a memory map. block: bytes of rows read at a time. There are N columns where k is larger.
 
     >>> best, _ = exact_nearest(np.eye(2, 3), np.array([[0.6, 0.8, 0], [1, 0, 0]], np.float32), 1, COSINE)
     >>> best.tolist()
@@ -130,8 +130,11 @@ def positions(
 
 
 def slack_of(dim: int) -> float:
-    """Return by how much a quick score of unit vectors may differ from the exact one, twice: `dim` roundings."""
-    return (dim + 8) * 2.0**-23
+    """Return by how much a quick score of unit vectors, with a bias or without, may differ from the exact one, twice.
+
+    There are `dim` roundings of sums of at most 1, or 2 with a bias.
+    """
+    return (dim + 8) * 2.0**-22
 
 
 def _scored(

@@ -10,6 +10,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 
 from features.datasets.dataset import clean_caption
+from retrieval.correction import Corrector, asking, not_asking
 from retrieval.index import Index
 from retrieval.nearest import COSINE, IMAGE_QUERY, TEXT_QUERY, check_k, exact_nearest, positions
 from training.run import Run
@@ -47,8 +48,9 @@ class Answer:
 class Searcher:
     """An index and its run, both open: a query costs one sentence through the text branch and one search.
 
-    exact: also where the index has a graph for approximate search. Scores are those of the run's similarity, but for
-    `similar`, which is cosine always. Whatever takes k raises BadInput for less than 1.
+    exact: also where the index has a graph for approximate search. Scores are those of the run's similarity, less the
+    bias of the image or caption that is found if the index is corrected, but for `similar`, which is cosine always.
+    Whatever takes k raises BadInput for less than 1.
 
     >>> searcher = Searcher.open("photos.index")  # doctest: +SKIP
     >>> searcher.search("a dog runs on the beach", k=2)  # doctest: +SKIP
@@ -57,7 +59,7 @@ class Searcher:
 
     def __init__(self, index: Index, run: Run, exact: bool = False):
         self.index, self.run, self.exact = index, run, exact
-        self.similarity = index.meta.similarity
+        self.similarity, self.correction = index.meta.similarity, index.meta.correction
 
     @classmethod
     def open(cls, folder: Path | str, run: Run | Path | str | None = None, exact: bool = False) -> "Searcher":
@@ -135,7 +137,7 @@ class Searcher:
         """
         check_k(k)
         row = self.row_of(image_id)
-        images = self.similar_of(self.index.embeddings[row : row + 1], k + 1)
+        images = self.similar_of(self.index.embedding(row), k + 1)
         return [(other, score) for other, score in images if other != image_id][:k]
 
     def rank_of(self, sentence: str, image_id: str) -> int:
@@ -196,15 +198,27 @@ class Searcher:
 
     def nearest_images(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows (Q, k) int64 and scores (Q, k) float32 of the images nearest to sentences (Q, dim)."""
+        queries = self._asking("text_to_image", queries)
         if self.similarity == "cosine":
-            return self.similar_images(queries, k)
-        return exact_nearest(queries, self.index.embeddings, k, TEXT_QUERY[self.similarity])
+            return self._by_inner_product(queries, k)
+        rows, scores = exact_nearest(queries, self.index.embeddings, k, TEXT_QUERY[self.similarity])
+        return rows, self._score_of(scores)
 
     def similar_images(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and cosines of the images of the index that are most similar to images (Q, dim)."""
+        return self._by_inner_product(not_asking(queries) if self.correction else queries, k)
+
+    def _by_inner_product(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         if self.index.graph is not None and not self.exact:
             return self.index.graph.nearest(queries, k)
         return exact_nearest(queries, self.index.embeddings, k, COSINE)
+
+    def _asking(self, direction: str, queries: np.ndarray) -> np.ndarray:
+        return asking(self.similarity, direction, queries) if self.correction else queries
+
+    def _score_of(self, scores: np.ndarray) -> np.ndarray:
+        """Return scores as they are shown: corrected ones of order come less 1 (`with_bias`)."""
+        return scores + np.float32(1) if self.correction and self.similarity == "order" else scores
 
     def captions_of(self, query: np.ndarray, k: int = 20, captions: Sequence[str] | None = None) -> ScoredIds:
         """Return the k captions nearest to an embedded image (1, dim): of the index, or of others. Always exact."""
@@ -212,9 +226,13 @@ class Searcher:
         embedded = self.index.caption_embeddings
         if captions is not None:
             embedded = self.run.embed_sentences(captions)
+            if self.correction:
+                embedded = Corrector.of_run(self.run, self.correction).rows(embedded, "image_to_text")
         elif not len(captions := self.index.captions):
             raise BadInput(f"{self.index.folder}: has no captions; build it with `captions`, one a line of a file")
+        query = self._asking("image_to_text", query)
         rows, scores = exact_nearest(query, embedded, k, IMAGE_QUERY[self.similarity])
+        scores = self._score_of(scores)
         return [(captions[row], score) for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True)]
 
     def similar_of(self, query: np.ndarray, k: int = 20) -> ScoredIds:
@@ -224,12 +242,13 @@ class Searcher:
 
     def _ranks(self, query: np.ndarray, image_ids: list[str]) -> list[int]:
         rows = [self.row_of(image) for image in image_ids]
+        query = self._asking("text_to_image", query)
         return positions(query[0], self.index.embeddings, rows, TEXT_QUERY[self.similarity]) if rows else []
 
     def _score(self, query: np.ndarray, image_id: str) -> float:
-        row = self.row_of(image_id)
+        row, query = self.row_of(image_id), self._asking("text_to_image", query)
         _, scores = exact_nearest(query, self.index.embeddings[row : row + 1], 1, TEXT_QUERY[self.similarity])
-        return float(scores[0, 0])
+        return float(self._score_of(scores)[0, 0])
 
     def _scored_ids(self, rows: np.ndarray, scores: np.ndarray) -> ScoredIds:
         """Rows (1, k) and scores → ids and scores; what a graph did not find is left out."""

@@ -74,7 +74,7 @@ class Answers:
         start = time.perf_counter()
         row = self.searcher.row_of(image_id)
         similar = self.searcher.similar_to(image_id, k)
-        return self._of_embedding(image_id, self.index.embeddings[row : row + 1], similar, start, k)
+        return self._of_embedding(image_id, self.index.embedding(row), similar, start, k)
 
     def _of_embedding(self, image_id: str, query: np.ndarray, similar: ScoredIds, start: float, k: int) -> Row:
         notes: list[str] = []

@@ -1,0 +1,51 @@
+"""What a build of an index did, and how it is told."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from retrieval.searcher import plain
+
+MAX_UNREADABLE_SHOWN = 20  # unreadable images that are named one by one
+
+
+@dataclass
+class BuildReport:
+    """What a build did. unreadable: (image, reason). notes: what to tell the user. graph: what was measured of it."""
+
+    new: int = 0
+    changed: int = 0
+    moved: int = 0
+    removed: int = 0
+    kept: int = 0
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    images: int = 0
+    captions: int = 0
+    graph: dict[str, Any] | None = None
+    correction: str | None = None
+
+    def counts(self) -> str:
+        """Return the counts as text.
+
+        >>> BuildReport(new=3, moved=1, kept=7995).counts()
+        '3 new, 0 changed, 1 moved, 0 removed, 7,995 kept'
+        """
+        parts = ("new", "changed", "moved", "removed", "kept")
+        return ", ".join(f"{getattr(self, name):,} {name}" for name in parts)
+
+    def lines(self) -> list[str]:
+        """Return what is to be said of a build beside its counts."""
+        count, graph = len(self.unreadable), self.graph
+        shown = self.unreadable[:MAX_UNREADABLE_SHOWN]
+        lines = [*self.notes, *(f"cannot be read: {plain(image)}: {plain(reason)}" for image, reason in shown)]
+        if count > len(shown):
+            lines.append(f"cannot be read: {count - len(shown):,} more")
+        if count:
+            lines.append(f"{count:,} images that cannot be read left out; the next build tries them again")
+        if graph:
+            lines.append(
+                f"approximate search: recall@10 {graph['recall@10']:.3f} against exact on {graph['queries']:,} "
+                f"queries, efSearch {graph['efSearch']}, built in {graph['seconds']:,.1f} s; "
+                f"an exact search leaves it out"
+            )
+        return lines
