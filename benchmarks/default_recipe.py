@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from features.datasets.dataset import Dataset, Image
-from features.prepared import Prepared, write_prepared
-from features.text.vocabulary import Vocabulary
+from folders import derive, images_of
+
+from features.prepared import Prepared
 from metrics.table import Table, as_markdown
 from training.run import Run
 from training.sweep import train_recipes
@@ -61,19 +61,12 @@ def main() -> None:
 
 
 def subset(folder: Path, count: int) -> Path:
-    """Prepare a folder beside `folder` with its first `count` training images and links to its features."""
-    prepared, target = Prepared(folder), folder.with_name(f"{folder.name}-{count}")
-    train = [row["image"] for row in prepared.rows if row["split"] == "train"][:count]
-    rows = [row for row in prepared.rows if row["split"] != "train" or row["image"] in set(train)]
-    images = tuple(Image(r["image"], prepared.path_of(r), r["split"], tuple(r["captions"])) for r in rows)
-    captions = [caption for image in images if image.split == "train" for caption in image.captions]
-    target.mkdir(exist_ok=True)
-    vocabulary = Vocabulary.build(captions, prepared.vocabulary.language)
-    write_prepared(target, Dataset(prepared.name, images), prepared.images_folder, vocabulary)
-    for store in folder.glob("*.h5"):
-        if not (target / store.name).exists():
-            (target / store.name).symlink_to(store.resolve())
-    return target
+    """Prepare a folder beside `folder` with its first `count` training images, all of val and test."""
+    prepared = Prepared(folder)
+    images = images_of(prepared)
+    train = [image for image in images if image.split == "train"][:count]
+    rest = [image for image in images if image.split != "train"]
+    return derive(prepared, folder.with_name(f"{folder.name}-{count}"), [*train, *rest])
 
 
 def scores(

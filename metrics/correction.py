@@ -24,7 +24,7 @@ from metrics.similarity import RANKING, Scores
 CORRECTIONS = ("inverted_softmax", "qb_norm", "nnn", "db_norm")  # those of a bank
 SINKHORN = "sinkhorn"
 SCORES_PER_BLOCK = 2**23  # of items with a bank, held at a time
-SCORES_IN_CACHE = 2**17  # of which a soft maximum is taken, at a time
+CACHED_SCORES_PER_BLOCK = 2**17  # of which a soft maximum is taken, at a time
 SINKHORN_STEPS = 20
 TINY = 1e-30
 
@@ -76,7 +76,7 @@ def soft_maximum(scores: Tensor, beta: float) -> Tensor:
     >>> soft_maximum(torch.tensor([[0.0, 1.0], [0.5, 0.5]]), 100.0)
     tensor([0.9931, 0.5000])
     """
-    blocks = _blocks(scores, scores.shape[1], SCORES_IN_CACHE)
+    blocks = _blocks(scores, scores.shape[1], CACHED_SCORES_PER_BLOCK)
     sums = torch.cat([torch.logsumexp(beta * block, dim=1) for block in blocks])
     return (sums - math.log(scores.shape[1])) / beta
 
@@ -120,7 +120,7 @@ def biases(name: str, p: Parameters, retrieval: Retrieval, items: Tensor, bank: 
         return combine(maximum, gallery, p.beta, p.gallery_beta)
 
     rows = max(len(bank.queries), len(bank.gallery) if name == "db_norm" else 1)
-    parts = [of_block(block).float() for block in _blocks(items, rows)]
+    parts = [of_block(block).float() for block in _blocks(items, rows, SCORES_PER_BLOCK)]
     return torch.cat(parts)
 
 
@@ -130,16 +130,17 @@ def activation_set(retrieval: Retrieval, items: Tensor, queries: Tensor) -> Tens
     Every block of scores is formed twice, as in `ranks_by_block`.
     """
     best = torch.full((len(queries),), -torch.inf, device=items.device)
-    for block in _blocks(items, len(queries)):
+    for block in _blocks(items, len(queries), SCORES_PER_BLOCK):
         best = torch.maximum(best, retrieval.scores(block, queries).amax(dim=0))
-    parts = [(retrieval.scores(block, queries) >= best).any(dim=1) for block in _blocks(items, len(queries))]
+    blocks = _blocks(items, len(queries), SCORES_PER_BLOCK)
+    parts = [(retrieval.scores(block, queries) >= best).any(dim=1) for block in blocks]
     return torch.cat(parts)
 
 
 def gate(retrieval: Retrieval, items: Tensor, queries: Tensor, active: Tensor) -> Tensor:
     """Return (Q,) bool: whether QB-Norm corrects a query: a best one of its items is in the activation set (I,)."""
     parts = []
-    for block in _blocks(queries, len(items)):
+    for block in _blocks(queries, len(items), SCORES_PER_BLOCK):
         scores = retrieval.scores(items, block)
         parts.append(((scores >= scores.amax(dim=0)) & active[:, None]).any(dim=0))
     return torch.cat(parts)
@@ -207,9 +208,10 @@ def sinkhorn(scores: Tensor, beta: float, steps: int = SINKHORN_STEPS) -> tuple[
 
 def _soft_maxima(scores: Tensor, biases: Tensor, beta: float) -> Tensor:
     """Return the soft maximum (I,) float32 of every row of scores (I, Q), less the biases (Q,) of the columns."""
-    return torch.cat([soft_maximum((block - biases).double(), beta).float() for block in _blocks(scores, len(biases))])
+    blocks = _blocks(scores, len(biases), SCORES_PER_BLOCK)
+    return torch.cat([soft_maximum((block - biases).double(), beta).float() for block in blocks])
 
 
-def _blocks(rows: Tensor, columns: int, scores: int = SCORES_PER_BLOCK) -> Sequence[Tensor]:
+def _blocks(rows: Tensor, columns: int, scores: int) -> Sequence[Tensor]:
     """Return views of so many rows at a time that a block by `columns` holds that many scores."""
     return rows.split(max(1, scores // max(1, columns)))

@@ -67,12 +67,40 @@ def numbers(count, matrix=0):
 @pytest.mark.parametrize("block", [1, 2**23])
 def test_biases_equal_plain_loops(monkeypatch, name, direction, block):
     monkeypatch.setattr("metrics.correction.SCORES_PER_BLOCK", block)
-    monkeypatch.setattr("metrics.correction.SCORES_IN_CACHE", block)
+    monkeypatch.setattr("metrics.correction.CACHED_SCORES_PER_BLOCK", block)
     retrieval, bank = reading([SCORES, NEAR], direction), Bank(numbers(3), numbers(2, 1))
     bias = biases(name, PARAMETERS[name], retrieval, numbers(4), bank)
     assert bias.dtype == torch.float32
     assert bias.tolist() == pytest.approx([plain_bias(name, *rows) for rows in zip(SCORES, NEAR, strict=True)])
     assert bias[0] == bias[3], "equal items have equal biases"
+
+
+@pytest.mark.parametrize(
+    ("name", "held", "rows"),
+    [
+        ("inverted_softmax", 12, [6, 2]),
+        ("inverted_softmax", 1, [1] * 8),
+        ("nnn", 12, [6, 2]),
+        ("qb_norm", 12, [6, 2]),
+        ("db_norm", 12, [2] * 8),
+    ],
+)
+def test_a_block_holds_no_more_scores_than_it_may(monkeypatch, name, held, rows):
+    """Of eight items with two queries and six items of a bank; db_norm asks both of every block."""
+    monkeypatch.setattr("metrics.correction.SCORES_PER_BLOCK", held)
+    seen = []
+
+    def score(images, captions):
+        seen.append(len(images))
+        return torch.zeros(len(images), len(captions))
+
+    retrieval = Retrieval("cosine", "text_to_image", score)
+    biases(name, PARAMETERS[name], retrieval, numbers(8), Bank(numbers(2), numbers(6)))
+    assert seen == rows
+
+
+def test_what_a_bank_leaves_out_is_zero():
+    assert Parameters() == Parameters(beta=0.0, gallery_beta=0.0, k=0, alpha=0.0)
 
 
 def test_fewer_queries_than_k_are_all_of_them():
@@ -151,6 +179,15 @@ def test_sinkhorn_balances_rows_and_columns(beta):
         expected = torch.tensor(plain_sinkhorn(SCORES, beta, 300)).double()
         torch.testing.assert_close(balanced, expected, atol=1e-3, rtol=1e-3)
     assert images[0] == images[3]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_sinkhorn_begins_as_plain_steps_do(steps):
+    """Before it has settled, too: two steps are taken beside those that are asked for."""
+    images, captions = sinkhorn(torch.tensor(SCORES), 10.0, steps)
+    balanced = torch.exp(10.0 * (torch.tensor(SCORES).double() - images[:, None] - captions))
+    expected = torch.tensor(plain_sinkhorn(SCORES, 10.0, steps + 2)).double()
+    torch.testing.assert_close(balanced, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
