@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -108,22 +108,27 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class ProtocolResult:
-    """What one protocol gave: its galleries, and the ranks of every run, as it is (None) or corrected, in each."""
+    """What one protocol gave: its galleries, and the ranks in each of every run or ensemble of runs, as it is (None) or
+    corrected.
+    """
 
     dataset: str
     split: str
     protocol: str
     folds: Sequence[Fold]
-    ranks: dict[tuple[Path, Correction | None], list[Ranks]]
+    ranks: dict[tuple[tuple[Path, ...], Correction | None], list[Ranks]]
 
     def of(self, group: "Group") -> list[list[Ranks]]:
-        """Return the ranks of each run of a group."""
-        return [self.ranks[run, group.correction] for run in group.runs]
+        """Return the ranks of each run of a group, or those of all its runs together."""
+        return [self.ranks[runs, group.correction] for runs in group.ranked]
 
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one row, by seed. info: of the first of them; the others differ from it in seed alone."""
+    """The runs of one row, by seed. info: of the first of them; the others differ from it in seed alone.
+
+    ensemble: they are ranked together, by the mean of their scores, and may differ in anything.
+    """
 
     name: str
     settings: Settings
@@ -131,6 +136,17 @@ class Group:
     runs: tuple[Path, ...]
     seeds: tuple[int, ...]
     correction: Correction | None = None
+    ensemble: bool = False
+
+    @property
+    def ranked(self) -> list[tuple[Path, ...]]:
+        """Return which of its runs are ranked together: each by itself, or all of them."""
+        return [self.runs] if self.ensemble else [(run,) for run in self.runs]
+
+    @property
+    def plain(self) -> bool:
+        """Return whether it is what was trained, neither corrected nor an ensemble."""
+        return self.correction is None and not self.ensemble
 
 
 def finished_runs(patterns: Sequence[str], root: Path) -> list[Path]:
@@ -194,6 +210,20 @@ def _group(name: str, members: list[tuple[Path, Settings, RunInfo]]) -> Group:
     return Group(name, settings, info, tuple(m[0] for m in members), tuple(m[2].seed for m in members))
 
 
+def ensemble_of(groups: Sequence[Group]) -> Group:
+    """Return all runs of the groups as one row. Raises BadInput if there is but one.
+
+    Its features are those of any of them, its settings those of the first.
+    """
+    runs = tuple(run for group in groups for run in group.runs)
+    if len(runs) == 1:
+        raise BadInput(f"`ensemble`: {runs[0]} is one run, whose scores have no mean; name two or more")
+    first, *_ = groups
+    features = tuple(dict.fromkeys(name for group in groups for name in group.info.features))
+    info = replace(first.info, features=features)
+    return Group(f"ensemble of {len(runs)} runs", first.settings, info, runs, (), ensemble=True)
+
+
 def row_names(systems: Sequence[tuple[Settings, RunInfo]]) -> list[str]:
     """Name each of several systems that differ: the recipe; where several share one, what they have otherwise than the
     recipe, of the settings in which they differ from each other; and their features, where those differ.
@@ -234,7 +264,7 @@ def find_row(wanted: str, groups: Sequence[Group]) -> Group:
     Raises BadInput if there is none, naming the nearest, or several.
     """
     names = {group.name: group for group in groups}
-    groups = [group for group in groups if group.correction is None]  # a run or a pattern stands for its plain row
+    groups = [group for group in groups if group.plain]  # a run or a pattern stands for its plain row
     runs = {path.name: group for group in groups for path in group.runs}
     name = Path(wanted.rstrip("/")).name
     for table, key in ((names, wanted), (runs, name)):
@@ -259,7 +289,7 @@ def compare(groups: Sequence[Group], result: ProtocolResult, against: Group | No
     """Return a row per group. against: the group that the others are held against.
 
     >>> fold = Fold(0, 2, np.arange(4), np.array([0, 0, 1, 1]))
-    >>> ranks = {(Path("runs/a"), None): [Ranks(np.array([1, 3]), np.array([1, 2, 1, 1]))]}
+    >>> ranks = {((Path("runs/a"),), None): [Ranks(np.array([1, 3]), np.array([1, 2, 1, 1]))]}
     >>> info = RunInfo("vse0", "flickr8k", "data/flickr8k", ("vgg19",), ("d1",), (4096,), 0, "", ())
     >>> group = Group("vse0", Settings(), info, (Path("runs/a"),), (0,))
     >>> (row,) = compare([group], ProtocolResult("flickr8k", "test", "test 2", [fold], ranks))
@@ -294,14 +324,14 @@ def _hits(ranks: Sequence[Ranks], folds: Sequence[Fold]) -> np.ndarray:
 def _row(group: Group, result: ProtocolResult, drawn: np.ndarray, against: Comparison | None) -> ResultRow:
     """drawn: (samples, C) recalls of resampled images."""
     metrics = [metrics_of_folds(ranks) for ranks in result.of(group)]
-    several = len(group.runs) > 1
+    several = len(metrics) > 1
     spread = {d: {c: _std([m[d][c] for m in metrics]) for c in COLUMNS} for d in DIRECTIONS} if several else {}
     ends: dict[str, dict[str, tuple[float, float]]] = {direction: {} for direction in DIRECTIONS}
     for number, (direction, column) in enumerate(RECALLS):
         ends[direction][column] = _ends(drawn[:, number])
     mean = mean_of(metrics)
     return ResultRow(
-        run=group.name if several or group.correction else group.runs[0].name,
+        run=group.runs[0].name if group.plain and not several else group.name,
         row=group.name,
         dataset=result.dataset,
         split=result.split,

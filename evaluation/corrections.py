@@ -1,18 +1,12 @@
-"""Corrected rows of a table: which are asked for, and the ranks of a run's corrected scores."""
+"""Corrected rows of a table: which are asked for, and whether a run's bank may correct them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from torch import Tensor
-
 from evaluation.comparison import Correction, Group
 from features.prepared import Split
-from metrics.correction import CORRECTIONS, SINKHORN, Bank, Retrieval, activation_set, biases, gate, sinkhorn, with_bias
-from metrics.protocols import Fold
-from metrics.ranks import DIRECTIONS, Ranks, ranks_by_block
-from metrics.similarity import RANKING
+from metrics.correction import CORRECTIONS, SINKHORN
 from training.bank import BANK, RunBank
 from utils import BadInput, did_you_mean, log
 
@@ -61,41 +55,3 @@ def check_bank(folder: Path, bank: RunBank, split: Split) -> None:
             f"{folder / BANK}: holds {len(held):,} images of the {split.name} split, such as {held[0]}, or their "
             f"captions: no correction by it is inductive; measure another `split`, or train again with `fresh`"
         )
-
-
-def corrected_ranks(
-    similarity: str, images: Tensor, captions: Tensor, folds: Sequence[Fold], correction: Correction, bank: RunBank
-) -> list[Ranks]:
-    """Return the ranks of every fold, each corrected within its gallery. images: (N, D), captions: (M, D)."""
-    ranks = []
-    for fold in folds:
-        pair = images[fold.start : fold.stop], captions[fold.captions]
-        ways = [
-            _one_way(similarity, direction, *pair, fold.image_of_caption, correction, bank) for direction in DIRECTIONS
-        ]
-        ranks.append(Ranks(**dict(zip(DIRECTIONS, ways, strict=True))))
-    return ranks
-
-
-def _one_way(
-    similarity: str,
-    direction: str,
-    images: Tensor,
-    captions: Tensor,
-    image_of_caption: np.ndarray,
-    correction: Correction,
-    bank: RunBank,
-) -> np.ndarray:
-    retrieval, p = Retrieval(similarity, direction), bank.chosen[correction.bank][direction][correction.name]
-    items, queries = (images, captions) if retrieval.items_are_images else (captions, images)
-    rows = Bank(queries, items) if correction.transductive else bank.side(direction)
-    corrected = None
-    if correction.name == SINKHORN:
-        bias = sinkhorn(RANKING[similarity](images, captions), p.beta)[not retrieval.items_are_images]
-    else:
-        bias = biases(correction.name, p, retrieval, items, rows)
-    if correction.name == "qb_norm":
-        corrected = gate(retrieval, items, queries, activation_set(retrieval, items, rows.queries))
-    items, queries = with_bias(retrieval, items, queries, bias, corrected)
-    pair = (items, queries) if retrieval.items_are_images else (queries, items)
-    return getattr(ranks_by_block(RANKING[similarity], *pair, image_of_caption), direction)

@@ -67,9 +67,9 @@ def draw(
 
     The first protocol's figures go by their plain names, those of another have it in their name.
     """
-    plain = [group for group in groups if group.correction is None]
+    plain = [group for group in groups if group.plain]
     figures = {"learning_curves.png": ("Learning curves", png_of(learning_curves(read_logs(plain))))}
-    sweeps = find_sweeps({g.name: _trained_with(g) for g in groups})
+    sweeps = find_sweeps({g.name: _trained_with(g) for g in groups if not g.ensemble})
     for number, result in enumerate(results):
         more = f"-{_file_name(result.protocol)}" if number else ""
         recalls = recall_curves({g.name: list(chain(*result.of(g))) for g in groups})

@@ -17,19 +17,21 @@ from evaluation.comparison import (
     ProtocolResult,
     ResultRow,
     compare,
+    ensemble_of,
     find_row,
     finished_runs,
     group_runs,
 )
-from evaluation.corrections import asked_corrections, check_bank, corrected_ranks, with_corrections
+from evaluation.corrections import asked_corrections, check_bank, with_corrections
 from evaluation.figures import SCORE_NAMES, Figures, PairScores, draw, first_pairs, read_logs, write_figures
 from evaluation.judgements import MEASURES, Judgement, Judgements, judge
 from evaluation.published import published_rows
 from evaluation.queries import Query, find_queries
+from evaluation.ranking import Ranked, ranks_together
 from evaluation.report import Report, write_report
 from evaluation.tables import FORMATS, KENDALL, judgement_tables, parts_of, result_table
 from features.prepared import Prepared, Split
-from metrics.protocols import Protocol, folds_of, protocol_name, protocols_for, ranks_of_folds
+from metrics.protocols import Protocol, folds_of, protocol_name, protocols_for
 from metrics.similarity import RANKING, Scores, pair_scores
 from settings import Settings, to_table
 from training.bank import read_bank
@@ -44,9 +46,9 @@ class EvalOptions:
     run: folders, names under `runs`, or patterns, the newest run where there is none; data: the prepared folder, if not
     that of training; folds, captions_per_image: of a protocol that is not the dataset's own; against: the row that the
     others are tested against; correction: names of test-time corrections, a row for each beneath a run's; bank: what
-    they correct by, "train" (inductive), "test" (transductive) or both; paper: add what was published; judgements: the
-    folder of Flickr8k's human judgements; plots: a folder for figures; report: an HTML file; format: of the table, one
-    of FORMATS.
+    they correct by, "train" (inductive), "test" (transductive) or both; ensemble: a row for all runs together; paper:
+    add what was published; judgements: the folder of Flickr8k's human judgements; plots: a folder for figures; report:
+    an HTML file; format: of the table, one of FORMATS.
     """
 
     run: Sequence[str] = ()
@@ -58,6 +60,7 @@ class EvalOptions:
     against: str | None = None
     correction: Sequence[str] = ()
     bank: Sequence[str] = ("train",)
+    ensemble: bool = False
     paper: bool = False
     judgements: Path | None = None
     plots: Path | None = None
@@ -209,6 +212,7 @@ def evaluate(options: EvalOptions) -> str:
     """
     groups = group_runs(finished_runs(options.run, options.runs) if options.run else [newest_run(options.runs)])
     # whatever can be wrong is found before anything slow
+    groups += [ensemble_of(groups)] if options.ensemble else []
     groups = with_corrections(groups, asked_corrections(options.correction, options.bank), options.split)
     against = find_row(options.against, groups) if options.against else None
     plots = make_folder(options.plots, "plots") if options.plots else None
@@ -241,13 +245,16 @@ def report_path(path: Path) -> Path:
 def measure(groups: Sequence[Group], options: EvalOptions, judgements: Mapping[str, Judgements]) -> Measurements:
     """Embed every run, rank it by every protocol, and judge it. Runs of the same features come together."""
     cache, measured = SplitCache(options.data, options.split), Measurements()
-    plain = [group for group in groups if group.correction is None]
+    plain = [group for group in groups if group.plain]
     runs = [(str((cache.key(g.settings, g.info), folder)), g, folder) for g in plain for folder in g.runs]
     runs.sort(key=lambda run: run[0])
+    together: list[Ranked] = []
     for _, group, folder in tqdm(runs, "measure", unit=" runs", leave=False, disable=len(runs) == 1):
         embedded = cache.embed(folder)
-        corrections = [other.correction for other in groups if other.correction and folder in other.runs]
-        rank(embedded, options, measured.protocols, corrections)
+        corrections = list(dict.fromkeys(other.correction for other in groups if folder in other.runs))
+        one = ranked(embedded, corrections)
+        rank([one], (folder,), corrections, protocols_of(embedded, options, measured.protocols))
+        together += [one] if options.ensemble else []
         if judgements:
             measured.judged[folder] = {
                 name: judge(embedded.prepared, embedded.scores_of, pairs) for name, pairs in judgements.items()
@@ -259,21 +266,27 @@ def measure(groups: Sequence[Group], options: EvalOptions, judgements: Mapping[s
         if (options.plots or options.report) and folder == groups[0].runs[0]:
             measured.pairs = embedded.first_pairs()
         measured.gallery = f"all {len(split.images):,} images and {len(split.captions):,} captions"
+    for group in groups:
+        if group.ensemble:
+            rank(together, group.runs, [group.correction], list(measured.protocols.values()))
     return measured
 
 
-def rank(
-    embedded: EmbeddedSplit,
-    options: EvalOptions,
-    results: dict[Protocol, ProtocolResult],
-    corrections: Sequence[Correction] = (),
-) -> None:
-    """Add the ranks of a run by every protocol, as it is and corrected, to `results`."""
-    run, split = embedded.run, embedded.split
-    bank = read_bank(run.folder) if corrections else None
-    if bank and not all(one.transductive for one in corrections):
-        check_bank(run.folder, bank, split)
-    dataset, count = run.info.dataset, len(split.images)
+def ranked(embedded: EmbeddedSplit, corrections: Sequence[Correction | None]) -> Ranked:
+    """Return what of a run is ranked. Raises BadInput if its bank holds what is measured, and may not."""
+    run, bank = embedded.run, None
+    if any(corrections):
+        bank = read_bank(run.folder)
+        if bank and not all(one.transductive for one in corrections if one):
+            check_bank(run.folder, bank, embedded.split)
+    return Ranked(run.settings.similarity, embedded.images, embedded.captions, bank)
+
+
+def protocols_of(
+    embedded: EmbeddedSplit, options: EvalOptions, results: dict[Protocol, ProtocolResult]
+) -> list[ProtocolResult]:
+    """Return the result of every protocol, added to `results` by the first run."""
+    split, dataset, count = embedded.split, embedded.run.info.dataset, len(embedded.split.images)
     try:
         protocols = protocols_for(dataset, split.name, count, options.folds, options.captions_per_image)
     except ValueError as error:
@@ -283,12 +296,19 @@ def rank(
             name = protocol_name(protocol, dataset, split.name, count)
             folds = folds_of(split.image_of_caption, count, protocol)
             results[protocol] = ProtocolResult(dataset, split.name, name, folds, {})
-        result = results[protocol]
-        pairs = embedded.images, embedded.captions, result.folds
-        result.ranks[run.folder, None] = ranks_of_folds(embedded.similarity, *pairs)
-        if bank:
-            for one in corrections:
-                result.ranks[run.folder, one] = corrected_ranks(run.settings.similarity, *pairs, one, bank)
+    return [results[protocol] for protocol in protocols]
+
+
+def rank(
+    together: Sequence[Ranked],
+    runs: tuple[Path, ...],
+    corrections: Sequence[Correction | None],
+    results: Sequence[ProtocolResult],
+) -> None:
+    """Add the ranks of a run, or of several together, as they are (None) and corrected, to the results."""
+    for result in results:
+        for correction in corrections:
+            result.ranks[runs, correction] = ranks_together(together, result.folds, correction)
 
 
 def rows_of(
@@ -297,7 +317,7 @@ def rows_of(
     """Return a row per group, and the published ones if asked for."""
     rows = compare(groups, result, against)
     if measured.judged:
-        judged = [None if g.correction else of_seeds([measured.judged[run] for run in g.runs]) for g in groups]
+        judged = [of_seeds([measured.judged[run] for run in g.runs]) if g.plain else None for g in groups]
         rows = [replace(row, judgements=each) for row, each in zip(rows, judged, strict=True)]
     published = published_rows(result.dataset, result.protocol) if paper else []
     if paper and not published:
@@ -313,7 +333,7 @@ def of_seeds(judged: Sequence[Mapping[str, Judgement]]) -> dict[str, Judgement]:
 
 def report_of(groups: Sequence[Group], measured: Measurements, rows: Sequence[ResultRow], figures: Figures) -> Report:
     """Put together tables, figures, each row's recipe, and the best and worst queries of its first run."""
-    plain = [group for group in groups if group.correction is None]
+    plain = [group for group in groups if group.plain]
     judged = [replace(table, title=f"Human judgements, {KENDALL}") for table in judgement_tables(rows)]
     tables = [*map(result_table, parts_of(rows)), *judged]
     return Report(

@@ -4,7 +4,7 @@ Cosine, and the order similarity of Vendrov et al. (2016), which is neither symm
 come L2-normalized (and non-negative for order) from the model. Nothing here holds images x captions x dimensions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,3 +116,23 @@ def pair_scores(
 Scores = Callable[[Tensor, Tensor], Tensor]
 TRAINING: dict[str, Scores] = {"cosine": cosine_scores, "order": order_scores}  # differentiable
 RANKING: dict[str, Scores] = {"cosine": exact_cosine_scores, "order": order_scores}  # equal embeddings score equal
+
+
+def mean_scores(similarities: Sequence[str], widths: Sequence[int]) -> Scores:
+    """Return what gives the mean of several runs' scores, for ranking, of their embeddings side by side.
+
+    widths: columns of the embeddings of each run, whose similarity stands at the same place.
+
+    >>> score = mean_scores(["cosine", "cosine"], [2, 2])
+    >>> score(torch.tensor([[1.0, 0.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 1.0, 0.0]]))
+    tensor([[0.5000]])
+    """
+
+    def score(images: Tensor, captions: Tensor) -> Tensor:
+        pairs = zip(images.split(list(widths), 1), captions.split(list(widths), 1), strict=True)
+        total = images.new_zeros(len(images), len(captions))
+        for similarity, pair in zip(similarities, pairs, strict=True):
+            total += RANKING[similarity](*pair)
+        return total / len(similarities)
+
+    return score

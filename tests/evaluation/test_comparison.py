@@ -161,7 +161,7 @@ def measured(monkeypatch):
         return [Ranks(rng.integers(1, high, 4), rng.integers(1, high, len(f.captions))) for f in folds]
 
     ranks: Any = {
-        (run, None): draw(high) for group, high in zip(groups, (16, 16, 4), strict=True) for run in group.runs
+        ((run,), None): draw(high) for group, high in zip(groups, (16, 16, 4), strict=True) for run in group.runs
     }
     monkeypatch.setattr(comparison, "bootstrap", partial(comparison.bootstrap, samples=300))
     return groups, ProtocolResult("flickr8k", "test", "test 12", folds, ranks)
@@ -191,7 +191,7 @@ def test_figures_of_a_row_by_hand(measured):
 
 
 def each_of(group, ranks):
-    return [metrics_of_folds(ranks[run, None]) for run in group.runs]
+    return [metrics_of_folds(ranks[(run,), None]) for run in group.runs]
 
 
 def sum_of(metrics):
@@ -208,7 +208,7 @@ def test_intervals_are_those_of_the_mean_over_seeds_of_each_resample(measured):
         seeds = []
         for run in groups[0].runs:
             parts = []
-            for number, (fold, r) in enumerate(zip(result.folds, result.ranks[run, None], strict=True)):
+            for number, (fold, r) in enumerate(zip(result.folds, result.ranks[(run,), None], strict=True)):
                 times = drawn[4 * number : 4 * number + 4].astype(int)
                 parts.append(Ranks(r.image_to_text.repeat(times), r.text_to_image.repeat(times[fold.image_of_caption])))
             seeds.append(metrics_of_folds(parts))

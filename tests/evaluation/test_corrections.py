@@ -14,7 +14,7 @@ import eval as evaluation
 import prep
 import train
 from evaluation.comparison import Correction
-from evaluation.corrections import corrected_ranks
+from evaluation.ranking import Ranked, ranks_together
 from metrics.protocols import Protocol, folds_of
 from metrics.ranks import ranks_of
 from metrics.similarity import RANKING
@@ -138,7 +138,7 @@ def test_ranks_are_those_of_the_corrected_matrix_of_each_fold(embedded, similari
     """By plain loops over items: the bias of each from its scores with the bank, taken off the matrix of the fold."""
     kept, images, captions, split = embedded[similarity]
     folds = folds_of(split.image_of_caption, 20, Protocol(folds=2))
-    ranks = corrected_ranks(similarity, images, captions, folds, Correction(name, bank), kept)
+    ranks = ranks_together([Ranked(similarity, images, captions, kept)], folds, Correction(name, bank))
     for fold, measured in zip(folds, ranks, strict=True):
         pair = images[fold.start : fold.stop], captions[fold.captions]
         scores = RANKING[similarity](*pair)
