@@ -26,7 +26,7 @@ from tests.helpers import ROOT, made_up_data, plan_small, train_small
 from training import sweep
 from training import trainer as training
 from training.run import Run
-from training.steps import structure_loss
+from training.steps import draw_mixup, structure_loss
 from training.sweep import train
 from training.trainer import (
     Trainer,
@@ -583,6 +583,23 @@ def test_the_change_of_neighborhoods_is_added_to_the_loss(tmp_path):
     assert weighted > plain
 
 
+def test_the_neighborhoods_of_mixtures_are_those_of_mixed_features_on_both_sides(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "structure_loss", lambda _, sides: seen.append(sides) or torch.zeros(()))
+    plan, data = plan_small(tmp_path, text__branch="onehot", loss__structure=1.0, training__mixup=1.0)
+    words = data.sentences["train"]
+    data.sentences["train"] = words.with_features(np.random.default_rng(0).normal(size=(len(words), 5)))
+    trainer = Trainer(plan, data)
+    torch.manual_seed(3)
+    trainer.train_step(np.arange(8))
+    torch.manual_seed(3)
+    mix = draw_mixup(1.0, 8)
+    ((images, _), (captions, _)) = seen[0]
+    frozen = torch.from_numpy(data.sentences["train"].take(np.arange(8)).features)
+    torch.testing.assert_close(captions.double(), mix(frozen).double())
+    assert len(images) == 4
+
+
 def test_two_captions_of_an_image_come_together(tmp_path):
     trainer = Trainer(*plan_small(tmp_path, training__captions_per_image=2, training__batch_size=1000))
     (order,) = trainer.batches()
@@ -645,7 +662,8 @@ def test_cca_is_one_epoch_in_closed_form(tmp_path, capsys):
     result = train_small(tmp_path / "run", **changes)
     assert result["epochs"] == 1
     assert result["rsum"] > 2.5 * chance_rsum(20)
-    assert json.loads((tmp_path / "run" / "log.jsonl").read_text())["loss"] is None
+    row = json.loads((tmp_path / "run" / "log.jsonl").read_text())
+    assert (row["loss"], row["rate"]) == (None, 0.0)
     train_small(tmp_path / "again", **changes)
     assert_same_runs(tmp_path / "run", tmp_path / "again")
     assert train_small(tmp_path / "other", seed=5, **changes)["rsum"] == result["rsum"]
