@@ -4,7 +4,7 @@ python eval.py                                       the newest run on its test 
 python eval.py RUN RUN --split val                   several runs in one table
 python eval.py 'runs/*' --against vse0 --paper       one row for all seeds, tested, and the papers'
 python eval.py RUN --correction nnn                  the same with scores corrected by a bank of training data
-python eval.py 'runs/*-[0-4]-*' --ensemble            a row for all of them together, by the mean of their scores
+python eval.py 'runs/*' --ensemble seed              a row of rows together, by the mean of their scores
 python eval.py RUN --folds 5 --format latex          averaged over five folds, ready to paste
 python eval.py 'runs/*' --plots DIR --report A.html  the same with figures, and as one HTML file
 python eval.py 'runs/*' --judgements FLICKR8K_TEXT   with how far scores agree with people's judgements
@@ -46,8 +46,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--correction", nargs="+", default=[], metavar="NAME", help=corrections)
     banks = "what corrects: training data kept in the run (inductive), or the test queries themselves (transductive)"
     parser.add_argument("--bank", nargs="+", choices=("train", "test"), default=["train"], help=banks)
-    together = "a row for all runs together, ranked by the mean of their scores"
-    parser.add_argument("--ensemble", action="store_true", help=together)
+    together = "a row of all runs together, or of those of each seed together, ranked by the mean of their scores"
+    parser.add_argument("--ensemble", choices=("all", "seed"), default="", help=together)
     parser.add_argument("--paper", action="store_true", help="add what was published for the dataset and protocol")
     parser.add_argument(
         "--judgements", type=Path, metavar="DIR", help="Flickr8k's folder of human judgements: add Kendall's τ to them"

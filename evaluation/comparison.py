@@ -127,7 +127,8 @@ class ProtocolResult:
 class Group:
     """The runs of one row, by seed. info: of the first of them; the others differ from it in seed alone.
 
-    ensemble: they are ranked together, by the mean of their scores, and may differ in anything.
+    ensemble: which of them are ranked together, by the mean of their scores; () for each by itself. Those of an
+    ensemble may differ in anything.
     """
 
     name: str
@@ -136,12 +137,12 @@ class Group:
     runs: tuple[Path, ...]
     seeds: tuple[int, ...]
     correction: Correction | None = None
-    ensemble: bool = False
+    ensemble: tuple[tuple[Path, ...], ...] = ()
 
     @property
-    def ranked(self) -> list[tuple[Path, ...]]:
-        """Return which of its runs are ranked together: each by itself, or all of them."""
-        return [self.runs] if self.ensemble else [(run,) for run in self.runs]
+    def ranked(self) -> Sequence[tuple[Path, ...]]:
+        """Return which of its runs are ranked together: each by itself, or those of each ensemble."""
+        return self.ensemble or [(run,) for run in self.runs]
 
     @property
     def plain(self) -> bool:
@@ -210,18 +211,34 @@ def _group(name: str, members: list[tuple[Path, Settings, RunInfo]]) -> Group:
     return Group(name, settings, info, tuple(m[0] for m in members), tuple(m[2].seed for m in members))
 
 
-def ensemble_of(groups: Sequence[Group]) -> Group:
-    """Return all runs of the groups as one row. Raises BadInput if there is but one.
+def ensemble_of(groups: Sequence[Group], way: str) -> Group:
+    """Return a row of runs that are ranked together. Raises BadInput where nothing comes together.
 
-    Its features are those of any of them, its settings those of the first.
+    way: "all", one ensemble of all runs; "seed", one of each seed, with a run of every group, a group of a single run
+    (a closed form, which every seed gives the same) in all of them. Its features are those of any of them, its settings
+    those of the first.
     """
     runs = tuple(run for group in groups for run in group.runs)
-    if len(runs) == 1:
-        raise BadInput(f"`ensemble`: {runs[0]} is one run, whose scores have no mean; name two or more")
     first, *_ = groups
+    seeds = max((group.seeds for group in groups), key=len)
+    together: tuple[tuple[Path, ...], ...] = (runs,)
+    if way == "all":
+        seeds = ()
+    else:
+        odd = [group.name for group in groups if len(group.runs) > 1 and group.seeds != seeds]
+        if odd:
+            raise BadInput(
+                f"`ensemble` seed: {odd[0]} has other seeds than the rest; train those, or take all together"
+            )
+        several = (group.runs * len(seeds) if len(group.runs) == 1 else group.runs for group in groups)
+        together = tuple(zip(*several, strict=True))
+    if len(together[0]) == 1:
+        raise BadInput(f"`ensemble` {way}: {runs[0]} is alone, and its scores have no mean; name other runs, too")
     features = tuple(dict.fromkeys(name for group in groups for name in group.info.features))
     info = replace(first.info, features=features)
-    return Group(f"ensemble of {len(runs)} runs", first.settings, info, runs, (), ensemble=True)
+    names = " + ".join(group.name for group in groups)
+    name = f"ensemble of {len(runs)} runs" if way == "all" else f"ensemble: {names}"
+    return Group(name, first.settings, info, runs, seeds, ensemble=together)
 
 
 def row_names(systems: Sequence[tuple[Settings, RunInfo]]) -> list[str]:

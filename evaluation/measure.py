@@ -46,9 +46,9 @@ class EvalOptions:
     run: folders, names under `runs`, or patterns, the newest run where there is none; data: the prepared folder, if not
     that of training; folds, captions_per_image: of a protocol that is not the dataset's own; against: the row that the
     others are tested against; correction: names of test-time corrections, a row for each beneath a run's; bank: what
-    they correct by, "train" (inductive), "test" (transductive) or both; ensemble: a row for all runs together; paper:
-    add what was published; judgements: the folder of Flickr8k's human judgements; plots: a folder for figures; report:
-    an HTML file; format: of the table, one of FORMATS.
+    they correct by, "train" (inductive), "test" (transductive) or both; ensemble: a row more of runs together, of "all"
+    or of each "seed"; paper: add what was published; judgements: the folder of Flickr8k's human judgements; plots: a
+    folder for figures; report: an HTML file; format: of the table, one of FORMATS.
     """
 
     run: Sequence[str] = ()
@@ -60,7 +60,7 @@ class EvalOptions:
     against: str | None = None
     correction: Sequence[str] = ()
     bank: Sequence[str] = ("train",)
-    ensemble: bool = False
+    ensemble: str = ""
     paper: bool = False
     judgements: Path | None = None
     plots: Path | None = None
@@ -212,7 +212,7 @@ def evaluate(options: EvalOptions) -> str:
     """
     groups = group_runs(finished_runs(options.run, options.runs) if options.run else [newest_run(options.runs)])
     # whatever can be wrong is found before anything slow
-    groups += [ensemble_of(groups)] if options.ensemble else []
+    groups += [ensemble_of(groups, options.ensemble)] if options.ensemble else []
     groups = with_corrections(groups, asked_corrections(options.correction, options.bank), options.split)
     against = find_row(options.against, groups) if options.against else None
     plots = make_folder(options.plots, "plots") if options.plots else None
@@ -248,13 +248,13 @@ def measure(groups: Sequence[Group], options: EvalOptions, judgements: Mapping[s
     plain = [group for group in groups if group.plain]
     runs = [(str((cache.key(g.settings, g.info), folder)), g, folder) for g in plain for folder in g.runs]
     runs.sort(key=lambda run: run[0])
-    together: list[Ranked] = []
+    opened: dict[Path, Ranked] = {}  # what ensembles are made of
     for _, group, folder in tqdm(runs, "measure", unit=" runs", leave=False, disable=len(runs) == 1):
         embedded = cache.embed(folder)
         corrections = list(dict.fromkeys(other.correction for other in groups if folder in other.runs))
         one = ranked(embedded, corrections)
         rank([one], (folder,), corrections, protocols_of(embedded, options, measured.protocols))
-        together += [one] if options.ensemble else []
+        opened |= {folder: one} if options.ensemble else {}
         if judgements:
             measured.judged[folder] = {
                 name: judge(embedded.prepared, embedded.scores_of, pairs) for name, pairs in judgements.items()
@@ -267,8 +267,9 @@ def measure(groups: Sequence[Group], options: EvalOptions, judgements: Mapping[s
             measured.pairs = embedded.first_pairs()
         measured.gallery = f"all {len(split.images):,} images and {len(split.captions):,} captions"
     for group in groups:
-        if group.ensemble:
-            rank(together, group.runs, [group.correction], list(measured.protocols.values()))
+        for together in group.ensemble:
+            members = [opened[run] for run in together]
+            rank(members, together, [group.correction], list(measured.protocols.values()))
     return measured
 
 

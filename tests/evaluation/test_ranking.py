@@ -86,7 +86,7 @@ def trained(tmp_path_factory):
 
 
 def test_a_row_for_all_runs_together(trained, monkeypatch, capsys, tmp_path):
-    asked = ["--ensemble", "--correction", "nnn", "--against", "stems", "--format", "json"]
+    asked = ["--ensemble", "all", "--correction", "nnn", "--against", "stems", "--format", "json"]
     figures = ["--plots", tmp_path / "plots", "--report", tmp_path / "a.html"]
     assert call(monkeypatch, evaluation, f"{trained}/runs/*", *asked, *figures) == 0
     rows = {row["row"]: row for row in json.loads(capsys.readouterr().out)}
@@ -100,7 +100,33 @@ def test_a_row_for_all_runs_together(trained, monkeypatch, capsys, tmp_path):
     assert "ensemble of 3 runs" in (tmp_path / "a.html").read_text()
 
 
-def test_one_run_is_no_ensemble(trained, monkeypatch, capsys):
-    assert call(monkeypatch, evaluation, f"{trained}/runs/stems*", "--ensemble") == 2
-    assert "--ensemble: " in (said := capsys.readouterr().err)
-    assert "is one run, whose scores have no mean; name two or more" in said
+@pytest.mark.parametrize("way", ["all", "seed"])
+def test_one_run_is_no_ensemble(trained, monkeypatch, capsys, way):
+    assert call(monkeypatch, evaluation, f"{trained}/runs/stems*", "--ensemble", way) == 2
+    assert f"--ensemble {way}: " in (said := capsys.readouterr().err)
+    assert "is alone, and its scores have no mean; name other runs, too" in said
+
+
+def test_a_row_of_rows_together_seed_by_seed(trained, monkeypatch, capsys):
+    """The one run of stems is in both of its ensembles; its figures are the mean of what each is alone."""
+    folder = trained / "runs"
+
+    def rows(*args):
+        assert call(monkeypatch, evaluation, *args, "--format", "json") == 0
+        return {row["row"]: row for row in json.loads(capsys.readouterr().out)}
+
+    together = rows(f"{folder}/*", "--ensemble", "seed")["ensemble: stems + strong"]
+    assert together["seeds"] == [0, 1]
+    assert "std" in together
+    alone = [
+        rows(f"{folder}/strong-*-{seed}-*", f"{folder}/stems-*", "--ensemble", "all")["ensemble of 2 runs"]["rsum"]
+        for seed in (0, 1)
+    ]
+    assert together["rsum"] == pytest.approx(np.mean(alone))
+
+
+def test_rows_of_other_seeds_have_no_ensemble_of_each(trained, monkeypatch, capsys, tmp_path):
+    data = ["--data", trained / "data/folder", "--runs", tmp_path / "runs"]
+    assert call(monkeypatch, train, "cca", "--seeds", 1, 2, *data, "--set", "embed_dim=4") == 0
+    assert call(monkeypatch, evaluation, f"{trained}/runs/strong*", f"{tmp_path}/runs/*", "--ensemble", "seed") == 2
+    assert "has other seeds than the rest" in capsys.readouterr().err

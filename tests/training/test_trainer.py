@@ -584,8 +584,13 @@ def test_the_change_of_neighborhoods_is_added_to_the_loss(tmp_path):
 
 
 def test_the_neighborhoods_of_mixtures_are_those_of_mixed_features_on_both_sides(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(training, "structure_loss", lambda _, sides: seen.append(sides) or torch.zeros(()))
+    seen: list[Any] = []
+
+    def watched(_, sides):
+        seen.extend(sides)
+        return torch.zeros(())
+
+    monkeypatch.setattr(training, "structure_loss", watched)
     plan, data = plan_small(tmp_path, text__branch="onehot", loss__structure=1.0, training__mixup=1.0)
     words = data.sentences["train"]
     data.sentences["train"] = words.with_features(np.random.default_rng(0).normal(size=(len(words), 5)))
@@ -594,7 +599,8 @@ def test_the_neighborhoods_of_mixtures_are_those_of_mixed_features_on_both_sides
     trainer.train_step(np.arange(8))
     torch.manual_seed(3)
     mix = draw_mixup(1.0, 8)
-    ((images, _), (captions, _)) = seen[0]
+    (images, _), (captions, _) = seen
+    assert mix is not None
     frozen = torch.from_numpy(data.sentences["train"].take(np.arange(8)).features)
     torch.testing.assert_close(captions.double(), mix(frozen).double())
     assert len(images) == 4
