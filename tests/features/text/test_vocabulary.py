@@ -1,12 +1,14 @@
 """Tokens, stems, counts, and sentences as numbers."""
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from features.text import vocabulary
 from features.text.vocabulary import UNKNOWN, Sentences, Vocabulary, WordIndex, make_stemmer, tokenize
 from tests.helpers import ROOT
 from utils import BadInput
@@ -30,6 +32,18 @@ CAPTIONS = ["A dog runs.", "Two dogs run, running fast!", "The cat isn't running
 )
 def test_tokens(sentence, words):
     assert tokenize(sentence) == words
+
+
+def test_plain_sentences_are_cut_as_the_tokenizer_cuts_them(monkeypatch):
+    """Letters, blanks, full stops and commas in any order, with what looks like addresses and faces among them."""
+    random = np.random.default_rng(0)
+    pieces = ["a", "dog", "xd", "D", "http", "www", "com", " ", " ", " ", ".", ",", " . ", " , ", "K", "é", "\n"]
+    sentences = ["".join(random.choice(pieces, size)) for size in random.integers(0, 12, 3000)]
+    quick = [tokenize(sentence) for sentence in sentences]
+    plain = sum(vocabulary.PLAIN.fullmatch(sentence.lower()) is not None for sentence in sentences)
+    assert 300 < plain < 2700, "both ways are taken"
+    monkeypatch.setattr(vocabulary, "PLAIN", re.compile("(?!)"))
+    assert [tokenize(sentence) for sentence in sentences] == quick
 
 
 def test_counts_and_stems(tmp_path):
