@@ -56,10 +56,11 @@ class Queue:
         sides = zip(self.batch, (self.captions, self.images), (scores, scores.T), strict=True)
         for queries, kept, inside in sides:
             same = (owners[:, None] == owners) & ~torch.eye(len(owners), dtype=torch.bool)
-            columns = [inside.masked_fill(same, -torch.inf)]
+            columns = [(scale * inside).masked_fill(same, -torch.inf)]
             if len(kept):
-                columns.append((queries @ kept.T).masked_fill(owners[:, None] == self.owners, -torch.inf))
-            total = total + F.cross_entropy(scale * torch.cat(columns, 1), torch.arange(len(owners))) / 2
+                others = scale * (queries @ kept.T)
+                columns.append(others.masked_fill(owners[:, None] == self.owners, -torch.inf))
+            total = total + F.cross_entropy(torch.cat(columns, 1), torch.arange(len(owners))) / 2
         images, captions = (embedded.detach() for embedded in self.batch)
         if len(self.owners):
             images, captions = torch.cat([images, self.images]), torch.cat([captions, self.captions])
