@@ -80,4 +80,7 @@ modern: together
 together: .venv/demo
 	$(BIN)/python train.py strong --data $(DATA) --runs $(RUNS)/together --jobs $(JOBS) --seeds 0 1 2 3 4 $(AB) --set $(MINILM) image.dropout=0.5 text.dropout=0.3
 	$(BIN)/python train.py cca_joined --data $(DATA) --runs $(RUNS)/together $(AB)
+	$(BIN)/python eval.py '$(RUNS)/together/strong-*-0-*' '$(RUNS)/together/cca*' --split val --ensemble all --correction inverted_softmax
+	$(BIN)/python eval.py '$(RUNS)/together/strong-*-[01]-*' --split val --ensemble all --correction inverted_softmax
+	$(BIN)/python eval.py '$(RUNS)/together/strong-*-[012]-*' --split val --ensemble all --correction inverted_softmax
 	$(BIN)/python eval.py '$(RUNS)/together/*' --ensemble seed --correction inverted_softmax --format markdown

@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from features.images.decode import jpeg_bytes, thumbnail
 from features.prepared import Prepared, Split
 from metrics.table import Table, as_markdown
 from retrieval.contact_sheet import TILE_PIXELS, Tile, write_sheet
+from retrieval.nearest import COSINE, exact_nearest
+from training.moments import unit_rows
 from utils import run_script
 
 COSINES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
@@ -45,9 +46,9 @@ def main() -> None:
 def nearest(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the largest cosine (N,) of each of test (N, D) with rows of train (M, D), and that row (N,)."""
     mean = train.mean(axis=0)
-    unit = [torch.nn.functional.normalize(torch.from_numpy(rows - mean), dim=1) for rows in (test, train)]
-    best = (unit[0] @ unit[1].T).max(dim=1)
-    return best.values.numpy(), best.indices.numpy()
+    test, train = (unit_rows(rows - mean).astype(np.float32) for rows in (test, train))
+    rows, cosines = exact_nearest(test, train, 1, COSINE)
+    return cosines[:, 0], rows[:, 0]
 
 
 def counts(cosines: np.ndarray) -> Table:

@@ -1,9 +1,9 @@
-"""Ideas that are in no recipe, held against one: val rsum of `strong`, or of `stems`, with each of them in turn.
+"""Ideas that are not in `strong` or `stems`: val rsum of `strong`, or of `stems`, with each of them in turn.
 
     python benchmarks/tried.py data/flickr8k --features efficientnet_lite0
     python benchmarks/tried.py data/flickr8k --features efficientnet_lite0 --ideas queue whitening
 
-They are made here, outside the program: none has earned a place in it. Repeating a command trains nothing again.
+What the program has no setting for is made here, outside it. Repeating a command trains nothing again.
 """
 
 import argparse

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tomli_w
@@ -60,7 +61,7 @@ class EvalOptions:
     against: str | None = None
     correction: Sequence[str] = ()
     bank: Sequence[str] = ("train",)
-    ensemble: str = ""
+    ensemble: Literal["", "all", "seed"] = ""
     paper: bool = False
     judgements: Path | None = None
     plots: Path | None = None

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from evaluation.comparison import Correction
 from metrics.correction import SINKHORN, Bank, Retrieval, activation_set, biases, gate, sinkhorn, with_bias
-from metrics.protocols import Fold
+from metrics.protocols import Fold, ranks_of_folds
 from metrics.ranks import DIRECTIONS, Ranks, ranks_by_block
-from metrics.similarity import RANKING, mean_scores
+from metrics.similarity import RANKING, Scores, mean_scores
 from training.bank import RunBank
 
 
@@ -26,25 +26,28 @@ class Ranked:
 
 def ranks_together(runs: Sequence[Ranked], folds: Sequence[Fold], correction: Correction | None) -> list[Ranks]:
     """Return the ranks by the mean of the runs' scores in every fold, each run's corrected within its gallery."""
+    if correction is None:
+        return ranks_of_folds(*_side_by_side(runs), folds)
     ranks = []
     for fold in folds:
         parts = [
             replace(run, images=run.images[fold.start : fold.stop], captions=run.captions[fold.captions])
             for run in runs
         ]
-        if correction is None:
-            ranks.append(_ranks(parts, fold))
-        else:
-            ways = [[_corrected(part, direction, correction) for part in parts] for direction in DIRECTIONS]
-            one_way = {name: getattr(_ranks(way, fold), name) for way, name in zip(ways, DIRECTIONS, strict=True)}
-            ranks.append(Ranks(**one_way))
+        one_way = {}
+        for direction in DIRECTIONS:
+            corrected = [_corrected(part, direction, correction) for part in parts]
+            both = ranks_by_block(*_side_by_side(corrected), fold.image_of_caption)
+            one_way[direction] = getattr(both, direction)
+        ranks.append(Ranks(**one_way))
     return ranks
 
 
-def _ranks(parts: Sequence[Ranked], fold: Fold) -> Ranks:
+def _side_by_side(parts: Sequence[Ranked]) -> tuple[Scores, Tensor, Tensor]:
+    """Return the embeddings of several runs as those of one, and what scores them."""
     score = mean_scores([part.similarity for part in parts], [part.images.shape[1] for part in parts])
     images, captions = (torch.cat([getattr(part, side) for part in parts], 1) for side in ("images", "captions"))
-    return ranks_by_block(score, images, captions, fold.image_of_caption)
+    return score, images, captions
 
 
 def _corrected(part: Ranked, direction: str, correction: Correction) -> Ranked:

@@ -50,7 +50,7 @@ UNKNOWN = 0  # the number of every word that the vocabulary does not hold
 _UNSPACED = regex.compile(r"([\p{Han}\p{Hiragana}\p{Katakana}])")
 _WORD = regex.compile(r"[\p{L}\p{N}]")
 _TOKENIZER = TweetTokenizer(preserve_case=True)
-# Letters, and full stops and commas by themselves: the tokenizer cuts these at blanks, many times as slowly.
+# Letters, and full stops and commas by themselves: cutting these at blanks gives the tokenizer's words, sooner.
 PLAIN = regex.compile(r"(?:[a-z]+(?= |$)|[.,](?= |$)| )*+")
 
 
