@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import tomli_w
 import torch
 from PIL import Image, ImageDraw
@@ -59,6 +60,20 @@ def draw_images(folder, count=24):
     path = folder / "captions.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def train_drawn(folder, *trainings):
+    """Draw images into a folder, prepare them, and train on them: a recipe each, and settings or options more."""
+    import prep
+    import train
+
+    draw_images(folder)
+    data = ["--data", folder / "data/folder", "--runs", folder / "runs"]
+    with pytest.MonkeyPatch.context() as patch:
+        assert call(patch, prep, *prep_args(folder)) == 0
+        for recipe, *more in trainings:
+            assert call(patch, train, recipe, *data, *QUICK, *more) == 0
+    return folder
 
 
 def draw_flickr8k(folder, count=12):

@@ -11,14 +11,12 @@ import safetensors.torch
 import torch
 
 import eval as evaluation
-import prep
-import train
 from evaluation.comparison import Correction
 from evaluation.ranking import Ranked, ranks_together
 from metrics.protocols import Protocol, folds_of
 from metrics.ranks import ranks_of
 from metrics.similarity import RANKING
-from tests.helpers import QUICK, call, copy_of, draw_images, plan_small, prep_args, train_small
+from tests.helpers import call, copy_of, plan_small, train_drawn, train_small
 from training.bank import BANK, keys, read_bank
 from training.run import embed_features, embed_sentences
 from training.trainer import Trainer
@@ -29,13 +27,7 @@ ALL = ["inverted_softmax", "qb_norm", "nnn", "db_norm", "sinkhorn"]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A prepared folder, and two seeds of a run."""
-    folder = tmp_path_factory.mktemp("corrected")
-    draw_images(folder)
-    data = ["--data", folder / "data/folder", "--runs", folder / "runs"]
-    with pytest.MonkeyPatch.context() as patch:
-        assert call(patch, prep, *prep_args(folder)) == 0
-        assert call(patch, train, "strong", "--seeds", 0, 1, *data, *QUICK) == 0
-    return folder
+    return train_drawn(tmp_path_factory.mktemp("corrected"), ["strong", "--seeds", 0, 1])
 
 
 def printed(monkeypatch, capsys, folder, *args):

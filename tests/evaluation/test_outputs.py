@@ -9,10 +9,8 @@ import pytest
 from PIL import Image
 
 import eval as evaluation
-import prep
-import train
 from evaluation.judgements import CROWDFLOWER, EXPERT
-from tests.helpers import QUICK, call, draw_images, prep_args
+from tests.helpers import call, train_drawn
 from training.run import Run
 
 SWEEP = ["loss.margin=0.1,0.2"]
@@ -21,12 +19,7 @@ SWEEP = ["loss.margin=0.1,0.2"]
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """A prepared folder, a sweep of two values with two seeds each, and made-up judgements of its test images."""
-    folder = tmp_path_factory.mktemp("outputs")
-    draw_images(folder)
-    data = ["--data", folder / "data/folder", "--runs", folder / "runs"]
-    with pytest.MonkeyPatch.context() as patch:
-        assert call(patch, prep, *prep_args(folder)) == 0
-        assert call(patch, train, "vsepp", "--seeds", 0, 1, *data, *QUICK, *SWEEP) == 0
+    folder = train_drawn(tmp_path_factory.mktemp("outputs"), ["vsepp", *SWEEP, "--seeds", 0, 1])
     test = [f"{number}.png" for number in range(3, 24, 4)]
     pairs = [(a, f"{b}#{n}", i + j + n) for i, a in enumerate(test) for j, b in enumerate(test) for n in (0, 1)]
     (folder / "judged").mkdir()

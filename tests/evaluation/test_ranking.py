@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import eval as evaluation
-import prep
 import train
 from evaluation.comparison import Correction
 from evaluation.ranking import Ranked, ranks_together
@@ -15,7 +14,7 @@ from metrics.correction import Bank, Parameters, Retrieval, biases
 from metrics.protocols import Protocol, folds_of
 from metrics.ranks import DIRECTIONS, ranks_of
 from metrics.similarity import RANKING
-from tests.helpers import QUICK, call, draw_images, prep_args
+from tests.helpers import call, train_drawn
 from training.bank import RunBank
 
 OWNER = np.repeat(np.arange(12), 3)
@@ -75,14 +74,7 @@ def test_runs_together_are_better_than_each_where_their_errors_differ():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Two seeds of a run and one of another recipe."""
-    folder = tmp_path_factory.mktemp("together")
-    draw_images(folder)
-    data = ["--data", folder / "data/folder", "--runs", folder / "runs"]
-    with pytest.MonkeyPatch.context() as patch:
-        assert call(patch, prep, *prep_args(folder)) == 0
-        assert call(patch, train, "strong", "--seeds", 0, 1, *data, *QUICK) == 0
-        assert call(patch, train, "stems", *data, *QUICK) == 0
-    return folder
+    return train_drawn(tmp_path_factory.mktemp("together"), ["strong", "--seeds", 0, 1], ["stems"])
 
 
 def test_a_row_for_all_runs_together(trained, monkeypatch, capsys, tmp_path):
