@@ -133,11 +133,11 @@ class LossSettings:
 @dataclass(frozen=True)
 class TrainingSettings:
     epochs: Annotated[int, Range(1)] = 30
-    """Epochs at most; in each, every training caption comes once."""
+    """Epochs at most; in each, every training caption comes once (but see `min_steps`)."""
     batch_size: Annotated[int, Range(2)] = 128
     """Pairs of a caption and its image in a step."""
     min_steps: Annotated[int, Range(0)] = 0
-    """Steps that an epoch has at least: few captions come in smaller batches, but not below 128; 0: whatever comes."""
+    """Steps that an epoch has at least: few captions come in smaller batches, down to 128, then again; 0: any."""
     captions_per_image: Annotated[int, Range(1)] = 1
     """Captions of an image that come into a batch together."""
     mixup: Annotated[float, Range(0)] = 0.0

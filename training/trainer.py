@@ -41,7 +41,7 @@ from training.run import (
 from training.steps import draw_mixup, grouped_order, similarities, structure_loss
 from utils import BadInput, write_json, write_jsonl
 
-SMALL_BATCH = 128  # pairs, below which `training.min_steps` makes no batch smaller
+SMALL_BATCH = 128  # pairs, below which `training.min_steps` makes no batch smaller; captions come again instead
 MAX_RESTARTS = 3  # after collapses; what collapses once more is told and goes on
 PROBED, ALIKE = 100, 0.01  # images and captions looked at for a collapse; their scores' standard deviation in one
 
@@ -113,7 +113,7 @@ class Trainer:
         self.finish()
 
     def train_epoch(self) -> float:
-        """Visit every training caption once; return the mean loss of a batch. Raises BadInput if it is not finite."""
+        """Visit every training caption; return the mean loss of a batch. Raises BadInput if it is not finite."""
         t = self.settings.training
         torch.manual_seed(self.seed * 1_000_003 + len(self.log) + 1)
         self.view_random = view_random(self.seed, len(self.log))
@@ -182,9 +182,15 @@ class Trainer:
         return loss(scores, images, *more)
 
     def batches(self) -> list[np.ndarray]:
-        """Return this epoch's batches: rows of training captions, each caption once."""
-        words, random = self.data.sentences["train"], np.random.default_rng([self.seed, len(self.log)])
-        t, size = self.settings.training, batch_size_for(self.settings.training, len(words))
+        """Return this epoch's batches: rows of training captions, each caption once, few captions several times."""
+        captions, random = len(self.data.sentences["train"]), np.random.default_rng([self.seed, len(self.log)])
+        size = batch_size_for(self.settings.training, captions)
+        passes = math.ceil(self.settings.training.min_steps / math.ceil(captions / size)) or 1
+        return [batch for _ in range(passes) for batch in self.batches_of_pass(size, random)]
+
+    def batches_of_pass(self, size: int, random: np.random.Generator) -> list[np.ndarray]:
+        """Return batches of up to `size` training captions, each caption once."""
+        t, words = self.settings.training, self.data.sentences["train"]
         if t.captions_per_image > 1:
             order = grouped_order(self.data.splits["train"].image_of_caption, t.captions_per_image, random)
             return [order[start : start + size] for start in range(0, len(order), size)]

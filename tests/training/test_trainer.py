@@ -619,11 +619,17 @@ def test_two_captions_of_an_image_come_together(tmp_path):
     ("size", "steps", "captions", "expected"),
     [(512, 0, 100, 512), (512, 30, 6000, 200), (512, 30, 60_000, 512), (512, 30, 600, 128), (64, 30, 600, 64)],
 )
-def test_few_captions_come_in_smaller_batches(tmp_path, size, steps, captions, expected):
+def test_few_captions_come_in_smaller_batches_and_again(tmp_path, size, steps, captions, expected):
     settings = override(Settings(), {"training.batch_size": size, "training.min_steps": steps})
     assert batch_size_for(settings.training, captions) == expected
     trainer = Trainer(*plan_small(tmp_path, training__batch_size=300, training__min_steps=30))
-    assert max(map(len, trainer.batches())) == min(128, len(trainer.data.sentences["train"]))
+    batches, rows = trainer.batches(), len(trainer.data.sentences["train"])
+    assert max(map(len, batches)) == min(128, rows)
+    times = np.bincount(np.concatenate(batches), minlength=rows)
+    assert len(batches) >= 30
+    assert set(times) == {math.ceil(30 / math.ceil(rows / 128))}, "each caption as often as any other"
+    first, second = np.split(np.concatenate(batches)[: 2 * rows], 2)
+    assert not np.array_equal(first, second), "every pass has an order of its own"
 
 
 def test_rates():
