@@ -70,7 +70,7 @@ class OneHotBranch(nn.Module):
 
 class GRUBranch(nn.Module):
     """Word embeddings through a GRU of `embed_dim` units (Kiros et al., 2014); its last state, or those of all words
-    pooled: their mean, their maximum, or by GPO."""
+    pooled: their mean, their maximum, or by GPO. With `residual` the bag of words goes past the GRU, too."""
 
     def __init__(self, num_words: int, embed_dim: int, s: TextSettings):
         super().__init__()
@@ -80,6 +80,7 @@ class GRUBranch(nn.Module):
         self.dropout = nn.Dropout(s.dropout)
         self.gru = nn.GRU(s.word_dim, embed_dim, batch_first=True, bidirectional=s.bidirectional)
         self.gpo = GPO() if s.pooling == "gpo" else None
+        self.past = Linear(s.word_dim, embed_dim) if s.residual else None
 
     def forward(self, sentences: Sentences, mix: Mix | None = None) -> Tensor:
         """B sentences → (B, embed_dim)."""
@@ -91,10 +92,14 @@ class GRUBranch(nn.Module):
         packed = pack_padded_sequence(
             self.dropout(self.embedding(padded)), lengths, batch_first=True, enforce_sorted=False
         )
-        states, last = self.gru(packed)
-        if self.pooling == "last":
-            return self.dropout(last.mean(dim=0))  # (directions, B, embed_dim): the directions are averaged
-        return self.dropout(self._pooled(states, lengths))
+        states, last = self.gru(packed)  # last: (directions, B, embed_dim); directions are averaged
+        x = last.mean(dim=0) if self.pooling == "last" else self._pooled(states, lengths)
+        return self.dropout(x if self.past is None else x + self.past(self._bag(sentences)))
+
+    def _bag(self, sentences: Sentences) -> Tensor:
+        weight = self.embedding.weight
+        numbers, starts = (_tensor(array, weight.device) for array in (sentences.numbers, sentences.starts[:-1]))
+        return F.embedding_bag(numbers, weight, starts, mode="mean", padding_idx=UNKNOWN)
 
     def _pooled(self, packed: PackedSequence, lengths: Tensor) -> Tensor:
         states, _ = pad_packed_sequence(

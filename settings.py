@@ -68,6 +68,8 @@ class TextSettings:
     """gru: size of a word embedding."""
     pooling: Literal["last", "mean", "max", "gpo"] = "last"
     """gru: the last state, or the mean or maximum over those of all words, or their pooling by GPO."""
+    residual: bool = False
+    """gru: add the mean of the word embeddings, through a linear layer, to what the GRU makes of them."""
     bidirectional: bool = False
     """gru: read backwards too; the two directions are averaged."""
     weighting: Literal["mean", "binary", "count"] = "mean"

@@ -51,10 +51,11 @@ def test_unknown_words_are_not_trained():
     assert model.text.bag.weight.grad[1].abs().max() > 0
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("bidirectional", "residual"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("pooling", ["last", "mean", "max", "gpo"])
-def test_gru_branch_equals_one_sentence_at_a_time(pooling, bidirectional):
-    model = build(text__branch="gru", text__pooling=pooling, text__bidirectional=bidirectional)
+def test_gru_branch_equals_one_sentence_at_a_time(pooling, bidirectional, residual):
+    changes = {"text__branch": "gru", "text__bidirectional": bidirectional, "text__residual": residual}
+    model = build(text__pooling=pooling, **changes)
     gru = model.text.gru
     for row, words in zip(model.text(SENTENCES), LISTS, strict=True):
         states, last = gru(model.text.embedding(torch.tensor([words])))
@@ -62,6 +63,10 @@ def test_gru_branch_equals_one_sentence_at_a_time(pooling, bidirectional):
         plain = {"last": last[:, 0].mean(dim=0), "mean": states.mean(dim=0), "max": states.amax(dim=0)}
         if pooling == "gpo":  # layers/ has its test
             plain["gpo"] = model.text.gpo(states[None], torch.ones(1, len(words), dtype=torch.bool))[0]
+        if residual:
+            known = [model.text.embedding.weight[word] for word in words if word]
+            bag = torch.stack(known).mean(dim=0) if known else torch.zeros(5)
+            plain[pooling] = plain[pooling] + model.text.past(bag)
         torch.testing.assert_close(row, plain[pooling])
 
 
