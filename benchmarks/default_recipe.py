@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[0], metavar="N", help="training images; 0: all")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="in every setting")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
-    parser.add_argument("--near", type=float, default=4.0, metavar="PERCENT", help="(default: %(default)s)")
+    parser.add_argument("--near", type=float, default=2.0, metavar="PERCENT", help="(default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/default_recipe"))
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
