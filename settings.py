@@ -139,7 +139,8 @@ class TrainingSettings:
     batch_size: Annotated[int, Range(2)] = 128
     """Pairs of a caption and its image in a step."""
     min_steps: Annotated[int, Range(0)] = 0
-    """Steps that an epoch has at least: few captions come in smaller batches, down to 128, then again; 0: any."""
+    """Steps that an epoch has at least: with few captions, batches shrink, but not below 128, and then captions come
+    several times; 0: no minimum."""
     captions_per_image: Annotated[int, Range(1)] = 1
     """Captions of an image that come into a batch together."""
     mixup: Annotated[float, Range(0)] = 0.0

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[0], metavar="N", help="training images; 0: all")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="in every setting")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
-    parser.add_argument("--near", type=float, default=2.0, metavar="PERCENT", help="(default: %(default)s)")
+    parser.add_argument("--near", type=float, default=2.0, metavar="PERCENT", help="below the best of the first seed")
     parser.add_argument("--runs", type=Path, default=Path("runs/default_recipe"))
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
@@ -85,8 +85,9 @@ def column(args: argparse.Namespace, data: Path, features: Sequence[str]) -> lis
 
 
 def table(columns: dict[str, list[np.ndarray]]) -> Table:
-    """Return settings by situations: mean and, of several seeds, standard deviation; the best in bold."""
-    means = np.array([[values.mean() for values in column] for column in columns.values()]).T
+    """Return settings by situations: mean and, of several seeds, standard deviation; the best of these in bold."""
+    seeds = max(len(values) for column in columns.values() for values in column)
+    means = np.array([[v.mean() if len(v) == seeds else 0 for v in column] for column in columns.values()]).T
     body = [[name, *(figure(column[row]) for column in columns.values())] for row, name in enumerate(SETTINGS)]
     shares = [f"{100 * first / best:.1f} %" for first, best in zip(means[0], means.max(axis=0), strict=True)]
     best = frozenset((int(row), column + 1) for column, row in enumerate(means.argmax(axis=0)))
