@@ -74,7 +74,7 @@ CORRECTED := --correction inverted_softmax --format markdown
 
 modern: together
 	$(BIN)/python train.py strong $(MODERN) --runs $(RUNS)/modern $(SEEDS) $(A) $(B) $(AB)
-	$(BIN)/python train.py cca csa $(MODERN) --runs $(RUNS)/modern $(AB)
+	$(BIN)/python train.py csa $(MODERN) --runs $(RUNS)/modern $(AB)
 	$(BIN)/python train.py procrustes ridge asif $(MODERN) --runs $(RUNS)/modern $(A)
 	$(BIN)/python eval.py '$(RUNS)/modern/*' $(CORRECTED)
 
@@ -84,8 +84,10 @@ together: .venv/demo
 	$(BIN)/python train.py strong $(MODERN) --runs $(RUNS)/together/gru $(SEEDS) $(AB) --set $(GRU)
 	$(BIN)/python train.py strong $(MODERN) --runs $(RUNS)/together/order $(SEEDS) $(AB) --set $(ORDERED)
 	$(BIN)/python train.py cca_joined $(MODERN) --runs $(RUNS)/together/minilm $(AB)
-	for text in gru order; do $(BIN)/python train.py cca $(MODERN) --runs $(RUNS)/together/$$text $(AB) || exit; done
-	for text in minilm gru order; do $(BIN)/python eval.py "$(RUNS)/together/$$text/*" --ensemble seed $(CORRECTED) || exit; done
+	$(BIN)/python train.py cca $(MODERN) --runs $(RUNS)/together/cca $(AB)
+	$(BIN)/python eval.py '$(RUNS)/together/minilm/*' --ensemble seed $(CORRECTED)
+	$(BIN)/python eval.py '$(RUNS)/together/gru/*' '$(RUNS)/together/cca/*' --ensemble seed $(CORRECTED)
+	$(BIN)/python eval.py '$(RUNS)/together/order/*' '$(RUNS)/together/cca/*' --ensemble seed $(CORRECTED)
 
 # How much a second run of another kind brings, on val, and how much more seeds of the same kind.
 together-val: together
