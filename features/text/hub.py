@@ -17,14 +17,14 @@ CONFIG = "config.json"
 def text_store_name(name: str) -> str:
     """Return the stem of ENCODER.text.h5.
 
-    >>> text_store_name("sentence-transformers/all-MiniLM-L6-v2"), text_store_name("package:gt-minilm")
-    ('all-MiniLM-L6-v2', 'gt_minilm')
+    >>> text_store_name("sentence-transformers/all-MiniLM-L6-v2"), text_store_name("package:gt-minilm@4")
+    ('all-MiniLM-L6-v2', 'gt_minilm@4')
     """
     if name.startswith(PACKAGE):
         stem = _module_name(name)
     else:
         stem = Path(name).name if Path(name).name not in ("", "..") else Path(name).resolve().name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".") or "encoder"
+    return re.sub(r"[^A-Za-z0-9._@-]+", "-", stem).strip(".") or "encoder"
 
 
 def _module_name(name: str) -> str:
@@ -33,20 +33,30 @@ def _module_name(name: str) -> str:
 
 
 class EncoderSource(NamedTuple):
-    """Where an encoder comes from. path: what `transformers` loads; kind: "folder", "package" or "hub"."""
+    """Where an encoder comes from.
+
+    name: what finds it again. path: what `transformers` loads. kind: "folder", "package" or "hub". layers: how many of
+    its first ones are wanted, None for all.
+    """
 
     name: str
     path: str
     kind: str
+    layers: int | None
 
 
 def find(name: str) -> EncoderSource:
     """Find an existing folder, the folder that an installed package carries, or else a name on the hub.
 
-    Raises BadInput if a package is not installed or carries no model, or a folder is missing or holds none.
+    NAME@4 is the encoder NAME up to its fourth layer. Raises BadInput if a package is not installed or carries no
+    model, or a folder is missing or holds none.
     """
+    whole, at, layers = name.rpartition("@")
+    if at and layers.isdecimal():
+        source = find(whole)
+        return source._replace(name=f"{source.name}@{layers}", layers=int(layers))
     if name.startswith(PACKAGE):
-        return EncoderSource(name, str(_folder_in_package(name)), "package")
+        return EncoderSource(name, str(_folder_in_package(name)), "package", None)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
@@ -54,12 +64,12 @@ def find(name: str) -> EncoderSource:
                 f"{name}: this folder lacks {CONFIG}, so it holds no text encoder; "
                 f"name the folder that save_pretrained wrote with `text_encoder`"
             )
-        return EncoderSource(str(folder.resolve()), str(folder.resolve()), "folder")
+        return EncoderSource(str(folder.resolve()), str(folder.resolve()), "folder", None)
     if folder.is_file():
         raise BadInput(f"{name}: is a file; name the folder of a text encoder with `text_encoder`")
     if _like_a_path(name):
         raise BadInput(f"{name}: no such folder; point `text_encoder` to the folder of a text encoder")
-    return EncoderSource(name, name, "hub")
+    return EncoderSource(name, name, "hub", None)
 
 
 def _like_a_path(name: str) -> bool:

@@ -113,6 +113,28 @@ def test_neither_batch_nor_order_matter(encoders: dict[str, SentenceEncoder], mo
         assert encoder.features([])[name].shape == (0, 32)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_within(kind: str, folders: dict[str, str], encoders: dict[str, SentenceEncoder]) -> None:
+    """NAME@1 gives what the whole encoder has behind its first layer, and finds itself again by its own name."""
+    whole, first = encoders[kind], load_sentence_encoder(f"{folders[kind]}@1")
+    tokens = text_encoders.tokenize_for(whole, SENTENCES)
+    ids, mask = text_encoders.pad(tokens, whole.padding)
+    with torch.inference_mode():
+        states = whole.module(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        torch.testing.assert_close(first.states(ids, mask), states[1])
+    again = load_sentence_encoder(first.name)
+    assert first.name.endswith("@1")
+    assert (again.name, again.digest) == (first.name, first.digest)
+    assert first.digest != whole.digest or kind == "albert"  # whose layers are one, again and again
+    assert text_store_name(first.name) == f"{text_store_name(whole.name)}@1"
+
+
+@pytest.mark.parametrize("layer", ["0", "3"])
+def test_a_layer_that_is_not_there(layer: str, folders: dict[str, str]) -> None:
+    with pytest.raises(BadInput, match=f"@{layer}: this encoder has layers 1 to 2; name one of them after the @"):
+        load_sentence_encoder(f"{folders['bert']}@{layer}")
+
+
 def test_batches_take_every_row_once_and_stay_small() -> None:
     lengths = np.random.default_rng(0).integers(1, 600, 500)
     found = list(batches(lengths))
