@@ -224,10 +224,12 @@ def image_branch(s: ImageSettings, dims: InputDims, embed_dim: int) -> nn.Sequen
     return nn.Sequential(dropout, *layers)
 
 
+WORD_BRANCHES: dict[str, Callable[[int, int, TextSettings], nn.Module]] = {"gru": GRUBranch, "onehot": OneHotBranch}
+
+
 def text_branch(s: TextSettings, dims: InputDims, embed_dim: int) -> nn.Module:
     """Return a branch from B sentences to (B, embed_dim)."""
-    branches = {"gru": GRUBranch, "onehot": OneHotBranch}
-    words = branches[s.branch](dims.num_words, embed_dim, s) if s.branch in branches else None
+    words = WORD_BRANCHES[s.branch](dims.num_words, embed_dim, s) if s.branch in WORD_BRANCHES else None
     if not s.encoder:
         assert words is not None  # settings.py sees to it that branch = "encoder" names one
         return words

@@ -4,7 +4,6 @@ The classes below are the whole list: every key a recipe may hold, its default, 
 """
 
 import dataclasses
-import itertools
 import json
 import tomllib
 from dataclasses import dataclass, field
@@ -310,9 +309,9 @@ def _check_together(s: Settings, where: str) -> None:
             f"or 0",
         ),
         (
-            s.training.mixup and branch == "gru",
-            "training.mixup mixes bags of words and sentence features, and there is no sentence between two for "
-            "text.branch = 'gru'; take onehot or encoder with `text.branch`, or 0",
+            s.training.mixup and branch not in ("onehot", "encoder"),
+            f"training.mixup mixes bags of words and sentence features, and there is no sentence between two for "
+            f"text.branch = {branch!r}; take onehot or encoder with `text.branch`, or 0",
         ),
         (
             s.loss.positives == "image" and name not in ("infonce", "siglip"),
@@ -370,29 +369,3 @@ def override(settings: Settings, changes: dict[str, Any]) -> Settings:
         group, _, name = key.rpartition(".")
         (table[group] if group else table)[name] = value
     return from_table(table)
-
-
-def parse_changes(assignments: list[str]) -> list[dict[str, Any]]:
-    """Return every combination of the values in "key=value,value" …, in the order given; one empty dict for none.
-
-    >>> parse_changes(["loss.margin=0.1,0.2", "embed_dim=64"])
-    [{'loss.margin': 0.1, 'embed_dim': 64}, {'loss.margin': 0.2, 'embed_dim': 64}]
-    """
-    options: dict[str, list[Any]] = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        key = key.strip()
-        if not equals or not text.strip():
-            raise BadInput(f"`set` {assignment}: write it as key=value, for example loss.margin=0.1")
-        if key in options:
-            raise BadInput(f"`set` {key}: given twice; several values go into one, as in {key}=A,B")
-        options[key] = [_value(word.strip()) for word in text.split(",")]
-    return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
-
-
-def _value(text: str) -> Any:
-    """A TOML value; a bare word is text, so that no shell quoting is needed around words."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text

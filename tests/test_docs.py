@@ -4,6 +4,8 @@ What would take hours is made small and nothing else: twelve drawn images, scene
 that would have to be downloaded, one epoch of few dimensions, benchmarks of few vectors. The Python example is run too.
 """
 
+import dataclasses
+import doctest
 import os
 import re
 import shlex
@@ -11,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import urllib.request
 import warnings
 from pathlib import Path
@@ -20,13 +23,19 @@ import pytest
 import torch
 
 import eval as evaluation
+import losses
+import model
 import prep
 import search
+import settings
 import train
-from features.datasets import scenes
+from features.datasets import line_files, scenes
 from features.images import backbones
+from features.text.vocabulary import Sentences
+from metrics import ranks
 from tests.helpers import ROOT, call, draw_flickr8k
 from training import probe
+from utils import BadInput
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 RESULTS = [
@@ -139,6 +148,33 @@ def test_every_command_of_a_page_works(page, sandbox, monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             run_command(line, monkeypatch)
+
+
+def added(name: str, module: Any) -> Any:
+    """What a Python block of CONTRIBUTING.md defines as `name`, as if it stood in `module`; its example is run."""
+    blocks = re.findall(r"^ *```python\n(.*?)^ *```$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)
+    (block,) = (block for block in blocks if re.match(rf" *(def|class) {name}\(", block))
+    there = dict(vars(module))
+    exec(compile(textwrap.dedent(block), "CONTRIBUTING.md", "exec"), there)
+    for example in doctest.DocTestFinder().find(there[name], name, module=False, globs=there):
+        assert doctest.DocTestRunner().run(example).failed == 0
+    return there[name]
+
+
+def test_what_contributing_adds_works(tmp_path, monkeypatch):
+    added("contrastive", losses)
+    added("mean_reciprocal_rank", ranks)
+    (tmp_path / "pairs.txt").write_text("a.jpg no tab\n")
+    with pytest.raises(BadInput, match="line 1 has no tab"):
+        added("read_pairs", line_files)(tmp_path / "pairs.txt", "a.jpg no tab\n")
+    monkeypatch.setitem(model.WORD_BRANCHES, "conv", added("ConvBranch", model))
+    text: Any = settings.TextSettings(branch="conv", word_dim=4, word_dropout=0.5)  # type: ignore[arg-type]
+    two = model.TwoBranch(dataclasses.replace(settings.Settings(embed_dim=8), text=text), model.InputDims(6, 9))
+    lists = [[1, 2, 3], [4], [5, 6, 7, 8, 1, 2]]
+    whole = two.eval().embed_sentences(Sentences.of(lists))
+    for row, numbers in zip(whole, lists, strict=True):
+        torch.testing.assert_close(row, two.embed_sentences(Sentences.of([numbers]))[0])
+    assert not torch.equal(two.train().embed_sentences(Sentences.of(lists)), whole)
 
 
 def test_the_python_example_of_the_readme_works(sandbox, monkeypatch, capsys):

@@ -11,7 +11,6 @@ from settings import (
     from_table,
     known_recipes,
     override,
-    parse_changes,
     read_recipe,
     to_table,
 )
@@ -111,20 +110,6 @@ def test_a_recipe_of_ones_own(tmp_path):
     settings = read_recipe(str(path))
     assert settings.loss.margin == 0.3
     assert settings.features == ("a", "b")
-
-
-def test_changes_multiply():
-    assert parse_changes([]) == [{}]
-    changes = parse_changes(["loss.margin=0.1,0.2", "text.stem=true", "similarity=cosine,order"])
-    assert len(changes) == 4
-    assert changes[0] == {"loss.margin": 0.1, "text.stem": True, "similarity": "cosine"}
-    assert changes[3] == {"loss.margin": 0.2, "text.stem": True, "similarity": "order"}
-
-
-@pytest.mark.parametrize("words", [["loss.margin"], ["loss.margin="], ["embed_dim=1", "embed_dim=2"]])
-def test_changes_that_cannot_be_read(words):
-    with pytest.raises(BadInput, match="`set`"):
-        parse_changes(words)
 
 
 def test_every_setting_changes_the_digest_but_source_and_features_do_not():

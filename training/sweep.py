@@ -1,10 +1,12 @@
 """Many runs on one reading of the data: one after the other, or several side by side; a stopped one continues."""
 
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from features.prepared import Prepared, Split, newest_prepared
 from features.text.sentences import TextProcessor, sentence_encoder
 from features.text.vocabulary import Sentences, Vocabulary
 from layers.pooling import heads_for
-from settings import CLOSED_FORMS, Settings, TextSettings, override, parse_changes, read_recipe
+from settings import CLOSED_FORMS, Settings, TextSettings, override, read_recipe
 from training import closed_form
 from training.run import AGAIN, LAST, RECIPE, RESULT, RunInfo, RunPlan, check_same, create_run, encoding_settings
 from training.trainer import OnEpoch, Trainer, TrainingData, epochs_of
@@ -70,6 +72,32 @@ def train_recipes(
     unique = {plan.folder: plan for plan in plans}  # two ways of saying the same settings are one run
     sweep(list(unique.values()), prepared, fresh, jobs)
     return list(unique)
+
+
+def parse_changes(assignments: list[str]) -> list[dict[str, Any]]:
+    """Return every combination of the values in "key=value,value" …, in the order given; one empty dict for none.
+
+    >>> parse_changes(["loss.margin=0.1,0.2", "embed_dim=64"])
+    [{'loss.margin': 0.1, 'embed_dim': 64}, {'loss.margin': 0.2, 'embed_dim': 64}]
+    """
+    options: dict[str, list[Any]] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = key.strip()
+        if not equals or not text.strip():
+            raise BadInput(f"`set` {assignment}: write it as key=value, for example loss.margin=0.1")
+        if key in options:
+            raise BadInput(f"`set` {key}: given twice; several values go into one, as in {key}=A,B")
+        options[key] = [_value(word.strip()) for word in text.split(",")]
+    return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
+
+
+def _value(text: str) -> Any:
+    """A TOML value; a bare word is text, so that no shell quoting is needed around words."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def plan_run(

@@ -18,6 +18,7 @@ from features.text.vocabulary import Vocabulary
 from settings import Settings, override
 from tests.helpers import MADE_UP_WORDS, ROOT, made_up_data
 from training import sweep as sweeping
+from training.sweep import parse_changes
 from utils import BadInput
 
 SMALL = ["embed_dim=8", "text.word_dim=4", "training.batch_size=16", "training.epochs=4", "training.lr=0.01"]
@@ -216,3 +217,17 @@ def test_a_killed_process_of_a_sweep_is_named(tmp_path, monkeypatch, prepared):
     with pytest.raises(BadInput, match=r"1 of 3 runs could not be trained.*want of memory"):
         sweeping.sweep(plans, data, jobs=2)
     assert [(plan.folder / "result.json").is_file() for plan in plans] == [True, False, True]
+
+
+def test_changes_multiply():
+    assert parse_changes([]) == [{}]
+    changes = parse_changes(["loss.margin=0.1,0.2", "text.stem=true", "similarity=cosine,order"])
+    assert len(changes) == 4
+    assert changes[0] == {"loss.margin": 0.1, "text.stem": True, "similarity": "cosine"}
+    assert changes[3] == {"loss.margin": 0.2, "text.stem": True, "similarity": "order"}
+
+
+@pytest.mark.parametrize("words", [["loss.margin"], ["loss.margin="], ["embed_dim=1", "embed_dim=2"]])
+def test_changes_that_cannot_be_read(words):
+    with pytest.raises(BadInput, match="`set`"):
+        parse_changes(words)
