@@ -35,6 +35,13 @@ format: .venv/dev
 	touch .venv/demo $@
 
 
+# What ships in models/, from a prepared Flickr8k with sentence features; on one machine the same bits every time.
+models: .venv/demo
+	$(BIN)/python train.py strong --data $(DATA) --jobs 2 --runs $(RUNS)/models/stems $(A) --set $(SMALL)
+	$(BIN)/python train.py strong --data $(DATA) --jobs 2 --runs $(RUNS)/models/minilm $(A) --set $(SMALL) $(MINILM)
+	$(BIN)/python eval.py '$(RUNS)/models/stems/*' --share models/stems --correction inverted_softmax
+	$(BIN)/python eval.py '$(RUNS)/models/minilm/*' --share models/minilm --correction inverted_softmax
+
 # The tables of docs/RESULTS.md that compare losses, from a prepared folder. What is trained already is not trained again.
 DATA ?= data/flickr8k
 RUNS ?= runs
@@ -43,9 +50,10 @@ A := --features efficientnet_lite0
 B := --features inception_v3
 AB := --features efficientnet_lite0 inception_v3
 COMPARE := --data $(DATA) --seeds 0 1 2 --jobs $(JOBS)
+SMALL := embed_dim=512 text.min_count=2
 ORDER := similarity=order loss.margin=0.05
 
-.PHONY: one-hot gru modern strongest together together-val
+.PHONY: models one-hot gru modern strongest together together-val
 
 one-hot: .venv/demo
 	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.negatives=sum,hardest,semihard,random

@@ -54,6 +54,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the comparison into PNG files of this folder")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write all of it into one HTML file")
+    share = "write the run to this folder for others: half precision, a card with its table"
+    parser.add_argument("--share", type=Path, metavar="DIR", help=share)
     parser.add_argument("--format", choices=("text", "markdown", "latex", "csv", "json"), default="text")
     return parser.parse_args()
 

@@ -1,14 +1,18 @@
-"""Ask a run: embeddings of anything, emoji for an image, an index of your images and searches in it.
+"""Search your images with sentences: an index of them, searches in it, embeddings of anything, emoji for an image.
 
-python search.py embed RUN a.jpg b.jpg --out images.npy     one float32 row for each image or sentence
-python search.py emoji RUN a.jpg                            emoji by their names, without having seen one
-python search.py emoji RUN --map emoji.png                  where the emoji lie in the run's space
-python search.py index RUN photos --out photos.index        an index of images; again: up to date
+python search.py index photos                               an index of images, photos.index; again: up to date
 python search.py find photos.index "a dog on the beach"     the images nearest to a sentence
 python search.py find photos.index --image a.jpg            captions of an image, and similar images
+python search.py a dog on the beach                         the same of the newest index here
+python search.py embed a.jpg b.jpg --out images.npy         one float32 row for each image or sentence
+python search.py emoji a.jpg                                emoji by their names, without having seen one
+python search.py emoji --map emoji.png                      where the emoji lie in the run's space
+
+Without --run, a model that ships with the program answers: one of models/, which knows photographs of people and dogs.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from utils import run_script
@@ -29,7 +33,8 @@ def arguments() -> argparse.Namespace:
     def add(name: str, about: str, asks_run: bool = True) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
         if asks_run:
-            command.add_argument("run", metavar="RUN", help="a run folder, a name under --runs, or a pattern")
+            named = "a run folder, a name under --runs, or a pattern; default: a model that ships"
+            command.add_argument("--run", metavar="RUN", help=named)
             command.add_argument("--runs", type=Path, default=Path("runs"), metavar="ROOT", help="where runs lie")
         return command
 
@@ -51,7 +56,8 @@ def arguments() -> argparse.Namespace:
     index = add("index", "an index of images to search in, built or brought up to date")
     named = "folders, image files, or one prepared folder"
     index.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help=named)
-    index.add_argument("--out", type=Path, required=True, metavar="INDEX", help="the folder of the index")
+    out = "the folder of the index; default: that of the images, with .index at its end"
+    index.add_argument("--out", type=Path, metavar="INDEX", help=out)
     lines = "captions to find for an image, one a line; default: the run's"
     index.add_argument("--captions", type=Path, metavar="FILE", help=lines)
     index.add_argument("--fresh", action="store_true", help="start over, whatever index is there")
@@ -65,8 +71,8 @@ def arguments() -> argparse.Namespace:
     way.add_argument("--exact", action="store_false", dest="approximate", help="no such graph")
 
     find = add("find", "search an index: a sentence finds images, an image finds captions and similar images", False)
-    find.add_argument("index", type=Path, metavar="INDEX")
-    find.add_argument("sentence", nargs="?", metavar="SENTENCE")
+    words = "an index, by default the newest here, and a sentence"
+    find.add_argument("words", nargs="*", metavar="INDEX|SENTENCE", help=words)
     find.add_argument("-k", type=int, default=20, metavar="N", help="answers; default: 20")
     find.add_argument("--image", type=Path, metavar="FILE", help="ask with an image")
     ranked = "with --image: rank these captions, one a line, not the index's"
@@ -75,7 +81,9 @@ def arguments() -> argparse.Namespace:
     find.add_argument("--sheet", type=Path, metavar="FILE.png", help="query and images as a contact sheet")
     find.add_argument("--exact", action="store_true", help="search all, where the index is made approximate")
     find.add_argument("--run", type=Path, metavar="RUN", help="the index's run, if it has moved")
-    return parser.parse_args()
+    given = sys.argv[1:]
+    sentence = bool(given) and given[0] not in commands.choices and not given[0].startswith("-")
+    return parser.parse_args(["find", *given] if sentence else given)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from evaluation.published import published_rows
 from evaluation.queries import Query, find_queries
 from evaluation.ranking import Ranked, ranks_together
 from evaluation.report import Report, write_report
+from evaluation.share import share_run, write_card
 from evaluation.tables import FORMATS, KENDALL, judgement_tables, parts_of, result_table
 from features.prepared import Prepared, Split
 from metrics.protocols import Protocol, folds_of, protocol_name, protocols_for
@@ -49,7 +50,8 @@ class EvalOptions:
     others are tested against; correction: names of test-time corrections, a row for each beneath a run's; bank: what
     they correct by, "train" (inductive), "test" (transductive) or both; ensemble: a row more of runs together, of "all"
     or of each "seed"; paper: add what was published; judgements: the folder of Flickr8k's human judgements; plots: a
-    folder for figures; report: an HTML file; format: of the table, one of FORMATS.
+    folder for figures; report: an HTML file; share: a folder for a copy of the one run that others can take, which is
+    then measured in its stead; format: of the table, one of FORMATS.
     """
 
     run: Sequence[str] = ()
@@ -66,6 +68,7 @@ class EvalOptions:
     judgements: Path | None = None
     plots: Path | None = None
     report: Path | None = None
+    share: Path | None = None
     format: str = "text"
 
 
@@ -211,7 +214,10 @@ def evaluate(options: EvalOptions) -> str:
 
     >>> print(evaluate(EvalOptions(["strong*"], folds=5)))  # doctest: +SKIP
     """
-    groups = group_runs(finished_runs(options.run, options.runs) if options.run else [newest_run(options.runs)])
+    folders = finished_runs(options.run, options.runs) if options.run else [newest_run(options.runs)]
+    if options.share:
+        options, folders = shared(options, options.share, folders)
+    groups = group_runs(folders)
     # whatever can be wrong is found before anything slow
     groups += [ensemble_of(groups, options.ensemble)] if options.ensemble else []
     groups = with_corrections(groups, asked_corrections(options.correction, options.bank), options.split)
@@ -232,7 +238,17 @@ def evaluate(options: EvalOptions) -> str:
         if report:
             write_report(report, report_of(groups, measured, rows, figures))
             log(f"wrote {report}")
+    if options.share:
+        write_card(options.share, rows)
     return FORMATS[options.format](rows)
+
+
+def shared(options: EvalOptions, out: Path, folders: Sequence[Path]) -> tuple[EvalOptions, list[Path]]:
+    """Share the one run there is; return the options and the folder with which what was shared is measured."""
+    if len(folders) > 1:
+        raise BadInput(f"`share` {out}: takes one run, and {len(folders)} are named, such as {folders[0]}; name one")
+    data = share_run(folders[0], out)
+    return replace(options, data=options.data or data), [out]
 
 
 def report_path(path: Path) -> Path:

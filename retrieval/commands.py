@@ -1,6 +1,6 @@
 """The four commands of search.py, as functions: results are printed, whatever else is to be said is logged.
 
-`run` is everywhere a run folder, a name under `runs`, or a pattern that one run matches.
+`run` is everywhere a run folder, a name under `runs`, a pattern that one run matches, or None for a model that ships.
 """
 
 import json
@@ -19,7 +19,8 @@ from retrieval import emoji_map
 from retrieval.build import build_index
 from retrieval.contact_sheet import Tile, write_sheet
 from retrieval.emoji import EMOJI_FORMATS, embed_emoji, rank_emoji
-from retrieval.index import Meta
+from retrieval.index import META, Meta
+from retrieval.models import shipped_run
 from retrieval.nearest import check_k
 from retrieval.searcher import MAX_TRUE_SHOWN, Hit, ScoredIds, Searcher, check_query, plain
 from retrieval.sources import read_captions
@@ -28,12 +29,13 @@ from utils import BadInput, atomic_write, log, make_folder
 
 MAX_ANSWER_CHARS = 100  # of a caption or an id in the table
 RUNS = Path("runs")
+INDEX_SUFFIX = ".index"
 
 
-def embed(run: str, inputs: Sequence[str], out: Path, *, runs: Path = RUNS) -> None:
+def embed(inputs: Sequence[str], out: Path, *, run: str | None = None, runs: Path = RUNS) -> None:
     """Write images or sentences to a .npy file: one float32 row each, as the run's similarity wants them.
 
-    >>> embed("runs/strong-0", ["a dog", "a red car"], Path("rows.npy"))  # doctest: +SKIP
+    >>> embed(["a dog", "a red car"], Path("rows.npy"), run="runs/strong-0")  # doctest: +SKIP
     2 sentences → (2, 1024) float32 in rows.npy, for cosine similarity
     """
     kind = kind_of(inputs)
@@ -52,9 +54,9 @@ def embed(run: str, inputs: Sequence[str], out: Path, *, runs: Path = RUNS) -> N
 
 
 def emoji(  # noqa: PLR0913 (a command's options, keyword-only)
-    run: str,
     images: Sequence[str],
     *,
+    run: str | None = None,
     runs: Path = RUNS,
     k: int = 10,
     prompt: str = "{}",
@@ -69,7 +71,7 @@ def emoji(  # noqa: PLR0913 (a command's options, keyword-only)
     prompt, projection, max_emoji: see `embed_emoji` and `make_map`; format: a key of EMOJI_FORMATS.
     """
     if not images and (sheet or not map):
-        raise BadInput("emoji: no image; name one at least after RUN, or only the emoji themselves with `map` FILE")
+        raise BadInput("emoji: no image; name one at least, or only the emoji themselves with `map` FILE")
     check_k(k)
     if sheet:
         check_output("sheet", sheet, ".png")
@@ -90,10 +92,10 @@ def emoji(  # noqa: PLR0913 (a command's options, keyword-only)
 
 
 def index(  # noqa: PLR0913 (a command's options, keyword-only)
-    run: str,
     images: Sequence[Path],
-    out: Path,
+    out: Path | None = None,
     *,
+    run: str | None = None,
     runs: Path = RUNS,
     captions: Path | None = None,
     fresh: bool = False,
@@ -102,10 +104,14 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
     batch_size: int = 16,
     workers: int = 0,
 ) -> None:
-    """Build the index in folder `out`, or bring it up to date, and print what changed; see `build_index`."""
+    """Build the index in folder `out`, or bring it up to date, and print what changed; see `build_index`.
+
+    out: by default that of the first folder named, with .index at its end.
+    """
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
             raise BadInput(f"`{name}` {value}: too small; leave it out for the default")
+    out = out or index_folder(images)
     opened = open_run(run, runs)
     report = build_index(
         opened,
@@ -124,9 +130,8 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
     print(f"{out}: {report.images:,} images ({report.counts()}), {report.captions:,} captions{corrected}")
 
 
-def find(  # noqa: PLR0913 (a command's options, keyword-only)
-    index: Path,
-    sentence: str | None = None,
+def find(
+    words: Sequence[str],
     *,
     image: Path | None = None,
     k: int = 20,
@@ -138,9 +143,11 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
 ) -> None:
     """Print the k images nearest to a sentence, or the k captions and the k images nearest to an image.
 
-    captions: a file of others than those of the index; sheet: a PNG of query and images; exact, run: see
-    `Searcher.open`; format: a key of FORMATS.
+    words: the folder of an index, the newest here by default, and a sentence, in quotes or not. captions: a file of
+    others than those of the index; sheet: a PNG of query and images; exact, run: see `Searcher.open`; format: a key of
+    FORMATS.
     """
+    index, sentence = index_and_sentence(words)
     check_question(sentence, image, captions)
     check_k(k)
     if sheet:
@@ -159,8 +166,43 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
         log(f"wrote {sheet}")
 
 
-def open_run(run: str, runs: Path = RUNS) -> Run:
-    """Open the run that a folder, a name under `runs`, or a pattern names. Raises BadInput unless it is one."""
+def index_and_sentence(words: Sequence[str], here: Path = Path()) -> tuple[Path, str | None]:
+    """Return the index that the first word names, or the newest in the folder `here`, and the sentence of the others.
+
+    The sentence is None where there is no word more. Raises BadInput if no index is named and there is none.
+    """
+    first = Path(words[0]) if words else here
+    if words and (first.is_dir() or first.suffix == INDEX_SUFFIX or os.sep in words[0]):
+        return first, " ".join(words[1:]) if words[1:] else None
+    indexes = sorted(here.glob(f"*/{META}"), key=lambda path: (-path.stat().st_mtime, path))
+    if not indexes:
+        raise BadInput(f"{here.resolve()}: holds no index; build one with search.py index IMAGES, or name one")
+    log(f"asks the newest index here, {indexes[0].parent}")
+    return indexes[0].parent, " ".join(words) if words else None
+
+
+def index_folder(images: Sequence[Path]) -> Path:
+    """Return the folder of an index of these images, beside the one folder among them; the links in its path stay.
+
+    Raises BadInput unless there is exactly one folder.
+
+    >>> index_folder([Path(__file__).parent]).name
+    'retrieval.index'
+    """
+    folders = [path for path in images if path.is_dir()]
+    if len(folders) != 1:
+        raise BadInput("index: of files, or of several folders, has no name of its own; name it with `out`")
+    folder = folders[0] if folders[0].name not in ("", "..") else folders[0].resolve()
+    return folder.with_name(folder.name + INDEX_SUFFIX)
+
+
+def open_run(run: str | None, runs: Path = RUNS) -> Run:
+    """Open the run that a folder, a name under `runs`, or a pattern names, or a model that ships (None).
+
+    Raises BadInput unless it is one.
+    """
+    if run is None:
+        return shipped_run()
     folders = list(find_runs([run], runs))
     if len(folders) > 1:
         raise BadInput(f"{run}: names {len(folders)} runs; name one of them, such as {folders[0]}")

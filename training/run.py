@@ -83,9 +83,14 @@ def create_run(plan: RunPlan, vocabulary: Vocabulary) -> None:
     """Write what a run needs before its first epoch. recipe.toml comes last: with it the folder is a run."""
     make_folder(plan.folder, "runs")
     vocabulary.save(plan.folder / VOCABULARY)
-    run = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(plan.info).items()}
-    with atomic_write(plan.folder / RECIPE, "wb") as file:
-        tomli_w.dump({"run": run, **to_table(plan.settings)}, file)
+    write_run_config(plan.folder, plan.settings, plan.info)
+
+
+def write_run_config(folder: Path, settings: Settings, info: RunInfo) -> None:
+    """Write recipe.toml: the settings of a run, and what it was trained on."""
+    run = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(info).items()}
+    with atomic_write(folder / RECIPE, "wb") as file:
+        tomli_w.dump({"run": run, **to_table(settings)}, file)
 
 
 def read_run_config(folder: Path) -> tuple[Settings, RunInfo]:

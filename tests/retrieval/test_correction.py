@@ -168,7 +168,7 @@ def test_the_script_hands_the_correction_on(tmp_path, monkeypatch, capsys):
     run = with_bank(FakeRun(tmp_path))
     paint(tmp_path / "images/0.png", 0)
     monkeypatch.setattr("retrieval.commands.open_run", lambda *_: run)
-    args = ["index", "run", tmp_path / "images", "--out", tmp_path / "index"]
+    args = ["index", "--run", "run", tmp_path / "images", "--out", tmp_path / "index"]
     assert call(monkeypatch, search_script, *args, "--correction", "nnn") == 0
     assert capsys.readouterr().out.endswith("0 captions, corrected by nnn\n")
     assert call(monkeypatch, search_script, *args, "--correction", "hubness") == 2

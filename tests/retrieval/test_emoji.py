@@ -209,19 +209,19 @@ def test_equal_scores_stand_in_the_emojis_own_order():
 
 
 def test_emoji_prints_a_table_and_jsonl(call, images):
-    status, out, err = call("emoji", "RUN", "-k", 3, *images[:2])
+    status, out, err = call("emoji", "--run", "RUN", "-k", 3, *images[:2])
     assert status == 0
     assert re.fullmatch(r"1,\d{3} emoji, 1,\d{3} without a known word left out\n", err)
     blocks = out.strip().split("\n\n")
     assert [block.splitlines()[0] for block in blocks] == [str(path) for path in images[:2]]
     assert all(len(block.splitlines()) == 5 for block in blocks)
 
-    status, jsonl, _ = call("emoji", "RUN", *images[:2], "-k", 3, "--format", "jsonl")
+    status, jsonl, _ = call("emoji", "--run", "RUN", *images[:2], "-k", 3, "--format", "jsonl")
     rows = [json.loads(line) for line in jsonl.splitlines()]
     assert [row["rank"] for row in rows] == [1, 2, 3] * 2
     assert set(rows[0]) == {"image", "rank", "score", "emoji", "name"}
     assert f"{rows[0]['score']:.3f}  {rows[0]['emoji']}     {rows[0]['name']}" in out
-    assert call("emoji", "RUN", *images[:2], "-k", 3, "--format", "jsonl")[1] == jsonl, "the same again"
+    assert call("emoji", "--run", "RUN", *images[:2], "-k", 3, "--format", "jsonl")[1] == jsonl, "the same again"
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_emoji_prints_a_table_and_jsonl(call, images):
 def test_bad_input_of_emoji(call, images, monkeypatch, args, message):
     monkeypatch.chdir(images[0].parent)
     before = sorted(Path().iterdir())
-    status, out, err = call("emoji", "RUN", *args)
+    status, out, err = call("emoji", "--run", "RUN", *args)
     assert (status, out) == (2, "")
     assert message in err.splitlines()[-1]
     assert sorted(Path().iterdir()) == before, "nothing is left behind"
@@ -322,14 +322,14 @@ def test_map_as_a_page_through_the_script_needs_no_font(call, tmp_path, monkeypa
 
     monkeypatch.setattr(emoji_map, "find_emoji_font", missing)
     path = tmp_path / "new" / "map.html"
-    status, out, _ = call("emoji", "RUN", "--map", path, "--projection", "pca")
+    status, out, _ = call("emoji", "--run", "RUN", "--map", path, "--projection", "pca")
     assert (status, out) == (0, "")
     page = path.read_text(encoding="utf-8")
     space = embed_emoji(fake_run())
     assert page.count('<span role="img"') == len(space.emoji)
     assert 'title="soccer ball"' in page
     assert "fake&lt;run&gt;" in page
-    call("emoji", "RUN", "--map", path, "--projection", "pca")
+    call("emoji", "--run", "RUN", "--map", path, "--projection", "pca")
     assert path.read_text(encoding="utf-8") == page
 
 
@@ -339,7 +339,7 @@ def test_without_the_font_an_image_is_refused_before_any_work(call, images, monk
     monkeypatch.setattr(emoji_map, "FONT_FOLDERS", ())
     monkeypatch.setattr(emoji_map.shutil, "which", lambda _: None)
     monkeypatch.setattr(FakeRun, "knows", None)  # would end in a traceback
-    status, _, err = call("emoji", "RUN", *args)
+    status, _, err = call("emoji", "--run", "RUN", *args)
     assert status == 2
     assert "fonts-noto-color-emoji" in err
     assert len(err.splitlines()) == 1
@@ -390,7 +390,7 @@ def test_sequences_are_one_image_or_left_out(monkeypatch, raqm):
 @needs_font()
 def test_map_as_png_shows_every_emoji(call, tmp_path):
     path = tmp_path / "map.png"
-    status, _, _ = call("emoji", "RUN", "--map", path, "--projection", "pca", "--max-emoji", 40)
+    status, _, _ = call("emoji", "--run", "RUN", "--map", path, "--projection", "pca", "--max-emoji", 40)
     assert status == 0
     font = EmojiFont()
     drawn = make_map(embed_emoji(fake_run()), "run", "pca", 40, font)
@@ -406,14 +406,14 @@ def test_map_as_png_shows_every_emoji(call, tmp_path):
     ys, xs = np.nonzero(changed)
     assert len({(y // cell, x // cell) for y, x in zip(ys - ys.min(), xs - xs.min(), strict=True)}) >= 40
     before = path.read_bytes()
-    call("emoji", "RUN", "--map", path, "--projection", "pca", "--max-emoji", 40)
+    call("emoji", "--run", "RUN", "--map", path, "--projection", "pca", "--max-emoji", 40)
     assert path.read_bytes() == before
 
 
 @needs_font()
 def test_sheet_holds_every_image_and_its_emoji(call, images, tmp_path):
     path = tmp_path / "sheet.png"
-    status, out, _ = call("emoji", "RUN", *images, "-k", 7, "--sheet", path)
+    status, out, _ = call("emoji", "--run", "RUN", *images, "-k", 7, "--sheet", path)
     assert status == 0
     assert len(out.split("\n\n")) == 3
     with PILImage.open(path) as opened:
@@ -429,13 +429,13 @@ def test_sheet_holds_every_image_and_its_emoji(call, images, tmp_path):
 def test_embed_writes_float32_rows(call, images, tmp_path, similarity):
     run = fake_run(similarity)
     out = tmp_path / "new" / "rows.npy"
-    status, said, _ = call("embed", "RUN", "a dog", "the red car", "--out", out, run=run)
+    status, said, _ = call("embed", "--run", "RUN", "a dog", "the red car", "--out", out, run=run)
     assert status == 0
     assert said == f"2 sentences → (2, 16) float32 in {out}, for {similarity} similarity\n"
     rows = np.load(out, allow_pickle=False)
     assert rows.dtype == np.float32
     np.testing.assert_array_equal(rows, run.embed_sentences(["a dog", "the red car"]))
-    status, said, _ = call("embed", "RUN", "--out", out, images[0], run=run)
+    status, said, _ = call("embed", "--run", "RUN", "--out", out, images[0], run=run)
     assert said.startswith("1 image → (1, 16) float32 in ")
     np.testing.assert_array_equal(np.load(out), run.embed_images(images[:1]))
 
@@ -459,7 +459,7 @@ def test_bad_input_of_embed(call, images, monkeypatch, args, message):
     monkeypatch.chdir(images[0].parent)
     Path("broken.jpg").write_bytes(b"no image")
     Path("rows.npy").write_bytes(b"as it was")
-    status, out, err = call("embed", "RUN", *args, "--out", "rows.npy")
+    status, out, err = call("embed", "--run", "RUN", *args, "--out", "rows.npy")
     assert (status, out) == (2, "")
     assert message in err
     assert len(err.splitlines()) == 1
@@ -467,13 +467,13 @@ def test_bad_input_of_embed(call, images, monkeypatch, args, message):
 
 
 def test_a_slash_makes_no_path_of_a_sentence(call, tmp_path):
-    assert call("embed", "RUN", "a dog and/or a cat", "--out", tmp_path / "rows.npy")[0] == 0
+    assert call("embed", "--run", "RUN", "a dog and/or a cat", "--out", tmp_path / "rows.npy")[0] == 0
 
 
 @pytest.mark.parametrize("name", ["rows.txt", "rows", "folder.npy"])
 def test_out_is_a_npy_file(call, tmp_path, name):
     (tmp_path / "folder.npy").mkdir()
-    status, _, err = call("embed", "RUN", "a dog", "--out", tmp_path / name)
+    status, _, err = call("embed", "--run", "RUN", "a dog", "--out", tmp_path / name)
     assert status == 2
     assert f"--out {tmp_path / name}: " in err
 
@@ -482,7 +482,9 @@ def test_one_run_is_asked(monkeypatch, tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "recipe.toml").touch()
-    monkeypatch.setattr(sys, "argv", ["search.py", "embed", f"{tmp_path}/*", "a dog", "--out", f"{tmp_path}/x.npy"])
+    monkeypatch.setattr(
+        sys, "argv", ["search.py", "embed", "--run", f"{tmp_path}/*", "a dog", "--out", f"{tmp_path}/x.npy"]
+    )
     with pytest.raises(SystemExit):
         run_script(search.main)
     assert "names 2 runs" in capsys.readouterr().err

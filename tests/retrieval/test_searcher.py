@@ -302,7 +302,7 @@ def test_the_true_image_of_a_dataset_caption(tmp_path, monkeypatch, capsys):
     """Framed and marked, at the end with its rank where it is not among the top ones."""
     run = FakeRun(tmp_path, "cosine")
     folder = run.prepare(tmp_path, 10)
-    assert call(monkeypatch, run, "index", "RUN", folder, "--out", tmp_path / "index") == 0
+    assert call(monkeypatch, run, "index", "--run", "RUN", folder, "--out", tmp_path / "index") == 0
     assert "10 images (10 new," in capsys.readouterr().out
     searcher = Searcher.open(tmp_path / "index", run)
     assert searcher.index.captions[:] == [f"picture {n} of a dog" for n in range(6)], "of the training split only"
@@ -391,7 +391,7 @@ def test_from_images_to_answers(tmp_path, monkeypatch, capsys):
 
     # from the images, and from the features that prep.py has left: the same
     for images, out in ((tmp_path / "images", "index"), (tmp_path / "data/folder", "prepared")):
-        status, said = searched("index", run, images, "--out", tmp_path / out)
+        status, said = searched("index", "--run", run, images, "--out", tmp_path / out)
         assert (status, said.out.splitlines()[0]) == (
             0,
             f"{tmp_path / out}: 24 images (24 new, 0 changed, 0 moved, 0 removed, 0 kept), "
@@ -418,4 +418,4 @@ def test_from_images_to_answers(tmp_path, monkeypatch, capsys):
     status, said = searched("find", tmp_path / "index", query, "--run", copy)
     assert status == 2
     assert "is the index of another run" in said.err
-    assert searched("index", copy, tmp_path / "images", "--out", tmp_path / "index")[0] == 2
+    assert searched("index", "--run", copy, tmp_path / "images", "--out", tmp_path / "index")[0] == 2

@@ -1,0 +1,93 @@
+"""A run to share: in half precision, without what only training needs, with a card that says what it is and is not."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from evaluation.comparison import ResultRow
+from evaluation.tables import FORMATS
+from features.text.vocabulary import Vocabulary
+from training.bank import BANK
+from training.run import AGAIN, MODEL, RECIPE, RESULT, VOCABULARY, Run, write_run_config
+from utils import BadInput, atomic_write, make_folder
+
+CARD = "README.md"
+FILES = (RECIPE, MODEL, VOCABULARY, RESULT, BANK, CARD)
+BANK_ROWS = 1000  # images and captions of the bank that are kept
+TERMS = {
+    "flickr8k": "Flickr8k (Hodosh, Young, Hockenmaier, 2013), for research and teaching that are not commercial",
+    "flickr30k": "Flickr30k (Young et al., 2014), for research and teaching that are not commercial",
+    "coco": "COCO captions (Chen et al., 2015), CC BY 4.0",
+    "scenes": "scenes and captions that this project makes itself, under its own license",
+}
+
+
+def share_run(folder: Path, out: Path) -> Path:
+    """Write a finished run to `out` for others; return the prepared folder that it was trained on.
+
+    Matrices become float16, the bank is thinned, and no path of this machine is left. Raises BadInput if `out` holds
+    other files, or the run has no bank.
+    """
+    run = Run.open(folder)
+    others = sorted(path.name for path in out.iterdir() if path.name not in FILES) if out.is_dir() else []
+    if others:
+        raise BadInput(f"{out}: holds other files, such as {others[0]}; name a folder for the model alone with `share`")
+    if not (folder / BANK).is_file():
+        raise BadInput(f"{folder}: has no {BANK}, which a shared run needs; {AGAIN}")
+    make_folder(out, "share")
+    (out / RESULT).unlink(missing_ok=True)  # with it a run is finished: it comes last
+    backbones = tuple({**attributes, "file": ""} for attributes in run.info.backbones)
+    write_run_config(out, run.settings, replace(run.info, data=f"data/{run.info.dataset}", backbones=backbones))
+    weights = safetensors.torch.load_file(folder / MODEL)
+    write_tensors(out / MODEL, {name: t.half() if t.dim() > 1 else t for name, t in weights.items()})
+    with safetensors.safe_open(folder / BANK, "pt") as bank:
+        write_tensors(out / BANK, {name: thinned(bank.get_tensor(name)) for name in bank.keys()}, bank.metadata())  # noqa: SIM118
+    for name in (VOCABULARY, RESULT):
+        with atomic_write(out / name, "wb") as file:
+            file.write((folder / name).read_bytes())
+    return Path(run.info.data)
+
+
+def thinned(rows: Tensor) -> Tensor:
+    """Return up to BANK_ROWS rows (N, …), evenly spread.
+
+    >>> thinned(Tensor(range(4000)))[:3]
+    tensor([0., 4., 8.])
+    """
+    return rows[np.arange(min(len(rows), BANK_ROWS)) * len(rows) // min(len(rows), BANK_ROWS)].contiguous()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file; about: text for its header."""
+    with atomic_write(path, "wb") as file:
+        file.write(safetensors.torch.save(dict(tensors), None if about is None else dict(about)))
+
+
+def write_card(folder: Path, rows: Sequence[ResultRow]) -> None:
+    """Write what a shared run is, what it was trained on, how good it is (`rows`), and what it cannot do."""
+    from jinja2 import Template  # a table needs none of it
+
+    run = Run.open(folder)
+    info, s = run.info, run.settings
+    words = f"{len(run.processor.words) - 1:,} {'stems' if s.text.stem else 'words'}"  # less that for the unknown
+    branch = {"onehot": f"a bag of {words}", "gru": f"a GRU over {words}"}.get(s.text.branch, "")
+    encoder = f"the sentence encoder {s.text.encoder}" if s.text.encoder else ""
+    card = Template((Path(__file__).parent / "card.md").read_text(), keep_trailing_newline=True).render(
+        name=folder.name,
+        folder=folder.name if folder.is_absolute() else folder.as_posix(),
+        info=info,
+        embed_dim=s.embed_dim,
+        megabytes=sum(path.stat().st_size for path in folder.iterdir() if path.name != CARD) / 1e6,
+        text=" and ".join(side for side in (branch, encoder) if side),
+        language=Vocabulary.load(folder / VOCABULARY).language,
+        terms=TERMS.get(info.dataset, f"{info.dataset}, whose terms are those of its publisher"),
+        split=rows[0].split,
+        table=FORMATS["markdown"](rows),
+    )
+    with atomic_write(folder / CARD) as file:
+        file.write(card)

@@ -1,0 +1,85 @@
+"""What answers where no run is named: the best of the models that ship which can answer here."""
+
+import doctest
+import json
+import os
+import shutil
+
+import pytest
+
+import search
+from retrieval import commands, models
+from tests.helpers import ROOT, call, train_drawn
+from training.run import RECIPE, RESULT
+from utils import BadInput
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """A folder of two models, "good" and "better", both trained on drawn images."""
+    folder = train_drawn(tmp_path_factory.mktemp("models"), ["strong", "--seeds", 0, 1])
+    for number, name in enumerate(("good", "better")):
+        run = next((folder / "runs").glob(f"strong-*-{number}-*"))
+        shutil.copytree(run, folder / "models" / name)
+        result = json.loads((run / RESULT).read_text())
+        (folder / "models" / name / RESULT).write_text(json.dumps({**result, "rsum": 100.0 + number}))
+    return folder
+
+
+def test_docstrings():
+    assert doctest.testmod(commands).failed == 0
+
+
+def test_the_best_that_can_answer_here(shipped, tmp_path, capsys):
+    assert models.shipped_run(shipped / "models").folder.name == "better"
+    assert "asks the model that ships as better, trained on folder; `run` names another" in capsys.readouterr().err
+    shutil.copytree(shipped / "models", tmp_path / "models")
+    recipe = tmp_path / "models/better" / RECIPE
+    recipe.write_text(recipe.read_text().replace('encoder = ""', 'encoder = "package:not_installed"'))
+    assert models.shipped_run(tmp_path / "models").folder.name == "good"
+    shutil.rmtree(tmp_path / "models/good")
+    with pytest.raises(BadInput, match=r"no model that can answer here .*not_installed: no such package is installed"):
+        models.shipped_run(tmp_path / "models")
+    with pytest.raises(BadInput, match="no model that can answer here; name a run of yours"):
+        models.shipped_run(tmp_path / "nothing")
+
+
+def test_every_command_asks_it(shipped, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(commands, "shipped_run", lambda: models.shipped_run(shipped / "models"))
+    photos = shutil.copytree(shipped / "images", tmp_path / "photos")
+    assert call(monkeypatch, search, "index", photos) == 0
+    assert "--run names another" in capsys.readouterr().err
+    assert call(monkeypatch, search, "find", tmp_path / "photos.index", "a circle", "-k", 2) == 0
+    assert call(monkeypatch, search, "embed", photos / "3.png", "--out", tmp_path / "rows.npy") == 0
+    assert call(monkeypatch, search, "index", photos / "3.png", photos / "2.png") == 2
+    assert "has no name of its own; name it with --out" in capsys.readouterr().err
+
+
+def test_short_ways_to_ask(shipped, monkeypatch, capsys, tmp_path):
+    """Without quotes, without the name of the index, without the word find."""
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, search, "a", "red", "circle") == 2
+    assert "holds no index; build one with search.py index" in capsys.readouterr().err
+    run = next((shipped / "runs").glob("strong-*-0-*"))
+    for name in ("older", "newer"):
+        shutil.copytree(shipped / "images", tmp_path / name)
+        assert call(monkeypatch, search, "index", name, "--run", run) == 0
+    os.utime("older.index/meta.json", (0, 0))
+    capsys.readouterr()
+    answers = []
+    for words in (["find", "newer.index", "a red circle"], ["find", "newer.index", "a", "red", "circle"],
+                  ["find", "a", "red circle"], ["a", "red", "circle"], ["a red circle"]):  # fmt: skip
+        assert call(monkeypatch, search, *words, "-k", 3) == 0
+        said = capsys.readouterr()
+        answers.append(said.out)
+        assert ("asks the newest index here, newer.index" in said.err) == ("newer.index" not in words)
+    assert len(set(answers)) == 1
+    assert call(monkeypatch, search, "--image", "newer/3.png") == 2, "an option alone is no sentence"
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "models").glob("*/")), ids=lambda folder: folder.name)
+def test_what_ships_says_nothing_of_a_machine_and_is_small(folder):
+    assert sum(path.stat().st_size for path in (ROOT / "models").rglob("*")) <= 15e6
+    for name in (RECIPE, RESULT, "README.md"):
+        assert "/home" not in (folder / name).read_text()
+        assert "/tmp" not in (folder / name).read_text()
