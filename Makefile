@@ -1,15 +1,21 @@
-# `make demo` and `make test` are the two commands of the README. Both make their environment first.
+# `make demo`, `make search` and `make test` are the commands of the README. Each makes its environment first.
 PYTHON ?= python3
 BIN := .venv/bin
 # Two tests at a time; a worker that is done takes from the other's.
 PARALLEL := -n 2 --dist worksteal
 
-.PHONY: demo test check format
+.PHONY: demo search test check format
 
 demo: .venv/demo
 	$(BIN)/python prep.py
 	$(BIN)/python train.py
 	$(BIN)/python eval.py
+
+# An index of a folder of images, and the page that searches it.
+search: .venv/search
+	@test -n '$(IMAGES)' || { echo 'make search IMAGES=folder: name a folder of images'; exit 2; }
+	$(BIN)/python search.py index '$(IMAGES:/=)'
+	$(BIN)/python app.py '$(IMAGES:/=).index'
 
 test: .venv/dev
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -29,10 +35,15 @@ format: .venv/dev
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	touch $@
 
+.venv/search: requirements.txt requirements-search.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements-search.txt
+	touch .venv/demo $@
+
 .venv/dev: requirements.txt requirements-search.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
-	touch .venv/demo $@
+	touch .venv/demo .venv/search $@
 
 
 # What ships in models/, from a prepared Flickr8k with sentence features; on one machine the same bits every time.

@@ -37,7 +37,13 @@ from tests.helpers import ROOT, call, draw_flickr8k
 from training import probe
 from utils import BadInput
 
-PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+CARDS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "models").glob("*/README.md"))
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
+    *CARDS,
+]
 RESULTS = [
     "docs/RESULTS.md",
     "docs/MODERN.md",

@@ -1,6 +1,8 @@
 """From an image file to RGB pixels and small JPEGs: what is read, how it is turned, and why it cannot be read."""
 
+import contextlib
 import functools
+import importlib
 import io
 import warnings
 from pathlib import Path
@@ -12,7 +14,8 @@ from PIL import ImageOps
 
 MAX_ASPECT_RATIO = 50  # more, and the longer side would fill the memory once the shorter is scaled up
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm",
-                  ".pgm", ".avif", ".jp2")  # fmt: skip
+                  ".pgm", ".avif", ".heic", ".heif", ".jp2")  # fmt: skip
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # of a file's first box
 
 
 class Unreadable(Exception):
@@ -21,7 +24,9 @@ class Unreadable(Exception):
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Return the formats that this Pillow decodes itself; for EPS it would call Ghostscript."""
+    """Return the formats that Pillow decodes itself, and HEIF with pillow-heif; for EPS it would call Ghostscript."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
     PILImage.init()
     return tuple(sorted(set(PILImage.OPEN) - {"EPS", "WMF", "FITS", "GRIB", "HDF5", "BUFR", "MPEG"}))
 
@@ -47,9 +52,19 @@ def read_image(path: Path | str | IO[bytes]) -> PILImage.Image:
     except (PILImage.DecompressionBombWarning, PILImage.DecompressionBombError):
         raise Unreadable(f"more than {PILImage.MAX_IMAGE_PIXELS:,} pixels") from None
     except PILImage.UnidentifiedImageError:
-        raise Unreadable("not an image") from None
+        raise Unreadable(
+            "HEIF, which needs a package: pip install pillow-heif" if is_heif(path) else "not an image"
+        ) from None
     except Exception as error:  # on a damaged file, Pillow's decoders raise whatever they stumble over
         raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def is_heif(path: Path | str | IO[bytes]) -> bool:
+    """Return whether a file begins as those of the HEIF family do, HEIC among them."""
+    with open(path, "rb") if isinstance(path, Path | str) else contextlib.nullcontext(path) as file:
+        file.seek(0)
+        start = file.read(12)
+    return start[4:8] == b"ftyp" and start[8:] in HEIF_BRANDS
 
 
 def _turned(image: PILImage.Image) -> PILImage.Image:

@@ -1,5 +1,6 @@
 """Extraction: rows keyed by image, resumable after a kill, with whatever cannot be read told and all else kept."""
 
+import io
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from PIL import Image as PILImage
 
 from features.blocks import Blocks
 from features.datasets.dataset import Image
+from features.images import decode
 from features.images import extract as extraction
 from features.images.backbones import Backbone, load
 from features.images.decode import Unreadable, read_image
@@ -43,6 +45,27 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- images
+
+
+HEIC = b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00mif1heic"
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_heic_is_read_or_the_package_is_named(opened: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> Any:
+        return io.BytesIO((tmp_path / "a.heic").read_bytes()) if opened else tmp_path / "a.heic"
+
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(PILImage.new("RGB", (64, 48), "red")).save(tmp_path / "a.heic")
+    image = read_image(asked())
+    assert image.size == (64, 48)
+    assert np.asarray(image)[9, 9, 0] > 240
+    monkeypatch.setattr(decode, "formats", lambda: ("JPEG", "PNG"))  # as without the package
+    with pytest.raises(Unreadable, match="pip install pillow-heif"):
+        read_image(asked())
+    (tmp_path / "a.heic").write_bytes(HEIC[:9])
+    with pytest.raises(Unreadable, match="not an image"):
+        read_image(asked())
 
 
 def test_images_are_turned_as_their_exif_says(tmp_path: Path) -> None:
