@@ -79,6 +79,8 @@ def arguments() -> argparse.Namespace:
     find.add_argument("--captions", type=Path, metavar="FILE", help=ranked)
     find.add_argument("--format", choices=("table", "jsonl"), default="table")
     find.add_argument("--sheet", type=Path, metavar="FILE.png", help="query and images as a contact sheet")
+    least = "leave out images of a smaller probability that they and the sentence belong together"
+    find.add_argument("--at-least", type=float, metavar="P", help=least)
     find.add_argument("--exact", action="store_true", help="search all, where the index is made approximate")
     find.add_argument("--run", type=Path, metavar="RUN", help="the index's run, if it has moved")
     given = sys.argv[1:]

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import safetensors
 import safetensors.torch
 from torch import Tensor
@@ -13,12 +12,13 @@ from evaluation.comparison import ResultRow
 from evaluation.tables import FORMATS
 from features.text.vocabulary import Vocabulary
 from training.bank import BANK
+from training.calibration import MAX_SENTENCES, spread
 from training.run import AGAIN, MODEL, RECIPE, RESULT, VOCABULARY, Run, write_run_config
 from utils import BadInput, atomic_write, make_folder
 
 CARD = "README.md"
 FILES = (RECIPE, MODEL, VOCABULARY, RESULT, BANK, CARD)
-BANK_ROWS = 1000  # images and captions of the bank that are kept
+BANK_ROWS = MAX_SENTENCES  # images and captions of the bank that are kept: no probability changes
 TERMS = {
     "flickr8k": "Flickr8k (Hodosh, Young, Hockenmaier, 2013), for research and teaching that are not commercial",
     "flickr30k": "Flickr30k (Young et al., 2014), for research and teaching that are not commercial",
@@ -46,20 +46,12 @@ def share_run(folder: Path, out: Path) -> Path:
     weights = safetensors.torch.load_file(folder / MODEL)
     write_tensors(out / MODEL, {name: t.half() if t.dim() > 1 else t for name, t in weights.items()})
     with safetensors.safe_open(folder / BANK, "pt") as bank:
-        write_tensors(out / BANK, {name: thinned(bank.get_tensor(name)) for name in bank.keys()}, bank.metadata())  # noqa: SIM118
+        rows = {name: spread(bank.get_tensor(name), BANK_ROWS) for name in bank.keys()}  # noqa: SIM118
+        write_tensors(out / BANK, rows, bank.metadata())
     for name in (VOCABULARY, RESULT):
         with atomic_write(out / name, "wb") as file:
             file.write((folder / name).read_bytes())
     return Path(run.info.data)
-
-
-def thinned(rows: Tensor) -> Tensor:
-    """Return up to BANK_ROWS rows (N, …), evenly spread.
-
-    >>> thinned(Tensor(range(4000)))[:3]
-    tensor([0., 4., 8.])
-    """
-    return rows[np.arange(min(len(rows), BANK_ROWS)) * len(rows) // min(len(rows), BANK_ROWS)].contiguous()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:

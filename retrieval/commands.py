@@ -130,7 +130,7 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
     print(f"{out}: {report.images:,} images ({report.counts()}), {report.captions:,} captions{corrected}")
 
 
-def find(
+def find(  # noqa: PLR0913 (a command's options, keyword-only)
     words: Sequence[str],
     *,
     image: Path | None = None,
@@ -139,13 +139,14 @@ def find(
     format: str = "table",
     sheet: Path | None = None,
     exact: bool = False,
+    at_least: float | None = None,
     run: Path | None = None,
 ) -> None:
     """Print the k images nearest to a sentence, or the k captions and the k images nearest to an image.
 
     words: the folder of an index, the newest here by default, and a sentence, in quotes or not. captions: a file of
-    others than those of the index; sheet: a PNG of query and images; exact, run: see `Searcher.open`; format: a key of
-    FORMATS.
+    others than those of the index; sheet: a PNG of query and images; exact, run: see `Searcher.open`; at_least: the
+    smallest probability of an image that is shown; format: a key of FORMATS.
     """
     index, sentence = index_and_sentence(words)
     check_question(sentence, image, captions)
@@ -156,7 +157,7 @@ def find(
     lines = read_captions(captions) if captions else None
     query_image = None if image is None else open_image(image)
     searcher = Searcher.open(index, run, exact=exact)
-    result = find_captions(searcher, image, k, lines) if image else find_images(searcher, sentence or "", k)
+    result = find_captions(searcher, image, k, lines) if image else find_images(searcher, sentence or "", k, at_least)
     print(FORMATS[format](searcher, result))
     if format == "jsonl":  # a line that is no answer has no place there
         for note in result.notes:
@@ -267,18 +268,19 @@ class Result:
     notes: list[str] = field(default_factory=list)
 
 
-def find_images(searcher: Searcher, sentence: str, k: int) -> Result:
+def find_images(searcher: Searcher, sentence: str, k: int, at_least: float | None = None) -> Result:
     """Return the k best images, and behind them the best true one if it is not there."""
-    answer = searcher.ask(sentence, k)
+    answer = searcher.ask(sentence, k, at_least)
     if unknown := searcher.unknown_words(sentence):
         log(f"unknown words, left out: {', '.join(map(plain, unknown))}")
     ranks = [f"{plain(image)} at rank {rank:,}" for image, rank in answer.positions.items()]
+    doubts = answer.doubts(at_least)
     if not ranks:
-        return Result(answer.hits)
+        return Result(answer.hits, notes=doubts)
     more = f" and {len(ranks) - MAX_TRUE_SHOWN:,} more" if len(ranks) > MAX_TRUE_SHOWN else ""
     shown = f"{', '.join(ranks[:MAX_TRUE_SHOWN])}{more} of {len(searcher.index):,}"
     note = f"a caption of the dataset; true image{'s' if len(ranks) > 1 else ''}: {shown}"
-    return Result(answer.hits, notes=[note])
+    return Result(answer.hits, notes=[*doubts, note])
 
 
 def find_captions(searcher: Searcher, image: Path, k: int, captions: list[str] | None = None) -> Result:
@@ -307,11 +309,22 @@ def as_table(_: Searcher, result: Result) -> str:
     ]
     images: list[list[str]] = []
     for hit in result.hits:
-        images += [["…", "", ""]] * hit.below
-        images.append([f"{hit.rank:,}", f"{hit.score:.4f}", f"{_cut(hit.image)}{'  ← true' * hit.true}"])
+        images += [["…", "", "", ""]] * hit.below
+        likely = "" if hit.probability is None else f"{hit.probability:.2f}"
+        images.append([f"{hit.rank:,}", f"{hit.score:.4f}", likely, f"{_cut(hit.image)}{'  ← true' * hit.true}"])
+    if all(hit.probability is None for hit in result.hits):
+        images = [[*row[:2], row[3]] for row in images]
     tables = [
-        as_text(Table("", ["rank", "score", head], rows, left=frozenset({2}), rules={}))
-        for head, rows in (("caption", captions), ("image", images))
+        as_text(
+            Table(
+                "",
+                [head for head in heads if head != "likely" or len(rows[0]) == 4],
+                rows,
+                left=frozenset({len(rows[0]) - 1}),
+                rules={},
+            )
+        )
+        for heads, rows in ((["rank", "score", "caption"], captions), (["rank", "score", "likely", "image"], images))
         if rows
     ]
     return "\n\n".join([*tables, *(["\n".join(result.notes)] if result.notes else [])])
@@ -328,7 +341,10 @@ def as_jsonl(searcher: Searcher, result: Result) -> str:
     for hit in result.hits:
         if not hit.below:  # it is in the notes
             path = searcher.path(hit.image)
-            rows.append({"rank": hit.rank, "score": hit.score, "image": hit.image, "path": path and str(path)})
+            likely = {} if hit.probability is None else {"probability": hit.probability}
+            rows.append(
+                {"rank": hit.rank, "score": hit.score, **likely, "image": hit.image, "path": path and str(path)}
+            )
     lines = ((json.dumps(row, ensure_ascii=False), json.dumps(row)) for row in rows)
     return "\n".join(line if line.isprintable() else escaped for line, escaped in lines)
 

@@ -3,22 +3,28 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image as PILImage
 from PIL import ImageOps
 
 from features.datasets.dataset import clean_caption
+from metrics.similarity import pair_scores
 from retrieval.correction import Corrector, asking, not_asking
 from retrieval.index import Index
 from retrieval.nearest import COSINE, IMAGE_QUERY, TEXT_QUERY, check_k, exact_nearest, positions
+from training.bank import RunBank, read_bank
+from training.calibration import nearness_to
 from training.run import Run
 from utils import BadInput
 
 MAX_QUERY_CHARS = 5000  # of a query; a recurrent network reads one word after the other
 MAX_TRUE_SHOWN = 20  # true images of a caption whose positions are shown
 MAX_QUOTED_CHARS = 200  # of a query in an error
+LIKELY = 0.5  # the probability from which on an image is taken for an answer
 ScoredIds = list[tuple[str, float]]
 Image = str | Path | PILImage.Image  # a file, or an image that is open already
 
@@ -27,6 +33,7 @@ Image = str | Path | PILImage.Image  # a file, or an image that is open already
 class Hit:
     """An image of an answer, and its rank. true: the indexed dataset has the sentence for it.
 
+    probability: that it and the sentence belong together (training/calibration.py); None where that is not known.
     below: it is the best true image, none is among the k best, and `rank` is its position in the list of all images.
     """
 
@@ -35,14 +42,25 @@ class Hit:
     image: str
     true: bool = False
     below: bool = False
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What `ask` finds. positions: of every true image in the exact list of all images, the best first."""
+    """What `ask` finds. positions: of every true image in the exact list of all images, the best first.
+
+    likeliest: the largest probability among the k nearest images, those that were left out too.
+    """
 
     hits: list[Hit]
     positions: dict[str, int]
+    likeliest: float | None = None
+
+    def doubts(self, at_least: float | None = None) -> list[str]:
+        """Return a sentence that says so if no image matches, with a probability of LIKELY or `at_least`; or none."""
+        if self.likeliest is None or self.likeliest >= max(LIKELY, at_least or 0):
+            return []
+        return [f"Nothing here matches: the likeliest image has a probability of {self.likeliest:.2f}."]
 
 
 class Searcher:
@@ -92,24 +110,49 @@ class Searcher:
         check_k(k)
         return self._scored_ids(*self.nearest_images(self.embed_sentence(sentence), k))
 
-    def ask(self, sentence: str, k: int = 20) -> Answer:
+    def ask(self, sentence: str, k: int = 20, at_least: float | None = None) -> Answer:
         """Do the same as `search`; where the sentence is a caption of the indexed dataset, rank its true images, too.
 
-        The best of them comes behind the k images if none is among these.
+        The best of them comes behind the k images if none is among these. at_least: leave out what is less probable.
 
         >>> searcher.ask("A dog chews on a stick .", k=1).positions  # doctest: +SKIP
         {'1007129816.jpg': 3}
         """
         check_k(k)
+        if at_least is not None and not 0 <= at_least <= 1:
+            raise BadInput(f"`at_least` {at_least:g}: a probability is a number from 0 to 1")
         query = self.embed_sentence(sentence)
-        images = self._scored_ids(*self.nearest_images(query, k))
+        rows, scores = self.nearest_images(query, k)
+        likely = self.probabilities(query, rows[0][rows[0] >= 0])
+        if at_least is not None and likely is None:
+            raise BadInput(f"`at_least`: {self.run.folder} keeps nothing that makes probabilities; leave it out")
         true = self.true_images(sentence)
-        hits = [Hit(rank, score, image, image in true) for rank, (image, score) in enumerate(images, 1)]
+        each = zip(self._scored_ids(rows, scores), [None] * k if likely is None else likely.tolist(), strict=False)
+        hits = [Hit(n, score, image, image in true, probability=p) for n, ((image, score), p) in enumerate(each, 1)]
+        likeliest = max((hit.probability for hit in hits if hit.probability is not None), default=None)
+        hits = [hit for hit in hits if (hit.probability or 0) >= (at_least or 0)]
         positions = dict(sorted(zip(true, self._ranks(query, true), strict=True), key=lambda pair: pair[1]))
         if true and not any(hit.true for hit in hits):
             image, rank = next(iter(positions.items()))
             hits.append(Hit(rank, self._score(query, image), image, true=True, below=True))
-        return Answer(hits, positions)
+        return Answer(hits, positions, likeliest)
+
+    def probabilities(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
+        """Return how likely a sentence (1, dim) and images of the index belong together, (k,); None without a bank.
+
+        Those of scores as they are, whether or not the index is corrected.
+        """
+        if self.bank is None or self.bank.calibration is None:
+            return None
+        images = np.ascontiguousarray(self.index.embeddings[rows, : self.index.meta.dim])
+        scores = pair_scores(self.similarity, images, query, np.arange(len(rows)), np.zeros(len(rows), np.int64))
+        nearness = nearness_to(self.bank.captions, torch.from_numpy(query))
+        return self.bank.calibration.probabilities(scores, float(nearness))
+
+    @cached_property
+    def bank(self) -> RunBank | None:
+        """The bank of the run, read when the first sentence comes."""
+        return read_bank(self.run.folder)
 
     def search_image(self, image: Image, k: int = 20) -> ScoredIds:
         """Return the k captions nearest to an image, (caption, score), best first.

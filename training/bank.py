@@ -2,7 +2,8 @@
 
 bank.safetensors holds up to BANK_ROWS of each, drawn by the run's seed, a number for each image id and each caption, by
 which it is seen whether the bank holds what is being measured, and, in its header, the parameters that gave each
-correction the best recalls on val: by bank ("train", or "test": the queries to be ranked), direction and name.
+correction the best recalls on val: by bank ("train", or "test": the queries to be ranked), direction and name; and what
+makes a probability of a score (training/calibration.py).
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from torch import Tensor
 from features.images.maps import FeatureMaps
 from features.images.views import Features
 from features.prepared import Split
+from features.text.sentences import TextProcessor
 from metrics.correction import (
     SINKHORN,
     Bank,
@@ -35,8 +37,9 @@ from metrics.correction import (
 from metrics.ranks import CUTOFFS, DIRECTIONS, one_way, ranks_one_way
 from metrics.similarity import TRAINING
 from model import TwoBranch
-from training.run import AGAIN, ROWS_PER_BATCH, embed_features, embed_sentences
-from utils import BadInput, atomic_write
+from training.calibration import MAX_SENTENCES, Calibration, calibrate, nearness_to, shuffled_sentences, spread
+from training.run import AGAIN, ROWS_PER_BATCH, embed_features, embed_sentences, encoding_settings
+from utils import BadInput, atomic_write, log
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -61,6 +64,7 @@ class RunBank:
     image_keys: np.ndarray
     caption_keys: np.ndarray
     chosen: Chosen
+    calibration: Calibration | None  # where shuffled sentences could be read
 
     def side(self, direction: str) -> Bank:
         """Return it as queries and gallery of a direction."""
@@ -100,8 +104,34 @@ def save_bank(trainer: "Trainer") -> None:
     val_captions = embed_sentences(model, data.sentences["val"].take(rows)).cpu()
     pairs = val_images, val_captions, val.image_of_caption[rows]
     chosen = choose(trainer.settings.similarity, *pairs, images.float(), captions.float())
+    calibration = calibrate_on_val(trainer, val_images, captions.float())
+    # One text: of several, the library writes one or the other first, and a run would not be the same to the bit.
+    about = {"about": json.dumps({"chosen": chosen, "calibration": calibration and asdict(calibration)})}
     with atomic_write(trainer.folder / BANK, "wb") as file:
-        file.write(safetensors.torch.save(tensors, {"chosen": json.dumps(chosen)}))
+        file.write(safetensors.torch.save(tensors, about))
+
+
+def calibrate_on_val(trainer: "Trainer", images: Tensor, bank: Tensor) -> Calibration | None:
+    """Fit a calibration to val's captions and to shuffled ones, against the images (N, D) of val that are tuned on.
+
+    None where the sentence encoder, whose cached features were enough until now, is not at hand; that is logged.
+    """
+    data, settings = trainer.data, trainer.settings
+    split, sentences = data.splits["val"], data.sentences["val"]
+    rows = np.flatnonzero(split.image_of_caption < len(images))
+    rows = rows[spread(torch.arange(len(rows)), MAX_SENTENCES).numpy()]
+    kind = encoding_settings(settings.text)
+    processor = TextProcessor(data.vocabulary, **kind, digest=trainer.info.encoder_digest)
+    try:
+        shuffled = processor.encode(shuffled_sentences(split.captions, trainer.seed))
+    except BadInput as error:
+        log(f"{trainer.folder}: its scores get no probabilities, since no new sentence can be read ({error})")
+        return None
+    figures: list[Tensor] = []
+    for each in (sentences.take(rows), shuffled):
+        embedded = embed_sentences(trainer.model, each).cpu()
+        figures += [TRAINING[settings.similarity](images, embedded).amax(dim=0), nearness_to(bank, embedded)]
+    return calibrate(*figures)
 
 
 def read_bank(folder: Path) -> RunBank | None:
@@ -111,8 +141,9 @@ def read_bank(folder: Path) -> RunBank | None:
         return None
     try:
         with safetensors.safe_open(path, "pt") as file:
-            table = json.loads(file.metadata()["chosen"])
+            about = json.loads(file.metadata()["about"])
             tensors = {name: file.get_tensor(name) for name in ("images", "captions", "image_keys", "caption_keys")}
+        calibration = about["calibration"] and Calibration(**about["calibration"])
         chosen = {
             bank: {
                 direction: {
@@ -120,7 +151,7 @@ def read_bank(folder: Path) -> RunBank | None:
                 }
                 for direction, rows in directions.items()
             }
-            for bank, directions in table.items()
+            for bank, directions in about["chosen"].items()
         }
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -131,6 +162,7 @@ def read_bank(folder: Path) -> RunBank | None:
         tensors["image_keys"].numpy(),
         tensors["caption_keys"].numpy(),
         chosen,
+        calibration,
     )
 
 

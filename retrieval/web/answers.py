@@ -53,7 +53,7 @@ class Answers:
         """
         start = time.perf_counter()
         answer = self.searcher.ask(sentence, k)
-        notes = []
+        notes = answer.doubts()
         if unknown := self.searcher.unknown_words(sentence):
             notes.append(f"Not known: {', '.join(map(plain, unknown))}.")
         if answer.positions:

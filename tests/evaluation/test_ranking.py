@@ -16,6 +16,7 @@ from metrics.ranks import DIRECTIONS, ranks_of
 from metrics.similarity import RANKING
 from tests.helpers import call, train_drawn
 from training.bank import RunBank
+from training.calibration import Calibration
 
 OWNER = np.repeat(np.arange(12), 3)
 
@@ -31,7 +32,8 @@ def made(seed, similarity, dim):
     images = unit(rng, 12, dim)
     captions = torch.nn.functional.normalize(images[OWNER] + 0.7 * unit(rng, 36, dim), dim=1)
     chosen = {"train": {way: {"nnn": Parameters(k=3, alpha=0.7)} for way in DIRECTIONS}}
-    bank = RunBank(unit(rng, 20, dim), unit(rng, 30, dim), np.arange(20), np.arange(30), chosen)
+    sides = unit(rng, 20, dim), unit(rng, 30, dim), np.arange(20), np.arange(30)
+    bank = RunBank(*sides, chosen, Calibration(0.0, 1.0, 1.0))
     return Ranked(similarity, images, captions, bank)
 
 

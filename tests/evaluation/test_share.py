@@ -1,6 +1,5 @@
 """A shared run: what it holds and what it no longer holds, and that it scores as its card says."""
 
-import doctest
 import shutil
 
 import numpy as np
@@ -27,10 +26,6 @@ def one(folder):
     return next((folder / "runs").glob("strong-*-0-*"))
 
 
-def test_docstrings():
-    assert doctest.testmod(share).failed == 0
-
-
 def test_it_holds_what_embeds_and_nothing_of_this_machine(folder):
     shared = folder / "models/small"
     assert sorted(path.name for path in shared.iterdir()) == sorted(share.FILES)
@@ -42,12 +37,6 @@ def test_it_holds_what_embeds_and_nothing_of_this_machine(folder):
     before, after = Run.open(one(folder)), Run.open(shared)
     for embed, asked in (("embed_sentences", ["A red circle ."]), ("embed_images", [folder / "images/3.png"])):
         np.testing.assert_allclose(getattr(after, embed)(asked), getattr(before, embed)(asked), atol=2e-3)
-
-
-def test_the_bank_is_thinned_evenly(monkeypatch):
-    monkeypatch.setattr(share, "BANK_ROWS", 3)
-    assert share.thinned(torch.arange(10)[:, None]).tolist() == [[0], [3], [6]]
-    assert share.thinned(torch.arange(2)).tolist() == [0, 1]
 
 
 def test_the_card_has_the_table_of_what_is_shared(folder, monkeypatch, capsys):

@@ -44,7 +44,7 @@ def with_bank(run):
         "caption_keys": torch.arange(11),
     }
     run.folder.mkdir(exist_ok=True)
-    header = {"chosen": json.dumps({"train": chosen, "test": chosen})}
+    header = {"about": json.dumps({"chosen": {"train": chosen, "test": chosen}, "calibration": None})}
     (run.folder / bank.BANK).write_bytes(safetensors.torch.save(tensors, header))
     return run
 

@@ -4,12 +4,17 @@ import doctest
 import json
 import os
 import shutil
+from typing import Any
 
+import numpy as np
 import pytest
 
 import search
 from retrieval import commands, models
+from retrieval.searcher import Searcher
 from tests.helpers import ROOT, call, train_drawn
+from training.bank import BANK, read_bank
+from training.calibration import NEIGHBORS
 from training.run import RECIPE, RESULT
 from utils import BadInput
 
@@ -75,6 +80,48 @@ def test_short_ways_to_ask(shipped, monkeypatch, capsys, tmp_path):
         assert ("asks the newest index here, newer.index" in said.err) == ("newer.index" not in words)
     assert len(set(answers)) == 1
     assert call(monkeypatch, search, "--image", "newer/3.png") == 2, "an option alone is no sentence"
+
+
+def test_probabilities_say_when_nothing_matches(shipped, monkeypatch, capsys, tmp_path):
+    run, photos = next((shipped / "runs").glob("strong-*-0-*")), shipped / "images"
+    for correction in ("none", "nnn"):
+        out = tmp_path / f"{correction}.index"
+        assert call(monkeypatch, search, "index", photos, "--run", run, "--out", out, "--correction", correction) == 0
+    plain, corrected = (Searcher.open(tmp_path / f"{name}.index") for name in ("none", "nnn"))
+    bank = read_bank(run)
+    assert bank is not None
+    c: Any = bank.calibration
+    sentence = "a red circle"
+    query = plain.embed_sentence(sentence)[0]
+    near = np.sort(bank.captions.numpy() @ query)[::-1][:NEIGHBORS].mean()
+    answer = plain.ask(sentence, 5)
+    for hit in answer.hits:
+        logit = (
+            c.intercept + c.score * float(plain.index.embedding(plain.row_of(hit.image))[0] @ query) + c.nearness * near
+        )
+        assert hit.probability == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-5)
+    assert answer.likeliest == max(hit.probability or 0 for hit in answer.hits)
+    known: dict[str, Any] = {hit.image: hit.probability for hit in plain.ask(sentence, 24).hits}
+    for hit in corrected.ask(sentence, 24).hits:
+        assert hit.probability == pytest.approx(known[hit.image], abs=1e-5), "of scores as they are"
+    middle = sorted(known.values())[12]
+    kept = plain.ask(sentence, 24, at_least=middle).hits
+    assert [hit.image for hit in kept] == [image for image, p in known.items() if p >= middle]
+    assert [hit.rank for hit in kept] == [rank for rank, p in enumerate(known.values(), 1) if p >= middle]
+    find = ["find", tmp_path / "none.index", sentence, "-k", 3]
+    capsys.readouterr()
+    assert call(monkeypatch, search, *find, "--format", "jsonl", "--at-least", 0) == 0
+    assert "probability" in json.loads(capsys.readouterr().out.splitlines()[0])
+    assert call(monkeypatch, search, *find, "--at-least", 1) == 0
+    assert "Nothing here matches: the likeliest image has a probability of 0." in capsys.readouterr().out
+    assert call(monkeypatch, search, *find, "--at-least", 1.5) == 2
+    assert "--at-least 1.5: a probability is a number from 0 to 1" in capsys.readouterr().err
+    bare = shutil.copytree(run, tmp_path / "bare")
+    (bare / BANK).unlink()
+    assert call(monkeypatch, search, *find, "--run", bare, "--at-least", 0.5) == 2
+    assert "keeps nothing that makes probabilities" in capsys.readouterr().err
+    assert call(monkeypatch, search, *find, "--run", bare) == 0
+    assert "likely" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "models").glob("*/")), ids=lambda folder: folder.name)

@@ -52,7 +52,7 @@ def test_what_val_chose_gives_the_recalls_that_stand_beside_it(tmp_path, similar
         embed_sentences(trainer.model, trainer.data.sentences["val"]),
     )
     with safetensors.safe_open(tmp_path / "bank.safetensors", "pt") as file:
-        table = bank.json.loads(file.metadata()["chosen"])
+        table = bank.json.loads(file.metadata()["about"])["chosen"]
     assert set(table) == {"train", "test"}
     for direction in DIRECTIONS:
         assert set(table["train"][direction]) == set(CORRECTIONS)
@@ -104,7 +104,7 @@ def test_a_caption_of_two_images_is_two_captions(tmp_path):
 @pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"", lambda data: data[:-5]])
 def test_a_damaged_bank_is_refused(tmp_path, damage):
     path = tmp_path / "bank.safetensors"
-    path.write_bytes(damage(safetensors.torch.save({"images": torch.zeros(2, 2)}, {"chosen": "{}"})))
+    path.write_bytes(damage(safetensors.torch.save({"images": torch.zeros(2, 2)}, {"about": "{}"})))
     with pytest.raises(BadInput, match="train the run again with `fresh`"):
         read_bank(tmp_path)
     path.unlink()

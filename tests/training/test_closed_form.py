@@ -116,7 +116,7 @@ PER_PAIR = FEATURES[IMAGE_OF_CAPTION].astype(np.float64)
 
 
 def settings_for(name, branch="encoder", **changes):
-    text = {"text.branch": branch, "text.encoder": "somewhere", "text.bias": branch == "onehot"}
+    text = {"text.branch": branch, "text.encoder": "./somewhere", "text.bias": branch == "onehot"}
     return override(Settings(), {"loss.name": name, "embed_dim": 4, **text, **changes})
 
 
@@ -250,7 +250,7 @@ def train_encoded(folder, seed, name, branch):
     changes = {"embed_dim": 60, "loss.top_k": 8, "loss.power": 4.0} if name == "asif" else {"embed_dim": 8}
     plan, data = plan_small(folder, seed=seed, text__branch="onehot", text__bias=True)
     settings = override(
-        plan.settings, {**changes, "loss.name": name, "text.branch": branch, "text.encoder": "somewhere"}
+        plan.settings, {**changes, "loss.name": name, "text.branch": branch, "text.encoder": "./somewhere"}
     )
     mixing = np.random.default_rng(0).normal(size=(11, 20))
     sentences = {
