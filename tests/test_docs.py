@@ -49,6 +49,7 @@ RESULTS = [
     "docs/MODERN.md",
     "docs/NOT_HELPED.md",
     "docs/EMOJI.md",
+    "docs/SEARCH.md",
 ]  # these go on from a prepared folder
 SCRIPTS = {"prep.py": prep, "train.py": train, "eval.py": evaluation, "search.py": search}
 SMALL = {"training.epochs": 1, "training.batch_size": 8, "embed_dim": 8, "text.word_dim": 8}
@@ -78,6 +79,7 @@ def sandbox(tmp_path, monkeypatch):
     shutil.copytree(tmp_path / "drawn/images", tmp_path / "my_images")
     for name in "ab":
         shutil.copy(tmp_path / "Flicker8k_Dataset/1.jpg", tmp_path / f"{name}.jpg")
+    (tmp_path / "models").symlink_to(ROOT / "models")
     draw, load = scenes.scenes, backbones.load
 
     def few_scenes(folder, *args):
