@@ -14,7 +14,7 @@ Repeating a command continues what was stopped and leaves alone what is finished
 import argparse
 from pathlib import Path
 
-from settings import known_recipes
+from settings import all_keys, known_recipes
 from utils import log, run_script
 
 DEFAULT_RECIPE = "strong"
@@ -76,7 +76,17 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="train nothing: rank pairs of features and text sides of the prepared folder",
     )
-    return parser.parse_args()
+    args, unknown = parser.parse_known_args()
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint(unknown[0])}")
+    return args
+
+
+def hint(flag: str) -> str:
+    """Return how a flag is written that is a setting (`--epochs`, `--lr=1e-3`); nothing if it is none."""
+    name, _, value = flag.lstrip("-").partition("=")
+    keys = [key for key in all_keys() if name.replace("-", "_") in (key, key.rpartition(".")[2])]
+    return f"; that is a setting: --set {' or '.join(f'{key}={value}' for key in keys)}" if keys else ""
 
 
 if __name__ == "__main__":

@@ -255,6 +255,8 @@ def report_path(path: Path) -> Path:
     """Make the folder of a report. Raises BadInput unless the report can be written."""
     if path.is_dir():
         raise BadInput(f"{path}: is a folder; name an HTML file with `report`, such as {path / 'report.html'}")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise BadInput(f"`report` {path}: is written as HTML; name a file that ends in .html")
     make_folder(path.parent, "report")
     return path
 

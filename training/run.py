@@ -303,7 +303,8 @@ def newest_run(root: Path | str) -> Path:
 
 
 def find_runs(patterns: Sequence[str], root: Path) -> Iterator[Path]:
-    """Yield run folders named by paths, by names under `root`, or by patterns such as 'runs/*'. Each once, in order."""
+    """Yield run folders named by paths, by names under `root`, by patterns such as 'runs/*', or by the recipe of runs
+    under `root`. Each once, in order."""
     seen = set()
     for pattern in patterns:
         matches = _matches(pattern, root)
@@ -323,7 +324,8 @@ def _matches(pattern: str, root: Path) -> list[Path]:
         matches = sorted(match for match in base.glob(str(glob)) if (match / RECIPE).is_file())
         if matches:
             return matches
-    return []
+    of_recipe = "" if pattern in ("", "*") or "/" in pattern else f"{pattern}-*/{RECIPE}"
+    return sorted(path.parent for path in root.glob(of_recipe)) if of_recipe else []
 
 
 def _no_match(pattern: str, root: Path) -> str:

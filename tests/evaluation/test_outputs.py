@@ -116,6 +116,7 @@ def test_the_mean_over_seeds_is_that_of_the_runs(swept, monkeypatch, capsys):
         (["--plots", "{root}/captions.csv"], "choose another folder with --plots"),
         (["--report", "{root}/captions.csv/a.html"], "choose another folder with --report"),
         (["--report", "{root}/judged"], "is a folder; name an HTML file with --report"),
+        (["--report", "{root}/out.pdf"], "is written as HTML; name a file that ends in .html"),
         (["--judgements", "{root}/nowhere"], "nowhere: no such folder; point --judgements"),
         (["--judgements", "{root}/images"], "no such file; point --judgements"),
     ],

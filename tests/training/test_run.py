@@ -14,7 +14,8 @@ from metrics.ranks import metrics_of, ranks_by_block
 from metrics.similarity import RANKING
 from retrieval.sources import CachedFeatures
 from tests.helpers import QUICK, call, draw_images, prep_args
-from training.run import Run, embed_features, embed_sentences
+from training.run import Run, embed_features, embed_sentences, find_runs
+from utils import BadInput
 
 NAME = "timm-test_resnet"
 
@@ -62,3 +63,28 @@ def test_evaluation_takes_the_mean_that_validation_took(opened, monkeypatch, cap
     captions = embed_sentences(run.model, run.processor.encode(split.captions))
     metrics = metrics_of(ranks_by_block(RANKING["cosine"], images, captions, split.image_of_caption))
     assert metrics["text_to_image"] == pytest.approx(result["text_to_image"])
+
+
+def test_runs_are_found_by_their_recipe(tmp_path):
+    for name in ("strong-flickr8k-x-0-aa", "strong-flickr8k-x-1-aa", "stems-scenes-x-0-bb"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.toml").touch()
+    found = [path.name for path in find_runs(["strong", "strong-flickr8k-x-0", "stems"], tmp_path)]
+    assert found == ["strong-flickr8k-x-0-aa", "strong-flickr8k-x-1-aa", "stems-scenes-x-0-bb"]
+    with pytest.raises(BadInput, match="stem: no such run folder"):
+        list(find_runs(["stem"], tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--epochs", "that is a setting: --set training.epochs="),
+        ("--lr=1e-3", "--set training.lr=1e-3"),
+        ("--loss.margin", "--set loss.margin="),
+        ("--dropout=0.1", "--set image.dropout=0.1 or text.dropout=0.1"),
+        ("--nonsense", "unrecognized arguments: --nonsense\n"),
+    ],
+)
+def test_a_flag_that_is_a_setting_is_helped(flag, said, monkeypatch, capsys):
+    assert call(monkeypatch, train, flag, "strong") == 2
+    assert said in capsys.readouterr().err
