@@ -34,7 +34,7 @@ function show(page) {
   const k = page.getElementById("k").value;
   at("k").replaceChildren(...page.getElementById("k").children);
   at("k").value = k; // an option that moves forgets that it was chosen
-  listTiles();
+  leaveOut();
 }
 
 function say(error, status) {
@@ -46,6 +46,7 @@ function fail(sentence) {
   asking.abort();
   answer.removeAttribute("aria-busy");
   answer.replaceChildren();
+  leaveOut();
   say(sentence, "");
 }
 
@@ -123,10 +124,18 @@ addEventListener("drop", (event) => {
   askImage(event.dataTransfer.files[0]);
 });
 
-// The larger view.
-function listTiles() {
-  tiles = [...answer.querySelectorAll(".tile")];
+// What is less likely than the slider says is hidden, in this answer and in those to come.
+function leaveOut() {
+  const rows = [...answer.querySelectorAll("[data-probability]")];
+  at("likely").hidden = !rows.length;
+  at("least").ariaValueText = at("least-text").textContent = `${at("least").value} %`;
+  for (const row of rows) row.hidden = 100 * row.dataset.probability < Number(at("least").value);
+  at("none").hidden = !rows.length || rows.some((row) => !row.hidden);
+  tiles = [...answer.querySelectorAll("li:not([hidden]) > .tile")];
 }
+at("least").addEventListener("input", leaveOut);
+
+// The larger view.
 
 function open(index) {
   shown = (index + tiles.length) % tiles.length; // behind the last comes the first
@@ -170,4 +179,4 @@ addEventListener("keydown", (event) => {
   open(shown + step);
 });
 
-listTiles();
+leaveOut();

@@ -157,6 +157,28 @@ def test_a_true_image_far_down_stands_behind_a_gap(page, searcher):
     assert shown == ["", "gap", "true"]
 
 
+def test_what_is_not_likely_is_hidden(page, searcher):
+    type_query(page, QUERY)
+    tiles(page)
+    likely = [hit.probability for hit in searcher.ask(QUERY, 20).hits if not hit.below]
+    rows, seen = page.locator("li[data-probability]"), page.locator("li[data-probability]:visible")
+    assert rows.count() == len(likely) == 20
+    assert page.locator(".tiles .score").first.text_content() == f"{100 * likely[0]:.0f} %"
+    middle = 5 * round(20 * sorted(likely)[10])
+    for least in (middle, 100, 0):
+        page.locator("#least").fill(str(least))
+        left = sum(100 * round(p, 4) >= least for p in likely)
+        assert seen.count() == left
+        assert page.locator("#none").is_visible() == (left == 0)
+        assert page.locator("#least-text").text_content() == f"{least} %"
+    page.locator("#least").fill(str(middle))
+    type_query(page, "a blue square")
+    page.wait_for_url("**q=a+blue+square*")
+    page.locator("#answer:not([aria-busy])").wait_for()
+    kept = [hit.probability for hit in searcher.ask("a blue square", 20).hits if not hit.below]
+    assert seen.count() == sum(100 * round(p, 4) >= middle for p in kept), "of the next answer, too"
+
+
 @pytest.mark.parametrize("way", ["drop", "paste", "choose"])
 def test_an_image_finds_captions_similar_images_and_emoji(page, way, page_folder):
     bring(page, way, (page_folder / "images/3.png").read_bytes())
@@ -249,12 +271,12 @@ def test_every_control_is_reached_and_seen_with_the_keyboard(page):
     tiles(page)
     page.locator("h1 a").focus()
     seen = []
-    for _ in range(7):
+    for _ in range(8):
         seen.append(page.evaluate("document.activeElement.id || document.activeElement.className || 'other'"))
         outlined = page.evaluate(f"getComputedStyle({SEEN}).outlineStyle")
         assert outlined == "solid", seen
         page.keyboard.press("Tab")
-    assert seen == ["other", "q", "k", "other", "file", "tile", "tile"]
+    assert seen == ["other", "q", "k", "other", "file", "least", "tile", "tile"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
