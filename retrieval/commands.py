@@ -167,17 +167,17 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
         log(f"wrote {sheet}")
 
 
-def index_and_sentence(words: Sequence[str], here: Path = Path()) -> tuple[Path, str | None]:
-    """Return the index that the first word names, or the newest in the folder `here`, and the sentence of the others.
+def index_and_sentence(words: Sequence[str], folder: Path = Path()) -> tuple[Path, str | None]:
+    """Return the index that the first word names, or the newest in `folder`, and the sentence of the others.
 
     The sentence is None where there is no word more. Raises BadInput if no index is named and there is none.
     """
-    first = Path(words[0]) if words else here
+    first = Path(words[0]) if words else folder
     if words and (first.is_dir() or first.suffix == INDEX_SUFFIX or os.sep in words[0]):
         return first, " ".join(words[1:]) if words[1:] else None
-    indexes = sorted(here.glob(f"*/{META}"), key=lambda path: (-path.stat().st_mtime, path))
+    indexes = sorted(folder.glob(f"*/{META}"), key=lambda path: (-path.stat().st_mtime, path))
     if not indexes:
-        raise BadInput(f"{here.resolve()}: holds no index; build one with search.py index IMAGES, or name one")
+        raise BadInput(f"{folder.resolve()}: holds no index; build one with search.py index IMAGES, or name one")
     log(f"asks the newest index here, {indexes[0].parent}")
     return indexes[0].parent, " ".join(words) if words else None
 
