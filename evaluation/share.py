@@ -11,7 +11,7 @@ from torch import Tensor
 from evaluation.comparison import ResultRow
 from evaluation.tables import FORMATS
 from features.text.vocabulary import Vocabulary
-from training.bank import BANK
+from training.bank import BANK, TENSORS
 from training.calibration import MAX_SENTENCES, spread
 from training.run import AGAIN, MODEL, RECIPE, RESULT, VOCABULARY, Run, write_run_config
 from utils import BadInput, atomic_write, make_folder
@@ -46,7 +46,7 @@ def share_run(folder: Path, out: Path) -> Path:
     weights = safetensors.torch.load_file(folder / MODEL)
     write_tensors(out / MODEL, {name: t.half() if t.dim() > 1 else t for name, t in weights.items()})
     with safetensors.safe_open(folder / BANK, "pt") as bank:
-        rows = {name: spread(bank.get_tensor(name), BANK_ROWS) for name in bank.keys()}  # noqa: SIM118
+        rows = {name: spread(bank.get_tensor(name), BANK_ROWS) for name in TENSORS}
         write_tensors(out / BANK, rows, bank.metadata())
     for name in (VOCABULARY, RESULT):
         with atomic_write(out / name, "wb") as file:

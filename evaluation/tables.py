@@ -193,10 +193,9 @@ def _text(part: Part) -> str:
     several = any(row.std for row in part.ours)
 
     def name(row: ResultRow) -> str:
-        wrap = textwrap.TextWrapper(
-            NAME_COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        lines = textwrap.wrap(
+            row.row, NAME_COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
         )
-        lines = wrap.wrap(row.row)
         return "\n".join([*lines, *([f"  {_seeds(row.seeds)}"] if several and row.seeds else [])])
 
     table = result_table(part, spread="{}\n±{}", name=name, tests=False)

@@ -4,7 +4,6 @@ What would take hours is made small and nothing else: twelve drawn images, scene
 that would have to be downloaded, one epoch of few dimensions, benchmarks of few vectors. The Python example is run too.
 """
 
-import dataclasses
 import doctest
 import os
 import re
@@ -176,8 +175,9 @@ def test_what_contributing_adds_works(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="line 1 has no tab"):
         added("read_pairs", line_files)(tmp_path / "pairs.txt", "a.jpg no tab\n")
     monkeypatch.setitem(model.WORD_BRANCHES, "conv", added("ConvBranch", model))
-    text: Any = settings.TextSettings(branch="conv", word_dim=4, word_dropout=0.5)  # type: ignore[arg-type]
-    two = model.TwoBranch(dataclasses.replace(settings.Settings(embed_dim=8), text=text), model.InputDims(6, 9))
+    conv: dict[str, Any] = {"branch": "conv", "word_dim": 4, "word_dropout": 0.5}
+    small = settings.Settings(embed_dim=8, text=settings.TextSettings(**conv))
+    two = model.TwoBranch(small, model.InputDims(6, 9))
     lists = [[1, 2, 3], [4], [5, 6, 7, 8, 1, 2]]
     whole = two.eval().embed_sentences(Sentences.of(lists))
     for row, numbers in zip(whole, lists, strict=True):

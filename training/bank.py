@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 BANK = "bank.safetensors"
 BANK_ROWS = 5000  # images, and as many captions
+TENSORS = ("images", "captions", "image_keys", "caption_keys")
 BANKS = ("train", "test")
 TUNING_IMAGES = 1000  # images of val that parameters are chosen on, the first ones
 BETAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0)
@@ -142,7 +143,7 @@ def read_bank(folder: Path) -> RunBank | None:
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["about"])
-            tensors = {name: file.get_tensor(name) for name in ("images", "captions", "image_keys", "caption_keys")}
+            tensors = {name: file.get_tensor(name) for name in TENSORS}
         calibration = about["calibration"] and Calibration(**about["calibration"])
         chosen = {
             bank: {

@@ -324,8 +324,7 @@ def _matches(pattern: str, root: Path) -> list[Path]:
         matches = sorted(match for match in base.glob(str(glob)) if (match / RECIPE).is_file())
         if matches:
             return matches
-    of_recipe = "" if pattern in ("", "*") or "/" in pattern else f"{pattern}-*/{RECIPE}"
-    return sorted(path.parent for path in root.glob(of_recipe)) if of_recipe else []
+    return [] if "/" in pattern else sorted(path.parent for path in root.glob(f"{pattern}-*/{RECIPE}"))
 
 
 def _no_match(pattern: str, root: Path) -> str:
