@@ -46,7 +46,7 @@ format: .venv/dev
 	touch .venv/demo .venv/search $@
 
 
-# What ships in models/, from a prepared Flickr8k with sentence features; on one machine the same bits every time.
+# What ships in models/, from a prepared Flickr8k with sentence features; on one machine the same weights and bank, to the bit.
 models: .venv/demo
 	$(BIN)/python train.py strong --data $(DATA) --jobs 2 --runs $(RUNS)/models/stems $(A) --set $(SMALL)
 	$(BIN)/python train.py strong --data $(DATA) --jobs 2 --runs $(RUNS)/models/minilm $(A) --set $(SMALL) $(MINILM)
