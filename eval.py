@@ -4,6 +4,7 @@ python eval.py                                       the newest run on its test 
 python eval.py RUN RUN --split val                   several runs in one table
 python eval.py 'runs/*' --against vse0 --paper       one row for all seeds, tested, and the papers'
 python eval.py RUN --correction nnn                  the same with scores corrected by a bank of training data
+python eval.py RUN --data data/OTHER                 on another dataset than that of training
 python eval.py 'runs/*' --ensemble seed              a row of rows together, by the mean of their scores
 python eval.py RUN --folds 5 --format latex          averaged over five folds, ready to paste
 python eval.py 'runs/*' --plots DIR --report A.html  the same with figures, and as one HTML file
@@ -32,7 +33,8 @@ def arguments() -> argparse.Namespace:
         "run", nargs="*", metavar="RUN", help="run folders, their names, or patterns; default: the newest"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="ROOT", help="where runs are looked for")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="the prepared folder, if it has moved since training")
+    data = "the prepared folder, if it has moved since training, or another with features of the same backbones"
+    parser.add_argument("--data", type=Path, metavar="DIR", help=data)
     parser.add_argument("--split", choices=("train", "val", "test"), default="test")
     parser.add_argument("--folds", type=int, metavar="N", help="average over N equal, consecutive parts of the split")
     parser.add_argument(

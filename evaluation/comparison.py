@@ -79,7 +79,8 @@ class ResultRow:
 
     run: the run's name, or the row's if it has several; row: its name; image_to_text, text_to_image, rsum: means over
     seeds. std: of several seeds. against: absent in the row that others are held against. correction: its name where
-    scores are corrected, and whether that took the test queries together (transductive) or each alone.
+    scores are corrected, and whether that took the test queries together (transductive) or each alone. trained_on: the
+    data, where others were measured.
     """
 
     run: str
@@ -101,6 +102,7 @@ class ResultRow:
     judgements: Mapping[str, Judgement] | None = None
     correction: str | None = None
     transductive: bool | None = None
+    trained_on: str | None = None
     published: bool = False
     image_features: str | None = None
     source: str | None = None
@@ -127,6 +129,7 @@ class ProtocolResult:
 class Group:
     """The runs of one row, by seed. info: of the first of them; the others differ from it in seed alone.
 
+    trained_on: the prepared folder of training, by name, where another one is measured.
     ensemble: which of them are ranked together, by the mean of their scores; () for each by itself. Those of an
     ensemble may differ in anything.
     """
@@ -137,6 +140,7 @@ class Group:
     runs: tuple[Path, ...]
     seeds: tuple[int, ...]
     correction: Correction | None = None
+    trained_on: str | None = None
     ensemble: tuple[tuple[Path, ...], ...] = ()
 
     @property
@@ -171,23 +175,24 @@ def finished_runs(patterns: Sequence[str], root: Path) -> list[Path]:
     return [path for path in folders if path not in unfinished]
 
 
+def by_dataset(folders: Sequence[Path]) -> list[list[Path]]:
+    """Return the runs of each dataset, in the order in which datasets and runs came."""
+    parts: dict[str, list[Path]] = {}
+    for folder in folders:
+        parts.setdefault(read_run_config(folder)[1].dataset, []).append(folder)
+    return list(parts.values())
+
+
 def group_runs(folders: Sequence[Path]) -> list[Group]:
     """Group runs with the same recipe, settings and features: recipes and features in the order in which they came, and
     what shares both by the values in which it differs, so that a sweep reads in order.
 
-    Raises BadInput for runs of different datasets, and for two runs that are the same in everything, seed included.
+    Raises BadInput for two runs that are the same in everything, dataset and seed included.
     """
     members: dict[tuple, list[tuple[Path, Settings, RunInfo]]] = {}
-    first: tuple[Path, RunInfo] | None = None
     for folder in folders:
         settings, info = read_run_config(folder)
-        first = first or (folder, info)
-        if info.dataset != first[1].dataset:
-            raise BadInput(
-                f"{folder} was trained on {info.dataset}, {first[0]} on {first[1].dataset}: one table takes runs of "
-                f"one dataset; name those of one, for example with '*-{info.dataset}-*'"
-            )
-        key = (info.recipe, settings.digest(), info.features, info.digests)
+        key = (info.recipe, settings.digest(), info.features, info.digests, info.dataset, info.captions)
         members.setdefault(key, []).append((folder, settings, info))
     recipes, features = ({key[i]: None for key in members} for i in (0, 2))
     ordered = sorted(
@@ -243,7 +248,8 @@ def ensemble_of(groups: Sequence[Group], way: str) -> Group:
 
 def row_names(systems: Sequence[tuple[Settings, RunInfo]]) -> list[str]:
     """Name each of several systems that differ: the recipe; where several share one, what they have otherwise than the
-    recipe, of the settings in which they differ from each other; and their features, where those differ.
+    recipe, of the settings in which they differ from each other; and their features and the data that they were
+    trained on, where those differ.
 
     `vse0`, `vse0 loss.margin=0.1`, `vse0 loss.margin=0.1, vgg19`
     """
@@ -258,8 +264,14 @@ def row_names(systems: Sequence[tuple[Settings, RunInfo]]) -> list[str]:
         recipe = _recipe_of(info)
         keys = [key for key in table if any(t[key] != table[key] for t in peers) and recipe.get(key) != table[key]]
         words = [info.recipe, *(f"{key}={_word(table[key])}" for key in keys)]
-        names.append(" ".join(words) + (f", {feature}" if len(set(features)) > 1 else ""))
+        words[-1] += f", {feature}" if len(set(features)) > 1 else ""
+        names.append(" ".join(words) + (trained_on(info) if len({i.captions for _, i in systems}) > 1 else ""))
     return names
+
+
+def trained_on(info: RunInfo) -> str:
+    """Return what stands at the end of a row's name where it matters what its runs were trained on."""
+    return f", trained on {Path(info.data).name}"
 
 
 def _recipe_of(info: RunInfo) -> dict[str, Any]:
@@ -366,6 +378,7 @@ def _row(group: Group, result: ProtocolResult, drawn: np.ndarray, against: Compa
         against=against,
         correction=group.correction.name if group.correction else None,
         transductive=group.correction.transductive if group.correction else None,
+        trained_on=group.trained_on,
     )
 
 

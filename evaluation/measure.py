@@ -17,13 +17,16 @@ from evaluation.comparison import (
     Group,
     ProtocolResult,
     ResultRow,
+    by_dataset,
     compare,
     ensemble_of,
     find_row,
     finished_runs,
     group_runs,
+    trained_on,
 )
 from evaluation.corrections import asked_corrections, check_bank, with_corrections
+from evaluation.elsewhere import check_features, is_elsewhere, warn_of_training_images
 from evaluation.figures import SCORE_NAMES, Figures, PairScores, draw, first_pairs, read_logs, write_figures
 from evaluation.judgements import MEASURES, Judgement, Judgements, judge
 from evaluation.published import published_rows
@@ -139,47 +142,42 @@ class SplitCache:
         """Return what tells one set of features from another: prepared folder, names, normalization."""
         return self.data or Path(info.data), info.features, settings.image.normalize
 
+    def open(self, info: RunInfo) -> tuple[Prepared, bool]:
+        """Open the folder that a run is measured on; return it, and whether the run was trained on another one."""
+        data = self.data or Path(info.data)
+        if data not in self.prepared:
+            prepared = Prepared(data)
+            self.prepared[data] = prepared, prepared.digest()
+        prepared, digest = self.prepared[data]
+        return prepared, is_elsewhere(info, prepared, digest)
+
+    def named(self, group: Group) -> Group:
+        """Return a row that says in its name what it was trained on, if that is not what it is measured on."""
+        if self.data is None or not self.open(group.info)[1]:
+            return group
+        name = group.name.removesuffix(trained_on(group.info)) + trained_on(group.info)
+        return replace(group, name=name, trained_on=Path(group.info.data).name)
+
     def embed(self, folder: Path) -> EmbeddedSplit:
         """Open a run and embed its split.
 
         Raises BadInput if the features are not those of training, or the images not those of the other runs.
         """
         run = Run.open(folder)
-        data, features, normalize = key = self.key(run.settings, run.info)
-        if data not in self.prepared:
-            prepared = Prepared(data)
-            self.prepared[data] = prepared, prepared.digest()
-        prepared, digest = self.prepared[data]
-        check_features(run, prepared, digest, self.split)
+        key = self.key(run.settings, run.info)
+        prepared, elsewhere = self.open(run.info)
+        check_features(run, prepared)
         if key not in self.held:
             self.held.clear()  # before others are read: two of them might not fit
-            self.held[key] = prepared.split(self.split, features, normalize)
+            self.held[key] = prepared.split(self.split, run.info.features, run.settings.image.normalize)
         split = self.held[key]
+        if elsewhere:
+            warn_of_training_images(run, prepared, split)
         if self.first is None:
             self.first = folder, replace(split, features=split.features[:0])
         check_same_images(folder, split, *self.first)
         images = torch.from_numpy(run.embed_features(split.features))
         return EmbeddedSplit(run, prepared, split, images, torch.from_numpy(run.embed_captions(prepared, split.name)))
-
-
-def check_features(run: Run, data: Prepared, captions: str, split: str) -> None:
-    """Raise BadInput unless `data`, whose captions have the digest `captions`, holds the run's training features."""
-    if data.name != run.info.dataset:
-        raise BadInput(
-            f"{data.folder}: holds {data.name}, but {run.folder} was trained on {run.info.dataset}; mend `data`"
-        )
-    if run.info.captions != captions:
-        raise BadInput(
-            f"{data.folder}: holds other captions or splits than {run.folder} was trained on: its {split} split may "
-            f"hold training images; name the right folder with `data`, or train again"
-        )
-    for name, digest, size in zip(run.info.features, run.info.digests, run.info.sizes, strict=True):
-        store = data.store(name)
-        if store.attributes.get("digest") != digest or (*store.grid, store.shape[-1]) != (*run.info.grid, size):
-            raise BadInput(
-                f"{store.path}: not the features that {run.folder} was trained on (other weights or size); "
-                f"name the right folder with `data`, or train again"
-            )
 
 
 def check_same_images(folder: Path, split: Split, first: Path, other: Split) -> None:
@@ -210,14 +208,27 @@ class Measurements:
 
 
 def evaluate(options: EvalOptions) -> str:
-    """Measure runs and return their table; figures and report are written where they are asked for.
+    """Measure runs and return their table, one for each dataset; figures and report are written where asked for.
 
     >>> print(evaluate(EvalOptions(["strong*"], folds=5)))  # doctest: +SKIP
     """
     folders = finished_runs(options.run, options.runs) if options.run else [newest_run(options.runs)]
     if options.share:
         options, folders = shared(options, options.share, folders)
-    groups = group_runs(folders)
+    parts = [folders] if options.data else by_dataset(folders)
+    if len(parts) > 1 and (options.plots or options.report):
+        name = "plots" if options.plots else "report"
+        raise BadInput(f"`{name}` shows one dataset, and the runs are of {len(parts)}; name runs of one, or `data`")
+    rows = [row for part in parts for row in rows_of_runs(part, options)]
+    if options.share:
+        write_card(options.share, rows)
+    return FORMATS[options.format](rows)
+
+
+def rows_of_runs(folders: Sequence[Path], options: EvalOptions) -> list[ResultRow]:
+    """Measure runs on one dataset; return their rows. Figures and report are written where they are asked for."""
+    cache = SplitCache(options.data, options.split)
+    groups = [cache.named(group) for group in group_runs(folders)]
     # whatever can be wrong is found before anything slow
     groups += [ensemble_of(groups, options.ensemble)] if options.ensemble else []
     groups = with_corrections(groups, asked_corrections(options.correction, options.bank), options.split)
@@ -227,7 +238,7 @@ def evaluate(options: EvalOptions) -> str:
     if plots or report:
         read_logs(groups)
     files = {name: read(options.judgements) for name, read in MEASURES.items()} if options.judgements else {}
-    measured = measure(groups, options, files)
+    measured = measure(groups, options, files, cache)
     results = list(measured.protocols.values())
     rows = [row for result in results for row in rows_of(groups, measured, result, against, options.paper)]
     if measured.pairs:
@@ -238,9 +249,7 @@ def evaluate(options: EvalOptions) -> str:
         if report:
             write_report(report, report_of(groups, measured, rows, figures))
             log(f"wrote {report}")
-    if options.share:
-        write_card(options.share, rows)
-    return FORMATS[options.format](rows)
+    return rows
 
 
 def shared(options: EvalOptions, out: Path, folders: Sequence[Path]) -> tuple[EvalOptions, list[Path]]:
@@ -261,9 +270,11 @@ def report_path(path: Path) -> Path:
     return path
 
 
-def measure(groups: Sequence[Group], options: EvalOptions, judgements: Mapping[str, Judgements]) -> Measurements:
+def measure(
+    groups: Sequence[Group], options: EvalOptions, judgements: Mapping[str, Judgements], cache: SplitCache
+) -> Measurements:
     """Embed every run, rank it by every protocol, and judge it. Runs of the same features come together."""
-    cache, measured = SplitCache(options.data, options.split), Measurements()
+    measured = Measurements()
     plain = [group for group in groups if group.plain]
     runs = [(str((cache.key(g.settings, g.info), folder)), g, folder) for g in plain for folder in g.runs]
     runs.sort(key=lambda run: run[0])
@@ -306,7 +317,7 @@ def protocols_of(
     embedded: EmbeddedSplit, options: EvalOptions, results: dict[Protocol, ProtocolResult]
 ) -> list[ProtocolResult]:
     """Return the result of every protocol, added to `results` by the first run."""
-    split, dataset, count = embedded.split, embedded.run.info.dataset, len(embedded.split.images)
+    split, dataset, count = embedded.split, embedded.prepared.name, len(embedded.split.images)
     try:
         protocols = protocols_for(dataset, split.name, count, options.folds, options.captions_per_image)
     except ValueError as error:

@@ -242,7 +242,7 @@ def csv_table(rows: Sequence[ResultRow]) -> str:
     header = [*info, *figures, "row", *lists, *(f"{name} std" for name in figures)]
     header += [f"{name} {end}" for name in recalls for end in ("low", "high")]
     header += ["against", "difference", "difference low", "difference high", "p", "verdict"]
-    header += ["published", "image_features", "source", "correction", "transductive"]
+    header += ["published", "image_features", "source", "correction", "transductive", "trained_on"]
     judged = [(name, key) for name in JUDGED for key in ("tau", "std")] if any(row.judgements for row in rows) else []
     header += [f"{name} {key}" for name, key in judged]
     body = []
@@ -255,6 +255,7 @@ def csv_table(rows: Sequence[ResultRow]) -> str:
         test = row.against
         cells += [test.row, test.difference, *test.interval, test.p, test.verdict] if test else [None] * 6
         cells += [row.published or None, row.image_features, row.source, row.correction, row.transductive]
+        cells += [row.trained_on]
         cells += [getattr(row.judgements[name], key) if row.judgements else None for name, key in judged]
         body.append(["" if cell is None else str(cell) for cell in cells])
     return as_csv(Table("", header, body))

@@ -10,7 +10,16 @@ import pytest
 import tomli_w
 
 from evaluation import comparison
-from evaluation.comparison import Group, ProtocolResult, compare, find_row, finished_runs, group_runs, row_names
+from evaluation.comparison import (
+    Group,
+    ProtocolResult,
+    by_dataset,
+    compare,
+    find_row,
+    finished_runs,
+    group_runs,
+    row_names,
+)
 from metrics.bootstrap import draw_counts
 from metrics.protocols import Protocol, folds_of, metrics_of_folds, protocol_name, protocols_for
 from metrics.ranks import CUTOFFS, DIRECTIONS, Ranks
@@ -78,16 +87,26 @@ def test_runs_that_differ_by_seed_are_one_row(tmp_path):
     assert len(group_runs([runs[0], again])) == 1, "where a recipe comes from is no setting"
 
 
-def test_one_run_twice_and_two_datasets_are_refused(tmp_path):
+def test_one_run_twice_is_refused(tmp_path):
     one, two = make_run(tmp_path / "a", info()), make_run(tmp_path / "b", info())
     with pytest.raises(BadInput, match="are the same run, seed 0 included") as error:
         group_runs([one, two])
     assert str(one) in str(error.value)
     assert str(two) in str(error.value)
-    other = make_run(tmp_path, info(dataset="coco"))
-    with pytest.raises(BadInput, match="one dataset") as error:
-        group_runs([one, other])
-    assert f"{other} was trained on coco, {one} on flickr8k" in str(error.value)
+
+
+def test_runs_of_several_datasets_come_apart_and_say_what_they_were_trained_on(tmp_path):
+    one, coco, two = (
+        make_run(tmp_path / str(seed), replace(info(seed=seed, dataset=name), data=f"data/{name}", captions=name))
+        for seed, name in enumerate(("flickr8k", "coco", "flickr8k"))
+    )
+    assert by_dataset([one, coco, two]) == [[one, two], [coco]]
+    assert [group.name for group in group_runs([one, two])] == ["vse0"]
+    groups = group_runs([one, coco, two])  # as for one table of all of them on one folder
+    assert [(g.name, g.seeds) for g in groups] == [
+        ("vse0, trained on flickr8k", (0, 2)),
+        ("vse0, trained on coco", (1,)),
+    ]
 
 
 def test_half_finished_runs_are_left_out_and_named(tmp_path, monkeypatch, capsys):

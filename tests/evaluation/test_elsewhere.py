@@ -1,0 +1,115 @@
+"""Runs on data that they were not trained on: what is said of it, which images they know, and what is refused."""
+
+import csv
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import eval as evaluation
+import train
+from evaluation.elsewhere import training_images
+from features.datasets.dataset import Dataset, Image
+from features.images.store import write_store
+from features.prepared import Prepared, write_prepared
+from features.text.vocabulary import Vocabulary
+from tests.helpers import MADE_UP_WORDS, QUICK, call, copy_of, made_up_data
+from training.run import Run
+
+ABOUT: dict[str, str | int] = {"backbone": "one", "layer": "precomputed", "digest": "1", "transform": "", "weights": ""}
+
+
+HOME = {"train": "train", "val": "val", "test": "val"}
+
+
+def prepare(folder, dataset="folder", prefix="", digest="1", splits=HOME, others=()):
+    """A prepared folder of made-up images, those of each split taken from `splits`; `others` have other features."""
+    folder.mkdir(parents=True)
+    images, rows, made = [], [], made_up_data()
+    for split, source in splits.items():
+        for number, image in enumerate(made[source].images):
+            name = f"{prefix}{image if source == 'train' else f'{split}-{image}'}"
+            pairs = zip(made[source].captions, made[source].image_of_caption, strict=True)
+            images.append(Image(name, None, split, tuple(caption for caption, row in pairs if row == number)))
+            rows.append(made[source].features[number] + 5 * (name in others))
+    write_prepared(folder, Dataset(dataset, tuple(images)), None, Vocabulary.build(MADE_UP_WORDS))
+    ids = [image.id for image in images]
+    write_store(folder / "one.h5", ids, (12,), "float32", {**ABOUT, "digest": digest}, [np.stack(rows)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A prepared folder, and runs of two seeds trained on it."""
+    root = tmp_path_factory.mktemp("elsewhere")
+    prepare(root / "data/home")
+    with pytest.MonkeyPatch.context() as patch:
+        where = ["--data", root / "data/home", "--runs", root / "runs", "--seeds", 0, 1]
+        assert call(patch, train, "strong", *where, *QUICK) == 0
+    return root
+
+
+def rows_of(monkeypatch, capsys, *args):
+    capsys.readouterr()
+    assert call(monkeypatch, evaluation, *args, "--format", "json") == 0
+    said = capsys.readouterr()
+    return json.loads(said.out), said.err
+
+
+def test_a_run_on_another_dataset_says_so(home, monkeypatch, capsys, tmp_path):
+    other = prepare(tmp_path / "other", "coco", prefix="new-")
+    runs = f"{home}/runs/*"
+    (plain,), _ = rows_of(monkeypatch, capsys, runs)
+    assert "trained_on" not in plain
+    (row, corrected), err = rows_of(monkeypatch, capsys, runs, "--data", other, "--correction", "nnn")
+    assert (row["row"], row["trained_on"], row["dataset"]) == ("strong, trained on home", "home", "coco")
+    assert corrected["row"] == "strong, trained on home + nnn (inductive)", "by the parameters that the run keeps"
+    assert row["seeds"] == [0, 1]
+    assert row["rsum"] == plain["rsum"], "the same images and captions under other names"
+    assert "trained on" not in err, "no image of training is among them"
+    moved = shutil.copytree(home / "data/home", tmp_path / "moved")
+    (row,), _ = rows_of(monkeypatch, capsys, runs, "--data", moved)
+    assert (row["row"], "trained_on" in row) == ("strong", False), "a folder that has moved is no other dataset"
+    assert call(monkeypatch, evaluation, runs, "--data", other, "--format", "csv") == 0
+    (line,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert line["trained_on"] == "home"
+
+
+def test_training_images_among_those_measured_are_counted(home, monkeypatch, capsys, tmp_path):
+    """The test split of the other folder holds what was for training, one of them another image of that name."""
+    splits = {"train": "val", "val": "val", "test": "train"}
+    other = prepare(tmp_path / "other", splits=splits, others=["train7"])
+    trained = made_up_data()["train"].images
+    (run, *_) = sorted((home / "runs").iterdir())
+    data = Prepared(other)
+    split = data.split("test", ["one"])
+    assert training_images(Run.open(run), data, split) == [image for image in trained if image != "train7"]
+    _, err = rows_of(monkeypatch, capsys, run, "--data", other)
+    assert f"59 of 60 images of the test split of {other}, such as train0, were trained on" in err
+    alone = copy_of(run, tmp_path / "alone", data=str(tmp_path / "gone"))
+    _, err = rows_of(monkeypatch, capsys, alone, "--data", other)
+    assert "60 of 60 images" in err, "known by the names in its bank alone"
+
+
+def test_two_datasets_are_two_tables(home, monkeypatch, capsys, tmp_path):
+    other = prepare(tmp_path / "other", "coco", prefix="new-")
+    assert call(monkeypatch, train, "strong", "--data", other, "--runs", tmp_path / "runs", *QUICK) == 0
+    both = [f"{home}/runs/*", f"{tmp_path}/runs/*"]
+    rows, _ = rows_of(monkeypatch, capsys, *both)
+    assert [(row["dataset"], row["row"]) for row in rows] == [("folder", "strong"), ("coco", "strong")]
+    assert call(monkeypatch, evaluation, *both) == 0
+    out = capsys.readouterr().out
+    assert out.index("folder, test 20 (20 images") < out.index("coco, test 20 (20 images")
+    rows, _ = rows_of(monkeypatch, capsys, *both, "--data", other)
+    assert [row["row"] for row in rows] == ["strong, trained on home", "strong, trained on other"]
+    assert [row.get("trained_on") for row in rows] == ["home", None]
+    assert call(monkeypatch, evaluation, *both, "--plots", tmp_path / "plots") == 2
+    assert "--plots shows one dataset, and the runs are of 2" in capsys.readouterr().err
+
+
+def test_features_of_other_weights_are_refused(home, monkeypatch, capsys, tmp_path):
+    other = prepare(tmp_path / "other", digest="2")
+    assert call(monkeypatch, evaluation, f"{home}/runs/*", "--data", other) == 2
+    assert "one.h5: not the features that" in capsys.readouterr().err
