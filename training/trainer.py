@@ -7,7 +7,7 @@ number, so that an epoch begins the same whether or not the program was stopped 
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from losses import cwcl, hal, hinge, infonce, siglip, smooth_hinge
 from metrics.ranks import metrics_of, ranks_by_block, rsum
 from metrics.similarity import RANKING, TRAINING
 from model import TwoBranch
-from settings import CLOSED_FORMS, LossSettings, Settings, TrainingSettings
+from settings import LossSettings, Settings
 from training.bank import save_bank
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
 from training.run import (
@@ -38,10 +38,10 @@ from training.run import (
     embed_sentences,
     new_model,
 )
+from training.schedule import batch_size_for, epoch_batches, epochs_of, out_of_patience, rate_at, view_random
 from training.steps import draw_mixup, grouped_order, similarities, structure_loss
 from utils import BadInput, write_json, write_jsonl
 
-SMALL_BATCH = 128  # pairs, below which `training.min_steps` makes no batch smaller; captions come again instead
 MAX_RESTARTS = 3  # after collapses; what collapses once more is told and goes on
 PROBED, ALIKE = 100, 0.01  # images and captions looked at for a collapse; their scores' standard deviation in one
 
@@ -297,61 +297,6 @@ def loss_of_epoch(model: TwoBranch, s: LossSettings, epoch: int) -> Callable[...
         case _:
             negatives = "sum" if epoch < s.warmup_epochs else s.negatives
             return partial(hinge, margin=s.margin, negatives=negatives, reduction=s.reduction)
-
-
-def epochs_of(settings: Settings) -> int:
-    """Return how many epochs a run has, unless patience ends it before."""
-    return 1 if settings.loss.name in CLOSED_FORMS else settings.training.epochs
-
-
-def out_of_patience(log: list[dict[str, Any]], patience: int) -> bool:
-    """Return whether the last `patience` epochs (0: any number) brought no better rsum on val."""
-    if not patience or not log:
-        return False
-    best = max(range(len(log)), key=lambda index: log[index]["rsum"])  # the first of equals
-    return len(log) - 1 - best >= patience
-
-
-def batch_size_for(t: TrainingSettings, captions: int) -> int:
-    """Return how many pairs come in a step of an epoch of `captions`.
-
-    >>> t = TrainingSettings(batch_size=1024, min_steps=30)
-    >>> [batch_size_for(t, captions) for captions in (30_000, 6000, 1500)]
-    [1000, 200, 128]
-    """
-    most = captions // t.min_steps if t.min_steps else t.batch_size
-    return min(t.batch_size, max(most, SMALL_BATCH))
-
-
-def epoch_batches(
-    captions: int, batch_size: int, random: np.random.Generator, lengths: np.ndarray | None = None
-) -> Iterator[np.ndarray]:
-    """Yield rows of captions, `batch_size` at a time, each caption once; the last batch may be smaller.
-
-    With `lengths` (captions,) the captions of a batch are of like length, and the batches come in random order.
-    """
-    order = random.permutation(captions)
-    if lengths is not None:
-        order = order[np.argsort(lengths[order], kind="stable")]
-    starts = np.arange(0, captions, batch_size)
-    if lengths is not None:
-        random.shuffle(starts)
-    for start in starts:
-        yield order[start : start + batch_size]
-
-
-def view_random(seed: int, epoch: int) -> np.random.Generator:
-    """Return what draws the views of an epoch's images (from 0), beside what draws the order of its captions."""
-    return np.random.default_rng([seed, epoch, 1])
-
-
-def rate_at(t: TrainingSettings, epoch: int, part: float) -> float:
-    """Return Adam's learning rate in epoch `epoch` (from 0), of which `part` (0 to 1) is done."""
-    if t.schedule == "step":
-        return t.lr * t.lr_gamma ** (epoch // t.lr_step)
-    if t.schedule == "cosine":
-        return t.lr * 0.5 * (1 + math.cos(math.pi * (epoch + part) / t.epochs))
-    return t.lr
 
 
 def chance_rsum(images: int) -> float:

@@ -18,7 +18,7 @@ from features.text.vocabulary import Vocabulary
 from settings import Settings, override
 from tests.helpers import MADE_UP_WORDS, ROOT, made_up_data
 from training import sweep as sweeping
-from training.sweep import parse_changes
+from training.plan import parse_changes, plan_run
 from utils import BadInput
 
 SMALL = ["embed_dim=8", "text.word_dim=4", "training.batch_size=16", "training.epochs=4", "training.lr=0.01"]
@@ -203,9 +203,7 @@ def test_a_run_that_fails_does_not_keep_the_others_from_theirs(prepared, undistu
 def test_a_killed_process_of_a_sweep_is_named(tmp_path, monkeypatch, prepared):
     data = Prepared(prepared)
     settings = override(Settings(), {"embed_dim": 8, "training.epochs": 1})
-    plans = [
-        sweeping.plan_run(data, settings, recipe="vse0", features=["one"], seed=n, root=tmp_path) for n in range(3)
-    ]
+    plans = [plan_run(data, settings, recipe="vse0", features=["one"], seed=n, root=tmp_path) for n in range(3)]
     train = sweeping.train
 
     def deadly(plan, *rest, **more):

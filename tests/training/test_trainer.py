@@ -26,21 +26,10 @@ from tests.helpers import ROOT, made_up_data, plan_small, train_small
 from training import sweep
 from training import trainer as training
 from training.run import Run
+from training.schedule import batch_size_for, epoch_batches, epochs_of, out_of_patience, rate_at
 from training.steps import draw_mixup, structure_loss
 from training.sweep import train
-from training.trainer import (
-    Trainer,
-    batch_size_for,
-    chance_rsum,
-    collapse,
-    epoch_batches,
-    epochs_of,
-    loss_of_epoch,
-    new_optimizer,
-    out_of_patience,
-    rate_at,
-    summary,
-)
+from training.trainer import Trainer, chance_rsum, collapse, loss_of_epoch, new_optimizer, summary
 from utils import BadInput, lock_folder
 
 
