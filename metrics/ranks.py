@@ -1,5 +1,6 @@
 """Ranks, both ways. They start at 1, and ties count against the model. Counted by comparison, never by sorting."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -7,7 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.similarity import Scores
+from metrics.bounds import TooManyOpen, counts_at_least
+from metrics.similarity import RANKING, Scores, pair_scores
+
+BOUNDED: dict[Scores, str] = {score: name for name, score in RANKING.items()}  # what there are bounds for
 
 
 @dataclass(frozen=True)
@@ -37,16 +41,21 @@ def ranks_of(scores: Tensor, image_of_caption: np.ndarray) -> Ranks:
 def ranks_by_block(
     similarity: Scores, images: Tensor, captions: Tensor, image_of_caption: np.ndarray, block: int = 1024
 ) -> Ranks:
-    """Return `ranks_of(similarity(images, captions), …)`, forming scores of `block` images at a time.
+    """Return `ranks_of(similarity(images, captions), …)` without holding more scores than of `block` images.
 
-    Every block of scores is formed twice, first to read the true pairs' scores and then to compare with them: a score
-    read off another product could differ in its last bit, and a tie be lost.
+    Scores of RANKING are bounded first (`metrics.bounds`), and exact, as `pair_scores` has them, where that decides a
+    rank. Of others, and in a space that has collapsed, every block is formed twice, first to read the true pairs'
+    scores and then to compare with them: of another product they could differ in the last bit, and a tie be lost.
 
     >>> ranks_by_block(lambda a, b: a @ b.T, torch.eye(3), torch.eye(3), np.arange(3), block=2).image_to_text
     array([1, 1, 1])
     """
     image_rows = torch.as_tensor(image_of_caption, device=images.device)
     _check(len(images), image_rows)
+    name = BOUNDED.get(similarity)
+    if name and _bounds_hold(images, captions):
+        with contextlib.suppress(TooManyOpen):
+            return _ranks_by_bounds(name, images, captions, image_rows)
     if len(images) <= block:
         return ranks_of(similarity(images, captions), image_of_caption)
     true_scores = images.new_empty(len(image_rows))
@@ -54,6 +63,23 @@ def ranks_by_block(
         inside = ((image_rows >= start) & (image_rows < start + block)).nonzero().squeeze(1)
         true_scores[inside] = similarity(images[start : start + block], captions)[image_rows[inside] - start, inside]
     return _count(lambda a, b: similarity(images[a:b], captions), len(images), image_rows, true_scores, block)
+
+
+def _bounds_hold(*embeddings: Tensor) -> bool:
+    """Whether a float32 product has the roundings of float32; a GPU, or a setting of torch, may have coarser ones."""
+    return torch.get_float32_matmul_precision() == "highest" and all(
+        e.device.type == "cpu" and e.dtype == torch.float32 and bool(e.isfinite().all()) for e in embeddings
+    )
+
+
+def _ranks_by_bounds(name: str, images: Tensor, captions: Tensor, image_rows: Tensor) -> Ranks:
+    """Return the same by `counts_at_least`, which counts each image's captions and each caption's image, too."""
+    pairs = image_rows.numpy(), np.arange(len(captions))
+    true_scores = torch.from_numpy(pair_scores(name, images.numpy(), captions.numpy(), *pairs))
+    best = torch.full((len(images),), -torch.inf).scatter_reduce(0, image_rows, true_scores, "amax")
+    of_images, of_captions = counts_at_least(name, images, captions, best, true_scores)
+    mine = torch.zeros_like(of_images).index_add(0, image_rows, (true_scores >= best[image_rows]).long())
+    return Ranks((1 + of_images - mine).numpy(), of_captions.numpy())
 
 
 def _count(rows: Callable[[int, int], Tensor], n: int, image_rows: Tensor, true_scores: Tensor, block: int) -> Ranks:

@@ -35,6 +35,11 @@ def exact_cosine_scores(images: Tensor, captions: Tensor) -> Tensor:
     return (images.double() @ captions.double().T).float()
 
 
+def exact_order_scores(images: Tensor, captions: Tensor) -> Tensor:
+    """Return order scores for ranking: summed up in float64 and rounded to float32, as cosines are."""
+    return order_scores_by_block(images.double(), captions.double()).float()
+
+
 def order_scores(images: Tensor, captions: Tensor) -> Tensor:
     """Return order scores (N, M), differentiable: -‖max(0, caption − image)‖², zero where the image holds it all.
 
@@ -115,7 +120,10 @@ def pair_scores(
 
 Scores = Callable[[Tensor, Tensor], Tensor]
 TRAINING: dict[str, Scores] = {"cosine": cosine_scores, "order": order_scores}  # differentiable
-RANKING: dict[str, Scores] = {"cosine": exact_cosine_scores, "order": order_scores}  # equal embeddings score equal
+RANKING: dict[str, Scores] = {
+    "cosine": exact_cosine_scores,
+    "order": exact_order_scores,
+}  # equal embeddings score equal
 
 
 def mean_scores(similarities: Sequence[str], widths: Sequence[int]) -> Scores:
