@@ -10,10 +10,12 @@ demo: .venv/demo
 	$(BIN)/python prep.py
 	$(BIN)/python train.py
 	$(BIN)/python eval.py
+	@echo 'now, for python to find what was installed: source $(BIN)/activate'
 
 # An index of a folder of images, and the page that searches it.
 search: .venv/search
 	@test -n '$(IMAGES)' || { echo 'make search IMAGES=folder: name a folder of images'; exit 2; }
+	@echo 'for commands of yours beside the page: source $(BIN)/activate'
 	$(BIN)/python search.py index '$(IMAGES:/=)'
 	$(BIN)/python app.py '$(IMAGES:/=).index'
 

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The web page: search an index with a sentence, or with an image that you drop, paste or choose.
 
 python app.py photos.index                    a page on http://127.0.0.1:7860/, for this machine alone
@@ -9,7 +10,7 @@ It asks no other host for anything, and shows no file but the images of the inde
 import argparse
 from pathlib import Path
 
-from utils import run_script
+from utils import complete, run_script
 
 
 def main() -> None:
@@ -27,6 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--run", type=Path, metavar="RUN", help="the index's run, if it has moved")
     parser.add_argument("--exact", action="store_true", help="search all, where the index is made approximate")
     parser.add_argument("--max-upload", type=float, default=20, metavar="MB", help="of an image sent; default: 20")
+    complete(parser)
     return parser.parse_args()
 
 

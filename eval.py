@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Report retrieval metrics of runs: recall@K, median and mean rank, image to text and text to image.
 
 python eval.py                                       the newest run on its test split
@@ -17,14 +18,19 @@ that draws images with all their captions.
 import argparse
 from pathlib import Path
 
-from utils import run_script
+from settings import known_recipes
+from utils import be_quiet, complete, folders_with, run_script
+
+CORRECTIONS = ("inverted_softmax", "qb_norm", "nnn", "db_norm", "sinkhorn")
 
 
 def main() -> None:
-    args = arguments()
+    args = vars(arguments())
+    if args.pop("quiet"):
+        be_quiet()
     from evaluation.measure import EvalOptions, evaluate  # heavy: --help needs none of it
 
-    print(evaluate(EvalOptions(**vars(args))))
+    print(evaluate(EvalOptions(**args)))
 
 
 def arguments() -> argparse.Namespace:
@@ -44,7 +50,7 @@ def arguments() -> argparse.Namespace:
         help="keep the first N captions of every image, 0 for all; default: 5 for coco, all elsewhere",
     )
     parser.add_argument("--against", metavar="ROW", help="test every row's rsum against this row or run")
-    corrections = "inverted_softmax, qb_norm, nnn, db_norm, sinkhorn: a row for each, scores corrected for hubs"
+    corrections = f"{', '.join(CORRECTIONS)}: a row for each, scores corrected for hubs"
     parser.add_argument("--correction", nargs="+", default=[], metavar="NAME", help=corrections)
     banks = "what corrects: training data kept in the run (inductive), or the test queries themselves (transductive)"
     parser.add_argument("--bank", nargs="+", choices=("train", "test"), default=["train"], help=banks)
@@ -55,10 +61,18 @@ def arguments() -> argparse.Namespace:
         "--judgements", type=Path, metavar="DIR", help="Flickr8k's folder of human judgements: add Kendall's τ to them"
     )
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the comparison into PNG files of this folder")
+    parser.add_argument("--logs", type=Path, metavar="FILE.csv", help="write the epochs of all runs, a line each")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write all of it into one HTML file")
     share = "write the run to this folder for others: half precision, a card with its table"
     parser.add_argument("--share", type=Path, metavar="DIR", help=share)
     parser.add_argument("--format", choices=("text", "markdown", "latex", "csv", "json"), default="text")
+    parser.add_argument("--quiet", action="store_true", help="say only warnings, errors and the result")
+    complete(
+        parser,
+        run=lambda args: [*folders_with("recipe.toml", args.runs), *known_recipes()],
+        against=lambda args: [*folders_with("recipe.toml", args.runs), *known_recipes()],
+        correction=lambda args: CORRECTIONS,
+    )
     return parser.parse_args()
 
 

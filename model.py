@@ -225,6 +225,7 @@ def image_branch(s: ImageSettings, dims: InputDims, embed_dim: int) -> nn.Sequen
 
 
 WORD_BRANCHES: dict[str, Callable[[int, int, TextSettings], nn.Module]] = {"gru": GRUBranch, "onehot": OneHotBranch}
+WORD_ROWS = (["embedding", "weight"], ["bag", "weight"])  # how names of weights end that have a row for each word
 
 
 def text_branch(s: TextSettings, dims: InputDims, embed_dim: int) -> nn.Module:

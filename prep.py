@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Prepare a dataset: frozen features of every image in HDF5, the captions, and the vocabulary of the training split.
 
     python prep.py                                            the sample that the project draws itself
@@ -14,11 +15,14 @@ import argparse
 from pathlib import Path
 
 from features.options import DATA, DATASETS, DEFAULT_BACKBONE, DTYPES, LANGUAGES, PrepOptions, resolve_options
-from utils import command_line, log, run_script
+from utils import be_quiet, command_line, complete, log, run_script
 
 
 def main() -> None:
-    options = resolve_options(vars(arguments()))
+    args = vars(arguments())
+    if args.pop("quiet"):
+        be_quiet()
+    options = resolve_options(args)
     from features.prepare import prepare  # takes numpy, HDF5 and nltk along, which --help does not wait for
 
     data = prepare(options)
@@ -62,7 +66,21 @@ def arguments() -> argparse.Namespace:
     workers = f"processes that decode images beside the network; default: {PrepOptions.workers}"
     add("--workers", type=int, metavar="N", help=workers)
     add("--fresh", action="store_true", default=None, help="start over, features included")
+    add("--quiet", action="store_true", help="say only warnings, errors and the result")
+    complete(
+        parser,
+        dataset=lambda args: DATASETS,
+        backbone=lambda args: backbones(),
+        language=lambda args: LANGUAGES,
+    )
     return parser.parse_args()
+
+
+def backbones() -> list[str]:
+    """Return the backbones with a line in the table; other classifiers of torchvision and timm models work too."""
+    from features.images.backbones import BACKBONES
+
+    return list(BACKBONES)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Search your images with sentences: an index of them, searches in it, embeddings of anything, emoji for an image.
 
 python search.py index photos                               an index of images, photos.index; again: up to date
@@ -15,11 +16,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils import run_script
+from utils import be_quiet, complete, folders_with, run_script
 
 
 def main() -> None:
     args = vars(arguments())
+    if args.pop("quiet", False):
+        be_quiet()
     from retrieval import commands  # late: it takes seconds, and --help does not need it
 
     getattr(commands, args.pop("command"))(**args)
@@ -65,6 +68,7 @@ def arguments() -> argparse.Namespace:
     index.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode images")
     correct = "rank by scores corrected for hubs, by the run's bank: inverted_softmax, nnn, db_norm, or none"
     index.add_argument("--correction", metavar="NAME", help=f"{correct}; default: as the index is")
+    index.add_argument("--quiet", action="store_true", help="say only warnings, errors and the result")
     way = index.add_mutually_exclusive_group()
     graph = "a graph for approximate search, for cosine; default: beyond 50,000 images"
     way.add_argument("--approximate", action="store_true", default=None, help=graph)
@@ -84,6 +88,11 @@ def arguments() -> argparse.Namespace:
     find.add_argument("--exact", action="store_true", help="search all, where the index is made approximate")
     find.add_argument("--run", type=Path, metavar="RUN", help="the index's run, if it has moved")
     given = sys.argv[1:]
+    complete(
+        parser,
+        run=lambda args: folders_with("recipe.toml", getattr(args, "runs", Path("runs"))),
+        correction=lambda args: ["inverted_softmax", "nnn", "db_norm", "none"],
+    )
     sentence = bool(given) and given[0] not in commands.choices and not given[0].startswith("-")
     return parser.parse_args(["find", *given] if sentence else given)
 

@@ -210,6 +210,22 @@ def all_keys(kind: Any = Settings, prefix: str = "") -> list[str]:
     return keys
 
 
+def assignments() -> list[str]:
+    """Return what may be set, "loss.margin=", and of settings that take few values each, "text.stem=true".
+
+    >>> [text for text in assignments() if text.startswith(("loss.margin", "similarity"))]
+    ['similarity=cosine', 'similarity=order', 'loss.margin=']
+    """
+    texts = []
+    for key in all_keys():
+        group, _, name = key.rpartition(".")
+        kind = next(f.type for f in dataclasses.fields(Settings) if f.name == group) if group else Settings
+        annotation = next(f.type for f in dataclasses.fields(kind) if f.name == name)
+        values = get_args(annotation) if get_origin(annotation) is Literal else ("true", "false")
+        texts += [f"{key}={v}" for v in values] if values[0] != "true" or annotation is bool else [f"{key}="]
+    return texts
+
+
 def known_recipes() -> list[str]:
     """Return the names of the recipes in recipes/."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
@@ -227,7 +243,8 @@ def read_recipe(name: str) -> Settings:
             raise BadInput(f"{name}: no such recipe file; name one of {', '.join(known_recipes())}, or a file of yours")
         raise BadInput(f"{name}: no such recipe; {did_you_mean(name, known_recipes())}")
     table = read_toml(path, "mend it, or copy one of recipes/")
-    table.pop("run", None)  # the recipe of a finished run says what it was trained on, too
+    for about in ("run", "expected"):  # what a finished run was trained on, what a recipe of the project comes to
+        table.pop(about, None)
     return from_table(table, str(path))
 
 

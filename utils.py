@@ -1,4 +1,4 @@
-"""What every room needs: errors that speak to the user, files written whole or not at all, JSON, digests."""
+"""What every room needs: errors that speak to the user, logging, files written whole or not at all, JSON, digests."""
 
 import contextlib
 import difflib
@@ -45,6 +45,10 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(_say(with_flags(str(error)), 2))
     except KeyboardInterrupt:
         sys.exit(_say("stopped; repeat the command, without --fresh, and it continues", 130))
+    except ModuleNotFoundError as error:
+        if (sentence := missing_package(error.name or "")) is None:
+            raise
+        sys.exit(_say(sentence, 2))
     except BrokenPipeError:  # the reader of a pipe (head, less) went away: not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -56,6 +60,47 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(_say(f"{where}{error.strerror or error}; {remedy}", 2))
     finally:
         _as_script = False
+
+
+def missing_package(module: str) -> str | None:
+    """Return what to do where a module cannot be imported; None if it is of no package that this project asks for."""
+    root, name = Path(__file__).parent, module.partition(".")[0]
+    package = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(name, name.replace("_", "-"))
+    for file in ("requirements.txt", "requirements-search.txt", "requirements-dev.txt"):
+        if re.search(rf"(?mi)^{re.escape(package)}\b", (root / file).read_text(encoding="utf-8")):
+            made = (root / ".venv/bin/activate").is_file()
+            activate = "call source .venv/bin/activate" if made else "call make demo, then source .venv/bin/activate"
+            return f"{sys.executable} has no {package}; {activate}, or else pip install -r {file}"
+    return None
+
+
+def complete(parser: Any, **choices: Callable[[Any], Iterable[str]]) -> None:
+    """Answer a shell that asks what may follow (argcomplete's protocol), which ends the program; else do nothing.
+
+    choices: for an argument, by its name, a function of what stands on the command line already.
+    """
+    if "_ARGCOMPLETE" not in os.environ:
+        return
+    try:
+        import argcomplete
+    except ImportError:
+        sys.exit(1)
+
+    def complete_all(parser: Any) -> None:
+        for action in parser._actions:
+            if isinstance(action.choices, dict):  # commands, each with a parser of its own
+                for command in action.choices.values():
+                    complete_all(command)
+            elif action.dest in choices:
+                action.completer = lambda prefix, parsed_args, dest=action.dest, **_: choices[dest](parsed_args)
+
+    complete_all(parser)
+    argcomplete.autocomplete(parser)
+
+
+def folders_with(file: str, root: Path) -> list[str]:
+    """Return the names of the folders in `root` that hold a file of this name."""
+    return sorted(path.parent.name for path in root.glob(f"*/{file}"))
 
 
 def with_flags(sentence: str) -> str:
@@ -90,9 +135,27 @@ def command_line(script: str, options: dict[str, Any]) -> str:
 
 
 _as_script = False  # whether a person reads flags, or a program has parameters
+_quiet = False  # whether warnings alone are said
+
+
+def be_quiet() -> None:
+    """From now on say warnings, errors and results alone: `log` is silent, and bars are not shown."""
+    global _quiet
+    _quiet = True
+
+
+def is_quiet() -> bool:
+    """Return whether warnings, errors and results alone are to be said."""
+    return _quiet
 
 
 def log(line: str) -> None:
+    """Say something on stderr, unless it shall be quiet; see `warn`, which is always heard."""
+    if not _quiet:
+        warn(line)
+
+
+def warn(line: str) -> None:
     """Say something on stderr, above a progress bar if there is one; in a script, with its flags as in errors."""
     line = with_flags(line) if _as_script else line
     bars = sys.modules.get("tqdm")

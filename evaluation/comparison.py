@@ -23,7 +23,7 @@ from metrics.protocols import Fold, metrics_of_folds
 from metrics.ranks import COLUMNS, CUTOFFS, DIRECTIONS, RECALLS, Ranks, mean_of, rsum
 from settings import Settings, flat_table, read_recipe
 from training.run import RESULT, RunInfo, find_runs, read_run_config
-from utils import BadInput, did_you_mean, log
+from utils import BadInput, did_you_mean, warn
 
 DirectionMetrics = Mapping[str, float]  # COLUMNS of one direction; what a paper does not report is missing
 
@@ -171,7 +171,7 @@ def finished_runs(patterns: Sequence[str], root: Path) -> list[Path]:
     remedy = f"{whose} training has not finished; repeat the train.py command and it continues"
     if len(unfinished) == len(folders):
         raise BadInput(f"{names}: {remedy}")
-    log(f"left out: {names}: {remedy}")
+    warn(f"left out: {names}: {remedy}")
     return [path for path in folders if path not in unfinished]
 
 
@@ -192,7 +192,8 @@ def group_runs(folders: Sequence[Path]) -> list[Group]:
     members: dict[tuple, list[tuple[Path, Settings, RunInfo]]] = {}
     for folder in folders:
         settings, info = read_run_config(folder)
-        key = (info.recipe, settings.digest(), info.features, info.digests, info.dataset, info.captions)
+        data = info.dataset, info.captions, info.from_digest
+        key = (info.recipe, settings.digest(), info.features, info.digests, *data)
         members.setdefault(key, []).append((folder, settings, info))
     recipes, features = ({key[i]: None for key in members} for i in (0, 2))
     ordered = sorted(
@@ -264,6 +265,7 @@ def row_names(systems: Sequence[tuple[Settings, RunInfo]]) -> list[str]:
         recipe = _recipe_of(info)
         keys = [key for key in table if any(t[key] != table[key] for t in peers) and recipe.get(key) != table[key]]
         words = [info.recipe, *(f"{key}={_word(table[key])}" for key in keys)]
+        words += ["from", Path(info.from_run).name] if info.from_run else []
         words[-1] += f", {feature}" if len(set(features)) > 1 else ""
         names.append(" ".join(words) + (trained_on(info) if len({i.captions for _, i in systems}) > 1 else ""))
     return names

@@ -8,7 +8,7 @@ from evaluation.comparison import Correction, Group
 from features.prepared import Split
 from metrics.correction import CORRECTIONS, SINKHORN
 from training.bank import BANK, RunBank
-from utils import BadInput, did_you_mean, log
+from utils import BadInput, did_you_mean, warn
 
 
 def asked_corrections(names: Sequence[str], banks: Sequence[str]) -> list[Correction]:
@@ -39,7 +39,7 @@ def with_corrections(groups: Sequence[Group], corrections: Sequence[Correction],
         rows.append(group)
         lacking = [run.name for run in group.runs if not (run / BANK).is_file()]
         if corrections and lacking:
-            log(
+            warn(
                 f"{group.name}: not corrected, for {', '.join(lacking)} has no {BANK}: it was trained before runs kept "
                 f"one; train it again with `fresh`"
             )

@@ -7,7 +7,7 @@ import numpy as np
 from features.prepared import Prepared, Split
 from training.bank import read_bank
 from training.run import Run, RunInfo
-from utils import BadInput, log
+from utils import BadInput, warn
 
 ROWS_PER_BLOCK = 256  # images whose features are compared at a time
 SAME = 0.01  # two features of one image differ by less, as a share of their length, whatever machine made them
@@ -42,7 +42,7 @@ def check_features(run: Run, data: Prepared) -> None:
 def warn_of_training_images(run: Run, data: Prepared, split: Split) -> None:
     """Log how many images of a split the run was trained on, as far as that is known."""
     if seen := training_images(run, data, split):
-        log(
+        warn(
             f"{run.folder.name}: {len(seen):,} of {len(split.images):,} images of the {split.name} split of "
             f"{data.folder}, such as {seen[0]}, were trained on: no figure of new images"
         )

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from evaluation.comparison import Group, ProtocolResult, ResultRow
 from evaluation.plots import learning_curves, png_of, recall_curves, similarity_matrix, sweep_curve
+from metrics.ranks import COLUMNS, DIRECTIONS
 from metrics.similarity import Scores
+from metrics.table import Table, as_csv
 from settings import flat_table
-from training.run import LOG
-from utils import BadInput, atomic_write, read_jsonl
+from training.run import LOG, read_run_config
+from utils import BadInput, atomic_write, make_folder, read_jsonl
 
 MAX_PAIRS = 32  # of the similarity matrix
+LOGGED = ("epoch", "loss", "rate", "rsum", "collapsed", "seconds", "threads")  # of an epoch, besides recalls and ranks
 SCORE_NAMES = {"cosine": "cosine", "order": "order score"}
 Figures = dict[str, tuple[str, bytes]]  # file name → what the figure shows, and its PNG
 
@@ -47,17 +50,42 @@ def first_pairs(
     return scores.float().cpu().numpy(), rows
 
 
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Read the log of a run. Raises BadInput if it is missing or empty."""
+    path, remedy = run / LOG, "train the run again with `fresh`, or leave `plots`, `report` and `logs` out"
+    log = read_jsonl(path, remedy)
+    if not log or not all("epoch" in row and "rsum" in row for row in log):
+        raise BadInput(f"{path}: not the log of a training; {remedy}")
+    return log
+
+
 def read_logs(groups: Sequence[Group]) -> dict[str, list[list[dict[str, Any]]]]:
     """Read the log of each run of each group. Raises BadInput for one that is missing or empty."""
-    remedy = "train the run again with `fresh`, or leave `plots` and `report` out"
+    return {group.name: [read_log(run) for run in group.runs] for group in groups}
 
-    def read(path: Path) -> list[dict[str, Any]]:
-        log = read_jsonl(path, remedy)
-        if not log or not all("epoch" in row and "rsum" in row for row in log):
-            raise BadInput(f"{path}: not the log of a training; {remedy}")
-        return log
 
-    return {group.name: [read(run / LOG) for run in group.runs] for group in groups}
+def write_logs(path: Path, runs: Sequence[Path]) -> None:
+    """Write the epochs of several runs as CSV, a line each, all digits kept."""
+    header = [
+        "run",
+        "recipe",
+        "dataset",
+        "features",
+        "seed",
+        *LOGGED,
+        *(f"{d} {c}" for d in DIRECTIONS for c in COLUMNS),
+    ]
+    rows = []
+    for run in runs:
+        _, info = read_run_config(run)
+        about = [run.name, info.recipe, info.dataset, "+".join(info.features), info.seed]
+        for row in read_log(run):
+            cells = [row.get(name) for name in LOGGED]
+            cells += [row["val"].get(direction, {}).get(column) for direction in DIRECTIONS for column in COLUMNS]
+            rows.append(["" if cell is None else str(cell) for cell in (*about, *cells)])
+    make_folder(path.parent, "logs")
+    with atomic_write(path) as file:
+        file.write(as_csv(Table("", header, rows)) + "\n")
 
 
 def draw(
@@ -87,6 +115,7 @@ def draw(
 
 def _trained_with(group: Group) -> dict[str, Any]:
     more = {} if group.correction is None else {"correction": group.correction.label}
+    more |= {"from": group.info.from_run} if group.info.from_run else {}
     return {**flat_table(group.settings), "recipe": group.info.recipe, "features": group.info.features, **more}
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import tomli_w
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from evaluation.comparison import (
     Correction,
@@ -27,7 +26,7 @@ from evaluation.comparison import (
 )
 from evaluation.corrections import asked_corrections, check_bank, with_corrections
 from evaluation.elsewhere import check_features, is_elsewhere, warn_of_training_images
-from evaluation.figures import SCORE_NAMES, Figures, PairScores, draw, first_pairs, read_logs, write_figures
+from evaluation.figures import SCORE_NAMES, Figures, PairScores, draw, first_pairs, read_logs, write_figures, write_logs
 from evaluation.judgements import MEASURES, Judgement, Judgements, judge
 from evaluation.published import published_rows
 from evaluation.queries import Query, find_queries
@@ -36,12 +35,13 @@ from evaluation.report import Report, write_report
 from evaluation.share import share_run, write_card
 from evaluation.tables import FORMATS, KENDALL, judgement_tables, parts_of, result_table
 from features.prepared import Prepared, Split
+from features.progress import progress_bar
 from metrics.protocols import Protocol, folds_of, protocol_name, protocols_for
 from metrics.similarity import RANKING, Scores, pair_scores
 from settings import Settings, to_table
 from training.bank import read_bank
 from training.run import Run, RunInfo, newest_run
-from utils import BadInput, log, make_folder
+from utils import BadInput, log, make_folder, warn
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class EvalOptions:
     others are tested against; correction: names of test-time corrections, a row for each beneath a run's; bank: what
     they correct by, "train" (inductive), "test" (transductive) or both; ensemble: a row more of runs together, of "all"
     or of each "seed"; paper: add what was published; judgements: the folder of Flickr8k's human judgements; plots: a
-    folder for figures; report: an HTML file; share: a folder for a copy of the one run that others can take, which is
-    then measured in its stead; format: of the table, one of FORMATS.
+    folder for figures; logs: a CSV file for the epochs of training; report: an HTML file; share: a folder for a copy of
+    the one run that others can take, which is then measured in its stead; format: of the table, one of FORMATS.
     """
 
     run: Sequence[str] = ()
@@ -70,6 +70,7 @@ class EvalOptions:
     paper: bool = False
     judgements: Path | None = None
     plots: Path | None = None
+    logs: Path | None = None
     report: Path | None = None
     share: Path | None = None
     format: str = "text"
@@ -215,6 +216,8 @@ def evaluate(options: EvalOptions) -> str:
     folders = finished_runs(options.run, options.runs) if options.run else [newest_run(options.runs)]
     if options.share:
         options, folders = shared(options, options.share, folders)
+    if options.logs:
+        write_logs(options.logs, folders)
     parts = [folders] if options.data else by_dataset(folders)
     if len(parts) > 1 and (options.plots or options.report):
         name = "plots" if options.plots else "report"
@@ -279,7 +282,7 @@ def measure(
     runs = [(str((cache.key(g.settings, g.info), folder)), g, folder) for g in plain for folder in g.runs]
     runs.sort(key=lambda run: run[0])
     opened: dict[Path, Ranked] = {}  # what ensembles are made of
-    for _, group, folder in tqdm(runs, "measure", unit=" runs", leave=False, disable=len(runs) == 1):
+    for _, group, folder in progress_bar(runs, "measure", unit=" runs", leave=False, disable=len(runs) == 1):
         embedded = cache.embed(folder)
         corrections = list(dict.fromkeys(other.correction for other in groups if folder in other.runs))
         one = ranked(embedded, corrections)
@@ -352,7 +355,7 @@ def rows_of(
         rows = [replace(row, judgements=each) for row, each in zip(rows, judged, strict=True)]
     published = published_rows(result.dataset, result.protocol) if paper else []
     if paper and not published:
-        log(f"nothing published is known for {result.dataset}, {result.protocol}")
+        warn(f"nothing published is known for {result.dataset}, {result.protocol}")
     return rows + published
 
 

@@ -42,7 +42,9 @@ def share_run(folder: Path, out: Path) -> Path:
     make_folder(out, "share")
     (out / RESULT).unlink(missing_ok=True)  # with it a run is finished: it comes last
     backbones = tuple({**attributes, "file": ""} for attributes in run.info.backbones)
-    write_run_config(out, run.settings, replace(run.info, data=f"data/{run.info.dataset}", backbones=backbones))
+    start = Path(run.info.from_run).name
+    info = replace(run.info, data=f"data/{run.info.dataset}", backbones=backbones, from_run=start)
+    write_run_config(out, run.settings, info)
     weights = safetensors.torch.load_file(folder / MODEL)
     write_tensors(out / MODEL, {name: t.half() if t.dim() > 1 else t for name, t in weights.items()})
     with safetensors.safe_open(folder / BANK, "pt") as bank:

@@ -17,7 +17,7 @@ from features.prepared import Prepared, write_prepared
 from features.text.hub import text_store_name
 from features.text.store import SUFFIX, update_text_store
 from features.text.vocabulary import Vocabulary, make_stemmer
-from utils import BadInput, lock_folder, log, make_folder
+from utils import BadInput, lock_folder, log, make_folder, warn
 
 if TYPE_CHECKING:
     from features.images.backbones import Backbone
@@ -56,6 +56,7 @@ def prepare_images(options: PrepOptions) -> None:
     precomputed = options.features_file is not None
     backbones = load_backbones(options) if options.makes_features and not precomputed else []
     dataset, images = read_dataset(options)
+    check_replaced(options, dataset, images)
     for note in dataset.notes:
         log(note)
     log(f"{options.dataset}: " + ", ".join(f"{dataset.count(split):,} {split}" for split in SPLITS) + " images")
@@ -95,8 +96,28 @@ def read_dataset(options: PrepOptions) -> tuple[Dataset, Path | None]:
         options.dataset, options.captions, options.images, options.splits, options.restval, options.split_ratio
     )
     if options.images:
-        check_on_disk(dataset.images, options.images)
+        check_on_disk(dataset.images, options.images, options.skip_unreadable)
     return dataset, options.images
+
+
+def check_replaced(options: PrepOptions, dataset: Dataset, images: Path | None) -> None:
+    """Raise BadInput if the folder holds mostly other images, which these would replace, unless `fresh` says so.
+
+    An image is the same if its id is, and the folder of the images or its captions are.
+    """
+    try:
+        data = Prepared(options.folder)
+    except BadInput:  # there is none, or it is damaged
+        return
+    captions = {image.id: list(image.captions) for image in dataset.images}
+    moved = images is None or data.images_folder != images.resolve()
+    kept = sum(r["image"] in captions and not (moved and r["captions"] != captions[r["image"]]) for r in data.rows)
+    if 2 * kept < len(data.rows) and not options.fresh:
+        where = f" from {data.images_folder}" if data.images_folder else ""
+        raise BadInput(
+            f"{options.folder}: holds {len(data.rows):,} other images{where}, whose captions and features would be "
+            f"lost; give these a folder of their own with `name`, or replace those with `fresh`"
+        )
 
 
 def extract_features(options: PrepOptions, dataset: Dataset, backbones: list["Backbone"]) -> Dataset:
@@ -121,11 +142,11 @@ def extract_features(options: PrepOptions, dataset: Dataset, backbones: list["Ba
     if not unreadable:
         return dataset
     for image, reason in unreadable.items():
-        log(f"cannot be read: {image}: {reason}")
+        warn(f"cannot be read: {image}: {reason}")
     if not options.skip_unreadable:
         remedy = "mend them and repeat the command (without `fresh`), or go on without them with `skip_unreadable`"
         raise BadInput(f"{len(unreadable):,} images cannot be read; all others are kept: {remedy}")
-    log(f"{len(unreadable):,} images that cannot be read left out")
+    warn(f"{len(unreadable):,} images that cannot be read left out")
     return without(dataset, unreadable, "that cannot be read")
 
 
@@ -162,7 +183,7 @@ def without_unknown(dataset: Dataset, folder: Path) -> Dataset:
     unknown = {image.id for image in dataset.images if not any(image.id in store for store in stores)}
     if not stores or not unknown:
         return dataset
-    log(f"{len(unknown):,} images without features left out, the first {min(unknown)}; `backbone` makes them")
+    warn(f"{len(unknown):,} images without features left out, the first {min(unknown)}; `backbone` makes them")
     return without(dataset, unknown, "without features")
 
 

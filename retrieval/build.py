@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from features.blocks import Blocks, clear, refuse_link
 from features.images.decode import jpeg_bytes, thumbnail
+from features.progress import progress_bar
 from retrieval import index as files
 from retrieval.build_report import BuildReport
 from retrieval.correction import NONE, Corrector, asking, check_correction
@@ -157,7 +157,8 @@ class _Build:
             doubtful.append(i)
         reasons: dict[int, str] = {}
         digests = self.source.digests([self.entries[i] for i in doubtful])
-        for i, digest in zip(doubtful, tqdm(digests, "look", len(doubtful), unit=" images", leave=False), strict=True):
+        looked = progress_bar(digests, "look", total=len(doubtful), unit=" images", leave=False)
+        for i, digest in zip(doubtful, looked, strict=True):
             if isinstance(digest, str):
                 reasons[i] = digest
             else:
@@ -205,7 +206,7 @@ class _Build:
         embeddings = self.source.embed(self.run, list(todo.values()), batch, workers)
         results = zip(todo.items(), embeddings, strict=True)
         failed: dict[str, str] = {}
-        with tqdm(total=len(todo), desc="embed", unit=" images", disable=not todo, mininterval=1) as progress:
+        with progress_bar(name="embed", total=len(todo), unit=" images", disable=not todo, mininterval=1) as progress:
             while group := list(islice(results, ROWS_PER_BLOCK)):
                 failed |= {key: result for (key, _), result in group if isinstance(result, str)}
                 self._write_block([(key, entry, row) for (key, entry), row in group if not isinstance(row, str)])
@@ -357,7 +358,7 @@ class _Build:
         """Embed the captions block by block, and give them back in order."""
         keys = [files.digest_strings([caption]) for caption in self.captions]
         groups = self.blocks.missing(keys, CAPTIONS_PER_BLOCK)
-        for group in tqdm(groups, "captions", unit=" blocks", leave=False, disable=len(groups) <= 1):
+        for group in progress_bar(groups, "captions", unit=" blocks", leave=False, disable=len(groups) <= 1):
             embeddings = self.run.embed_sentences([self.captions[i] for i in group])
             self.blocks.write([keys[i] for i in group], embeddings=embeddings)
         return self.blocks.assemble(keys, "embeddings", self.row, CAPTIONS_PER_BLOCK, self._earlier)

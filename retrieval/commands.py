@@ -25,7 +25,7 @@ from retrieval.nearest import check_k
 from retrieval.searcher import MAX_TRUE_SHOWN, Hit, ScoredIds, Searcher, check_query, plain
 from retrieval.sources import read_captions
 from training.run import Run, find_runs
-from utils import BadInput, atomic_write, log, make_folder
+from utils import BadInput, atomic_write, log, make_folder, warn
 
 MAX_ANSWER_CHARS = 100  # of a caption or an id in the table
 RUNS = Path("runs")
@@ -125,7 +125,7 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
         workers=workers,
     )
     for line in report.lines():
-        log(line)
+        warn(line)
     corrected = f", corrected by {report.correction}" if report.correction else ""
     print(f"{out}: {report.images:,} images ({report.counts()}), {report.captions:,} captions{corrected}")
 

@@ -190,6 +190,29 @@ def made_up_data(size=12):
     return splits
 
 
+def made_up_folder(  # noqa: PLR0913 (what a test may change)
+    folder, dataset="folder", prefix="", digest="1", splits=None, others=(), keep=None, say=str, language="english"
+):
+    """A prepared folder of made-up images, those of each split taken from `splits`, `keep` of them for training.
+
+    `others` have other features; say: what becomes of a caption.
+    """
+    folder.mkdir(parents=True)
+    images, rows, made = [], [], made_up_data()
+    for split, source in (splits or {"train": "train", "val": "val", "test": "val"}).items():
+        for number, image in enumerate(made[source].images[: keep if split == "train" else None]):
+            name = f"{prefix}{image if source == 'train' else f'{split}-{image}'}"
+            pairs = zip(made[source].captions, made[source].image_of_caption, strict=True)
+            captions = tuple(say(caption) for caption, row in pairs if row == number)
+            images.append(DatasetImage(name, None, split, captions))
+            rows.append(made[source].features[number] + 5 * (name in others))
+    words = [caption for image in images if image.split == "train" for caption in image.captions]
+    write_prepared(folder, Dataset(dataset, tuple(images)), None, Vocabulary.build(words, language))
+    about: dict[str, str | int] = {"backbone": "one", "layer": "precomputed", "digest": digest, "transform": ""}
+    write_store(folder / "one.h5", [i.id for i in images], (12,), "float32", {**about, "weights": ""}, [np.stack(rows)])
+    return folder
+
+
 def train_small(folder, seed=0, digest="d", captions="", fresh=False, on_epoch=lambda epochs, line: None, **changes):
     plan, data = plan_small(folder, seed, digest, captions, **changes)
     return sweep.train(plan, data, fresh, on_epoch, progress=False)

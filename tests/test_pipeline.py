@@ -1,6 +1,7 @@
 """The three scripts in order on a handful of images, with the trained weights that come with the install, and what
 they say about bad input: one sentence that names the file or the flag, status 2, no traceback, nothing lost."""
 
+import csv
 import json
 import os
 import subprocess
@@ -47,6 +48,24 @@ def test_eval_reports_both_directions(prepared, monkeypatch, capsys):
     assert row["rsum"] == pytest.approx(sum(recalls))
     assert call(monkeypatch, evaluation, "--runs", prepared / "runs", "--folds", 2, "--split", "val") == 0
     assert "val 3, 2 folds (6 images, 12 captions)" in capsys.readouterr().out
+
+
+def test_the_epochs_of_runs_as_csv(prepared, monkeypatch, capsys, tmp_path):
+    (run,) = (prepared / "runs").iterdir()
+    assert call(monkeypatch, evaluation, run, "--logs", tmp_path / "logs/epochs.csv") == 0
+    with open(tmp_path / "logs/epochs.csv") as file:
+        lines = list(csv.DictReader(file))
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["run"] for line in lines] == [run.name] * 2
+    assert [(int(line["epoch"]), float(line["loss"]), float(line["rsum"])) for line in lines] == [
+        (row["epoch"], row["loss"], row["rsum"]) for row in rows
+    ]
+    recalls = [float(line["text_to_image R@5"]) for line in lines]
+    assert recalls == [row["val"]["text_to_image"]["R@5"] for row in rows]
+    log = copy_of(run, tmp_path / "run") / "log.jsonl"
+    log.unlink()
+    assert call(monkeypatch, evaluation, tmp_path / "run", "--logs", tmp_path / "epochs.csv") == 2
+    assert "log.jsonl: no such file; train the run again with --fresh, or leave" in capsys.readouterr().err
 
 
 def test_a_row_of_one_run_is_called_after_the_run(prepared, monkeypatch, capsys):
@@ -224,6 +243,55 @@ def test_unreadable_images_are_named_and_the_rest_is_kept(monkeypatch, tmp_path,
     assert len((tmp_path / "data/folder/captions.jsonl").read_text().splitlines()) == 23
 
 
+def test_a_listed_image_that_is_missing_is_left_out_with_the_unreadable_ones(monkeypatch, tmp_path, capsys):
+    draw_images(tmp_path)
+    (tmp_path / "images/5.png").unlink()
+    assert call(monkeypatch, prep, *prep_args(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert "1 listed images are not there, the first 5.png; point --images" in said
+    assert "or go on without them with --skip-unreadable" in said
+    assert call(monkeypatch, prep, *prep_args(tmp_path, "--skip-unreadable")) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "cannot be read: 5.png: no such file" in said
+    assert "1 images that cannot be read left out" in said
+    assert len(Prepared(tmp_path / "data/folder").rows) == 23
+    (tmp_path / "images").rename(tmp_path / "moved")
+    (tmp_path / "images").mkdir()
+    assert call(monkeypatch, prep, *prep_args(tmp_path, "--skip-unreadable")) == 2, "all of them: the wrong folder"
+    assert "24 listed images are not there" in capsys.readouterr().err
+
+
+def test_other_images_do_not_replace_a_prepared_folder_unasked(monkeypatch, tmp_path, capsys):
+    draw_images(tmp_path)
+    draw_images(tmp_path / "other")
+    text = (tmp_path / "captions.csv").read_text()
+    assert call(monkeypatch, prep, *prep_args(tmp_path)) == 0
+    before = (tmp_path / "data/folder/captions.jsonl").read_bytes()
+    captions = (tmp_path / "other/captions.csv", text.replace("a ", "another "))
+    captions[0].write_text(captions[1])
+    other = ["folder", "--images", tmp_path / "other/images", "--captions", captions[0], "--data", tmp_path / "data"]
+    other += ["--workers", 0]
+    capsys.readouterr()
+    assert call(monkeypatch, prep, *other) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        f"data/folder: holds 24 other images from {tmp_path}/images, whose captions and features would be lost" in last
+    )
+    assert "--name, or replace those with --fresh" in last
+    assert (tmp_path / "data/folder/captions.jsonl").read_bytes() == before
+    assert call(monkeypatch, prep, *other, "--name", "other") == 0
+    assert call(monkeypatch, prep, *other, "--fresh") == 0
+    assert (tmp_path / "data/folder/captions.jsonl").read_bytes() != before
+    # what is still the same dataset: new captions of the same images, a folder that has moved, more of it
+    captions[0].write_text(text.replace("a ", "one "))
+    assert call(monkeypatch, prep, *other) == 0
+    (tmp_path / "other/images").rename(tmp_path / "moved")
+    other[2] = tmp_path / "moved"
+    assert call(monkeypatch, prep, *other) == 0
+    captions[0].write_text("\n".join(captions[0].read_text().splitlines()[:33]) + "\n")
+    assert call(monkeypatch, prep, *other) == 0
+
+
 BAD_PREP = [
     (["flickr9k"], "did you mean flickr8k"),
     (["folder"], "--captions is missing"),
@@ -251,6 +319,7 @@ BAD_TRAIN = [
     (["strong", "--set", "loss.margn=1"], "did you mean loss.margin"),
     (["strong", "--features", "vgg19"], "--backbone vgg19"),
     (["strong", "--seeds", "-1"], "--seeds -1"),
+    (["strong", "--threads", "0"], "--threads 0"),
     (["strong", "--set", "embed_dim=999999999999"], "dim"),
     (["strong", "--data", "{root}/images"], "not a prepared folder"),
     (["strong", "--runs", "{captions}/x"], "--runs"),

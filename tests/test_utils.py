@@ -1,6 +1,7 @@
 """What every room needs: sentences with flags, commands, whole files, locks."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 
 from tests.helpers import ROOT
-from utils import BadInput, atomic_write, command_line, lock_folder, with_flags
+from utils import BadInput, atomic_write, command_line, lock_folder, missing_package, with_flags
 
 
 def start(code, *args):
@@ -42,6 +43,23 @@ def test_a_command_quotes_what_a_shell_would_split():
     options = {"": "flickr8k", "images": "my images", "map": True, "ids": None, "backbone": ["a", "b"], "crops": 10}
     expected = "python prep.py flickr8k --images 'my images' --map --backbone a b --crops 10"
     assert command_line("prep.py", options) == expected
+
+
+def test_a_python_without_the_packages_hears_where_they_are(tmp_path):
+    """Without site-packages, as a system's Python is."""
+    done = subprocess.run([sys.executable, "-S", "train.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"train.py: .+ has no torch; call .*source .venv/bin/activate, or else pip install -r requirements.txt\n",
+        done.stderr,
+    )
+
+
+def test_packages_are_known_by_their_modules():
+    for module, file in (("PIL.Image", "requirements.txt"), ("starlette", "requirements-search.txt")):
+        assert (missing_package(module) or "").endswith(file)
+    assert "scikit-learn" in (missing_package("sklearn") or "")
+    assert missing_package("features.nothing") is None, "that is an error of ours"
 
 
 HOLD = """

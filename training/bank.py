@@ -39,7 +39,7 @@ from metrics.similarity import TRAINING
 from model import TwoBranch
 from training.calibration import MAX_SENTENCES, Calibration, calibrate, nearness_to, shuffled_sentences, spread
 from training.run import AGAIN, ROWS_PER_BATCH, embed_features, embed_sentences, encoding_settings
-from utils import BadInput, atomic_write, log
+from utils import BadInput, atomic_write, warn
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -126,7 +126,7 @@ def calibrate_on_val(trainer: "Trainer", images: Tensor, bank: Tensor) -> Calibr
     try:
         shuffled = processor.encode(shuffled_sentences(split.captions, trainer.seed))
     except BadInput as error:
-        log(f"{trainer.folder}: its scores get no probabilities, since no new sentence can be read ({error})")
+        warn(f"{trainer.folder}: its scores get no probabilities, since no new sentence can be read ({error})")
         return None
     figures: list[Tensor] = []
     for each in (sentences.take(rows), shuffled):

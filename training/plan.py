@@ -3,6 +3,7 @@
 import itertools
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from features.text.sentences import sentence_encoder
 from layers.pooling import heads_for
 from settings import CLOSED_FORMS, Settings, TextSettings
 from training import closed_form
-from training.run import RunInfo, RunPlan
+from training.run import Run, RunInfo, RunPlan
+from training.start import check_start
 from utils import BadInput, NotPrepared
 
 
@@ -51,12 +53,15 @@ def plan_run(
     seed: int = 0,
     root: Path = Path("runs"),
     captions: str = "",
+    start: Run | None = None,
 ) -> RunPlan:
     """Plan a run on a prepared folder. Raises BadInput if the folder lacks what the settings ask for.
 
     features: names; by default what the settings name, or else the newest. captions: `data.digest()`, where known.
+    start: the run that it begins with, whose features are then the default.
     """
-    names = list(dict.fromkeys(features or settings.features or data.stores()[:1]))
+    of_start = start.info.features if start else ()
+    names = list(dict.fromkeys(features or of_start or settings.features or data.stores()[:1]))
     if not names:
         raise NotPrepared(f"{data.folder}: has no features", {"": data.name, "backbone": "NAME"})
     if settings.loss.name in CLOSED_FORMS:
@@ -77,6 +82,9 @@ def plan_run(
         grid=stores[0].grid,
         **encoder_info(data, settings.text),
     )
+    if start:
+        check_start(start, settings, info.features, info.digests, info.encoder_digest)
+        info = replace(info, from_run=str(start.folder.resolve()), from_digest=start.digest())
     return RunPlan(root / info.run_name(settings), settings, info)
 
 

@@ -32,7 +32,7 @@ from features.text.vocabulary import Sentences, Vocabulary, WordIndex
 from model import InputDims, TwoBranch
 from settings import Settings, TextSettings, from_table, read_toml, to_table
 from training.checkpoint import load_model
-from utils import BadInput, atomic_write, did_you_mean, make_folder, read_json
+from utils import BadInput, atomic_write, did_you_mean, digest_text, make_folder, read_json
 
 if TYPE_CHECKING:
     from features.images.backbones import Backbone
@@ -63,10 +63,14 @@ class RunInfo:
     grid: tuple[int, ...] = ()  # (H, W) of spatial maps
     encoder_digest: str = ""  # of the transformer in the text branch, and
     encoder_size: int = 0  # the size of its features
+    from_run: str = ""  # the run that it began with, if any, and
+    from_digest: str = ""  # what tells it from others
 
     def run_name(self, settings: Settings) -> str:
         """Return the name of the run's folder. The prepared folder stands for the dataset: there may be two of one."""
-        parts = (self.recipe, Path(self.data).name, "+".join(self.features), str(self.seed), settings.digest())
+        digest = settings.digest()
+        digest = digest_text(f"{digest} {self.from_digest}")[:8] if self.from_digest else digest
+        parts = (self.recipe, Path(self.data).name, "+".join(self.features), str(self.seed), digest)
         return "-".join(parts)
 
 
@@ -127,6 +131,8 @@ def check_same(plan: RunPlan) -> None:
             f"{plan.folder}: was trained with another text encoder under the name {plan.settings.text.encoder}; "
             f"{start_over}"
         )
+    if info.from_digest != plan.info.from_digest:
+        raise BadInput(f"{plan.folder}: was begun with another run, or with none; {start_over}")
     same_shape = (info.sizes, info.grid) == (plan.info.sizes, plan.info.grid)
     if not same_shape or settings.digest() != plan.settings.digest():
         raise BadInput(f"{plan.folder}: was begun with other settings or features; start over with `fresh`")

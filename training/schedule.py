@@ -1,6 +1,7 @@
 """What the epochs of a run are made of: how many, in which batches, at which learning rate, with which views."""
 
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from settings import CLOSED_FORMS, Settings, TrainingSettings
 
+SLOW_EPOCH = 10.0  # seconds from which on an epoch is worth a hint
 SMALL_BATCH = 128  # pairs, below which `training.min_steps` makes no batch smaller; captions come again instead
 
 
@@ -64,3 +66,14 @@ def rate_at(t: TrainingSettings, epoch: int, part: float) -> float:
     if t.schedule == "cosine":
         return t.lr * 0.5 * (1 + math.cos(math.pi * (epoch + part) / t.epochs))
     return t.lr
+
+
+def busy_hint(seconds: float, threads: int) -> str:
+    """Return what may make epochs of so many seconds quicker where other programs want the cores, too; else ""."""
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0]
+    if threads == 1 or seconds < SLOW_EPOCH or load < 1.5 * cores:
+        return ""
+    return (
+        f"this machine is busy (load {load:.1f} on {cores} cores), and threads wait for each other: stop, and repeat "
+        f"the command with `threads` 1, which continues and may be many times quicker"
+    )

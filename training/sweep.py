@@ -5,8 +5,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -15,36 +15,43 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tqdm import tqdm
 
 from features.blocks import clear
 from features.prepared import Prepared, Split, newest_prepared
+from features.progress import duration, progress_bar
 from features.text.sentences import TextProcessor
 from features.text.vocabulary import Sentences, Vocabulary
 from settings import CLOSED_FORMS, override, read_recipe
 from training import closed_form
+from training.events import EventWriter, check_tensorboard
 from training.plan import parse_changes, plan_run
-from training.run import AGAIN, LAST, RECIPE, RESULT, RunPlan, check_same, create_run, encoding_settings
+from training.run import AGAIN, LAST, LOG, RECIPE, RESULT, RunPlan, check_same, create_run, encoding_settings
 from training.schedule import epochs_of
-from training.trainer import OnEpoch, Trainer, TrainingData
-from utils import BadInput, lock_folder, log, make_folder, read_json
+from training.start import joint_vocabulary, open_start
+from training.trainer import COLLAPSED, OnEpoch, Trainer, TrainingData
+from utils import BadInput, lock_folder, log, make_folder, read_json, read_jsonl, warn
 
 
-def train_recipes(
+def train_recipes(  # noqa: PLR0913 (a command's options, keyword-only)
     recipes: Sequence[str],
     *,
     data: Path | None = None,
     features: Sequence[Sequence[str]] = (),
+    from_run: str | None = None,
     runs: Path = Path("runs"),
     seeds: Sequence[int] = (0,),
     changes: Sequence[str] = (),
     jobs: int = 1,
+    threads: int | None = None,
+    tensorboard: Path | None = None,
     fresh: bool = False,
 ) -> list[Path]:
     """Train every recipe with every seed, set of features and combination of "key=value,value" `changes`.
 
     data: a prepared folder, the newest under data/ by default. features: names, those of a set joined; by default what
-    the recipe names, or else the newest. jobs: runs side by side. Return the folders, below `runs`. Raises BadInput.
+    the recipe names, or else the newest. from_run: a run, a folder or its name under `runs`, whose weights and words
+    they begin with; its features are then the default, and its recipe where none is named. jobs: runs side by side.
+    threads, tensorboard: of each run, see `train`. Return the folders, below `runs`. Raises BadInput.
 
     >>> train_recipes(["vse0", "vsepp"], seeds=[0, 1, 2], changes=["loss.margin=0.1,0.2"])  # doctest: +SKIP
     """
@@ -53,22 +60,29 @@ def train_recipes(
             raise BadInput(f"`seeds` {seed}: a seed is a whole number from 0 to {2**32 - 1}")
     if jobs < 1:
         raise BadInput(f"`jobs` {jobs}: one run at a time at least")
+    if threads is not None and threads < 1:
+        raise BadInput(f"`threads` {threads}: one at least")
+    if tensorboard:
+        check_tensorboard()
     if jobs > 1:
         torch.set_num_threads(1)  # threads of torch do not survive the fork of a process
     read = {name: read_recipe(name) for name in recipes}  # before anything slow
     combinations = parse_changes(list(changes))
+    start = open_start(from_run, runs) if from_run else None
+    if start and not read:
+        read = {start.info.recipe: start.settings}
     variants = [(Path(name).stem, override(recipe, change)) for name, recipe in read.items() for change in combinations]
     prepared = Prepared(data or newest_prepared(Path("data")))
     make_folder(runs, "runs")
     captions = prepared.digest()
     plans = [
-        plan_run(prepared, settings, recipe=name, features=names, seed=seed, root=runs, captions=captions)
+        plan_run(prepared, settings, recipe=name, features=names, seed=seed, root=runs, captions=captions, start=start)
         for names in features or [[]]
         for name, settings in variants
         for seed in seeds
     ]
     unique = {plan.folder: plan for plan in plans}  # two ways of saying the same settings are one run
-    sweep(list(unique.values()), prepared, fresh, jobs)
+    sweep(list(unique.values()), prepared, fresh, jobs, threads=threads, tensorboard=tensorboard)
     return list(unique)
 
 
@@ -93,10 +107,11 @@ class SplitCache:
             self.splits.clear()  # before others are read: two kinds might not fit
             self.splits[key] = {name: self.data.split(name, *key) for name in ("train", "val")}
         encoding, text = encoding_settings(plan.settings.text), plan.settings.text
-        text_key = (*encoding.values(), text.bigrams)
+        text_key = (*encoding.values(), text.bigrams, plan.info.from_digest)
         if text_key not in self.sentences:
             captions = self.splits[key]["train"].captions
             vocabulary = self.data.vocabulary.with_bigrams(captions, text.stem, text.bigrams)
+            vocabulary = joint_vocabulary(plan.info, vocabulary)
             processor = TextProcessor(vocabulary, **encoding)
             self.vocabularies[text_key] = vocabulary
             self.sentences[text_key] = {name: self._encode(processor, s) for name, s in self.splits[key].items()}
@@ -109,16 +124,23 @@ class SplitCache:
         return processor.encode(split.captions, features, progress=True)
 
 
-def sweep(plans: Sequence[RunPlan], data: Prepared, fresh: bool = False, jobs: int = 1) -> None:
+def sweep(
+    plans: Sequence[RunPlan],
+    data: Prepared,
+    fresh: bool = False,
+    jobs: int = 1,
+    **how: Any,
+) -> None:
     """Train every run that is not finished, `jobs` at a time, each in a process of its own if more than one.
 
     Processes share the memory of what was read and the processor's cores. A run that cannot be trained does not keep
-    the others from it. Raises BadInput that names those that could not be.
+    the others from it. how: more for `train`. Raises BadInput that names those that could not be.
     """
     unfinished = []
     for plan in plans:
         if (plan.folder / RESULT).is_file() and not fresh:
             check_same(plan)
+            write_finished(plan, how.get("tensorboard"))
         else:
             unfinished.append(plan)
     if len(plans) > len(unfinished):
@@ -126,10 +148,10 @@ def sweep(plans: Sequence[RunPlan], data: Prepared, fresh: bool = False, jobs: i
     keys = list(dict.fromkeys(map(SplitCache.key, unfinished)))
     unfinished.sort(key=lambda plan: keys.index(SplitCache.key(plan)))  # those that read the same come together
     failed: dict[Path, BadInput] = {}
-    with closing(Sweep(unfinished, SplitCache(data), fresh)) as runs:
-        for plan, error in runs.in_turn() if jobs == 1 else runs.in_processes(jobs):
+    with closing(Sweep(unfinished, SplitCache(data), partial(train, fresh=fresh, **how), jobs)) as runs:
+        for plan, error in runs.in_turn() if jobs == 1 else runs.in_processes():
             failed[plan.folder] = error
-            log(f"{plan.folder.name}: {error}")
+            warn(f"{plan.folder.name}: {error}")
     if len(failed) == len(plans) and len(set(map(str, failed.values()))) == 1:
         raise next(iter(failed.values()))
     if failed:
@@ -144,69 +166,136 @@ def train(
     fresh: bool = False,
     on_epoch: OnEpoch = lambda epochs, line: None,
     progress: bool = True,
+    threads: int | None = None,
+    tensorboard: Path | None = None,
 ) -> dict[str, Any]:
     """Train one run into its folder, from its last checkpoint if there is one; a finished run is left as it is.
 
-    fresh: start over. progress: show a bar over the batches of an epoch. Return the content of result.json. Raises
-    BadInput if the folder holds a run of other features.
+    fresh: start over. progress: show a bar over the batches of an epoch. threads: of the processor; by default those
+    that it was trained with until now, or else torch's. Sums come out alike to the bit for like threads alone, so that
+    log.jsonl says of every epoch how many there were. tensorboard: a folder for the event files of runs. Return the
+    content of result.json. Raises BadInput if the folder holds a run of other features.
     """
     folder = plan.folder
-    with lock_folder(make_folder(folder, "runs")):
+    with lock_folder(make_folder(folder, "runs")), using_threads(threads):
         if fresh:
             for name in (RESULT, LAST):  # first, so that what a kill leaves is neither finished nor continued
                 (folder / name).unlink(missing_ok=True)
             clear(folder)
-        if not (folder / RECIPE).is_file():
-            create_run(plan, data.vocabulary)
-        check_same(plan)
-        if not (folder / RESULT).is_file():
-            trainer = Trainer(plan, data, on_epoch, progress)
+        begun = (folder / RECIPE).is_file()
+        if begun:
+            check_same(plan)
+        if begun and (folder / RESULT).is_file():
+            return read_json(folder / RESULT, AGAIN)
+        with EventWriter(tensorboard, plan) as events:
+
+            def hear(epochs: int, line: str) -> None:
+                events.update(trainer.log)
+                on_epoch(epochs, line)
+
+            trainer = Trainer(plan, data, hear, progress)
+            if not begun:  # only now: with what does not fit no run begins
+                create_run(plan, data.vocabulary)
             if trainer.log:
-                on_epoch(len(trainer.log), f"{folder.name}: continues after epoch {len(trainer.log)}")
+                hear(len(trainer.log), f"{folder.name}: continues after {resume(trainer.log, threads)}")
             if plan.settings.loss.name in CLOSED_FORMS:
                 closed_form.fit(trainer)
             else:
                 trainer.fit()
-        return read_json(folder / RESULT, AGAIN)
+            result = read_json(folder / RESULT, AGAIN)
+            events.finish(result)
+            return result
+
+
+def resume(rows: Sequence[dict[str, Any]], threads: int | None) -> str:
+    """Take up the threads of the epochs behind, unless others are asked for; return what is said of both."""
+    before = rows[-1].get("threads")  # not noted by earlier versions
+    torch.set_num_threads(threads or before or torch.get_num_threads())
+    other = threads and before and threads != before
+    return f"epoch {len(rows)}" + (
+        f" with other threads, {threads} for {before}: no longer to the same bits" if other else ""
+    )
+
+
+def write_finished(plan: RunPlan, tensorboard: Path | None) -> None:
+    """Write the event file of a finished run, where one is wanted."""
+    if tensorboard:
+        with EventWriter(tensorboard, plan) as events:
+            events.update(read_jsonl(plan.folder / LOG, AGAIN))
+            events.finish(read_json(plan.folder / RESULT, AGAIN))
+
+
+@contextmanager
+def using_threads(threads: int | None) -> Iterator[None]:
+    """Let torch use so many threads (None: as it does), and put back what it used before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Sweep:
-    """Runs in training, what they read, and a bar over the epochs of all of them where there are several."""
+    """Runs in training, `jobs` at a time, what they read, and a bar over the epochs of all of them if they are several.
 
-    def __init__(self, plans: Sequence[RunPlan], cache: SplitCache, fresh: bool):
-        self.plans, self.cache, self.fresh = plans, cache, fresh
+    left: epochs of the runs that are not over, by folder. trained: epochs trained since `began`, monotonic seconds.
+    """
+
+    def __init__(self, plans: Sequence[RunPlan], cache: SplitCache, train: Callable[..., Any], jobs: int = 1):
+        self.plans, self.cache, self.train, self.jobs = plans, cache, train, jobs
         self.left = {plan.folder: epochs_of(plan.settings) for plan in plans}
+        self.heard: set[Path] = set()
+        self.trained, self.began = 0, time.monotonic()
         name, total = f"all {len(plans)} runs", sum(self.left.values())
-        self.bar = tqdm(total=total, desc=name, unit=" epochs", disable=len(plans) < 2, position=0)
+        self.bar = progress_bar(name=name, line=False, total=total, unit=" epochs", disable=len(plans) < 2, position=0)
 
     def close(self) -> None:
         self.bar.close()
 
     def on_epoch(self, plan: RunPlan, epochs: int, line: str) -> None:
         """Show that a run has `epochs` epochs behind it."""
-        log(line)
+        (warn if COLLAPSED in line else log)(line)
         left = max(0, epochs_of(plan.settings) - epochs)  # a run that began anew has more
-        self.bar.update(self.left[plan.folder] - left)
+        done = self.left[plan.folder] - left
+        self.bar.update(done)
+        # what a run that continues says first are epochs of earlier
+        self.trained += done if plan.folder in self.heard else min(done, 1)
+        self.heard.add(plan.folder)
         self.left[plan.folder] = left
 
     def on_end(self, plan: RunPlan) -> None:
-        """Show that a run is over, the epochs that patience saved included."""
+        """Show that a run is over, the epochs that patience saved included, and what is left."""
         self.bar.update(self.left.pop(plan.folder))
+        if self.left:
+            log(f"{len(self.left)} of {len(self.plans)} runs left{self.time_left(time.monotonic() - self.began)}")
+
+    def time_left(self, seconds: float) -> str:
+        """Return about how long the runs that are left take, where so many seconds went by; "" before the first epoch.
+
+        An epoch of them takes as long as one did until now, `jobs` of them at a time, and those of a run in turn.
+        """
+        if not self.trained:
+            return ""
+        jobs = min(self.jobs, len(self.plans))
+        in_turn = max(sum(self.left.values()) / jobs, *self.left.values())
+        return f", about {duration(in_turn * seconds * jobs / self.trained)}"
 
     def in_turn(self) -> Iterator[tuple[RunPlan, BadInput]]:
         """Train one after the other in this process; yield the runs that could not be trained, and why."""
         for plan in self.plans:
             try:
-                train(plan, self.cache.read(plan), self.fresh, partial(self.on_epoch, plan))
+                self.train(plan, self.cache.read(plan), on_epoch=partial(self.on_epoch, plan))
             except BadInput as error:
                 yield plan, error
             self.on_end(plan)
 
-    def in_processes(self, jobs: int) -> Iterator[tuple[RunPlan, BadInput]]:
+    def in_processes(self) -> Iterator[tuple[RunPlan, BadInput]]:
         """As `in_turn`, but up to `jobs` at a time. The processes are forked: they share what was read.
 
         A process keeps what it was forked with: up to `jobs` sets of features are in memory where one follows another.
         """
+        jobs = self.jobs
         if not hasattr(os, "fork"):
             raise BadInput(f"`jobs` {jobs}: this system cannot fork a process; leave `jobs` out")
         waiting = list(reversed(self.plans))
@@ -221,7 +310,7 @@ class Sweep:
                         yield plan, error
                         self.on_end(plan)
                     else:
-                        pipe, process = fork(plan, data, self.fresh, jobs)
+                        pipe, process = fork(plan, data, self.train, jobs)
                         running[pipe] = plan, process
                 for pipe in cast(list[Connection], wait(list(running)) if running else []):
                     yield from self.hear(pipe, running)
@@ -251,22 +340,22 @@ class Sweep:
                 self.on_epoch(plan, epochs, line)
 
 
-def fork(plan: RunPlan, data: TrainingData, fresh: bool, jobs: int) -> tuple[Connection, ForkProcess]:
+def fork(plan: RunPlan, data: TrainingData, train: Callable[..., Any], jobs: int) -> tuple[Connection, ForkProcess]:
     """Train a run in a process of its own; return it and the pipe on which it says (epochs, line) or (None, reason)."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_train_forked, args=(plan, data, fresh, theirs, jobs))
+    process = context.Process(target=_train_forked, args=(plan, data, train, theirs, jobs))
     process.start()
     theirs.close()
     return ours, process
 
 
-def _train_forked(plan: RunPlan, data: TrainingData, fresh: bool, parent: Connection, jobs: int) -> None:
+def _train_forked(plan: RunPlan, data: TrainingData, train: Callable[..., Any], parent: Connection, jobs: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends us
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     try:
-        train(plan, data, fresh, lambda epochs, line: parent.send((epochs, line)), progress=False)
+        train(plan, data, on_epoch=lambda epochs, line: parent.send((epochs, line)), progress=False)
     except BadInput as error:
         parent.send((None, str(error)))
 

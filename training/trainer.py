@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from features.device import default_device
 from features.images.views import take_features
 from features.prepared import Split
+from features.progress import duration, progress_bar
 from features.text.vocabulary import Sentences, Vocabulary
 from losses import cwcl, hal, hinge, infonce, siglip, smooth_hinge
 from metrics.ranks import metrics_of, ranks_by_block, rsum
@@ -38,11 +38,21 @@ from training.run import (
     embed_sentences,
     new_model,
 )
-from training.schedule import batch_size_for, epoch_batches, epochs_of, out_of_patience, rate_at, view_random
+from training.schedule import (
+    batch_size_for,
+    busy_hint,
+    epoch_batches,
+    epochs_of,
+    out_of_patience,
+    rate_at,
+    view_random,
+)
+from training.start import carry_weights
 from training.steps import draw_mixup, grouped_order, similarities, structure_loss
 from utils import BadInput, write_json, write_jsonl
 
 MAX_RESTARTS = 3  # after collapses; what collapses once more is told and goes on
+COLLAPSED = ": collapsed: "  # in the line about a collapse, which is a warning
 PROBED, ALIKE = 100, 0.01  # images and captions looked at for a collapse; their scores' standard deviation in one
 
 
@@ -81,11 +91,14 @@ class Trainer:
         self.begin()
         self.log, self.average = load_checkpoint(self.folder / LAST, self.model, self.optimizer)
         self.view_random = view_random(self.seed, len(self.log))
+        self.began = len(self.log)  # epochs before this program
 
     def begin(self) -> None:
-        """Make a new model, its first weights by the seed alone, and an optimizer."""
+        """Make a new model, by the seed or with the weights of the run it begins with, and an optimizer."""
         self.model = new_model(self.settings, self.info, self.data.vocabulary)
         self.model.fit_inputs(self.data.splits["train"].features)
+        if self.info.from_run:
+            carry_weights(self.info, self.settings, self.data.vocabulary, self.model)
         self.optimizer = new_optimizer(self.model, self.settings)
         self.average = None
 
@@ -99,6 +112,14 @@ class Trainer:
         """Return how many epochs the model as it is now has behind it."""
         collapsed = [row["epoch"] for row in self.log if row["collapsed"]][:MAX_RESTARTS]
         return len(self.log) - max(collapsed, default=0)
+
+    @property
+    def seconds_left(self) -> float:
+        """Return how long training goes on, at the pace of the last epochs, if patience does not end it before."""
+        t, rows = self.settings.training, self.log[len(self.log) - self.epoch :][-3:]
+        if not rows or rows[-1]["loss"] is None or out_of_patience(self.log[-self.epoch :], t.patience):
+            return 0.0
+        return (t.epochs - self.epoch) * sum(row["seconds"] for row in rows) / len(rows)
 
     def rate(self, part: float) -> float:
         """Return the learning rate when `part` (0 to 1) of this epoch is done, half as high after every restart."""
@@ -120,7 +141,7 @@ class Trainer:
         self.model.train()
         batches, total = self.batches(), 0.0
         name = f"epoch {self.epoch + 1}/{t.epochs}"
-        with tqdm(batches, name, unit=" batches", leave=False, disable=not self.progress) as bar:
+        with progress_bar(batches, name, line=False, unit=" batches", leave=False, disable=not self.progress) as bar:
             for step, rows in enumerate(bar):
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.rate(step / len(batches)) * group.get("share", 1.0)
@@ -232,6 +253,7 @@ class Trainer:
             "collapsed": loss is not None and self.collapsed(score),
             "seconds": round(time.monotonic() - began, 2),
             "seconds_training": round(trained, 2),
+            "threads": torch.get_num_threads(),
         }
         if all(score > earlier["rsum"] for earlier in self.log):
             save_model(self.folder / MODEL, self.result_model)
@@ -242,7 +264,9 @@ class Trainer:
         # The checkpoint comes after the best weights: stopped in between, the epoch is done again, to the same bits.
         save_checkpoint(self.folder / LAST, self.model, self.optimizer, self.log, self.average)
         write_jsonl(self.folder / LOG, self.log)
-        self.on_epoch(len(self.log), summary(self.folder.name, row, epochs_of(self.settings)))
+        self.on_epoch(len(self.log), summary(self.folder.name, row, epochs_of(self.settings), self.seconds_left))
+        if hint := busy_hint(trained, row["threads"]) if len(self.log) == self.began + 1 else "":
+            self.on_epoch(len(self.log), hint)
         if row["collapsed"]:
             lr = self.rate(0.0) if self.restarts > restarts else None
             self.on_epoch(len(self.log), collapse(self.folder.name, row, self.settings, lr))
@@ -308,20 +332,21 @@ def chance_rsum(images: int) -> float:
     return 2 * sum(min(100.0, 100.0 * k / images) for k in (1, 5, 10))
 
 
-def summary(name: str, row: dict[str, Any], epochs: int) -> str:
+def summary(name: str, row: dict[str, Any], epochs: int, seconds_left: float = 0.0) -> str:
     """Return a line about an epoch's row of the log."""
+    left = f", {duration(seconds_left)} left" if seconds_left else ""
     i2t, t2i = row["val"]["image_to_text"], row["val"]["text_to_image"]
     loss = "" if row["loss"] is None else f"loss {row['loss']:9.3f}  "
     return (
         f"{name}  epoch {row['epoch']:>2}/{epochs}  {loss}val rsum {row['rsum']:5.1f}  "
-        f"R@1 {i2t['R@1']:4.1f} {t2i['R@1']:4.1f}  {row['seconds']:5.1f} s"
+        f"R@1 {i2t['R@1']:4.1f} {t2i['R@1']:4.1f}  {row['seconds']:5.1f} s{left}"
     )
 
 
 def collapse(name: str, row: dict[str, Any], settings: Settings, lr: float | None) -> str:
     """Return what a collapse is and what is done about it: training begins anew at `lr`, or has done so in vain."""
     what = (
-        f"{name}: collapsed: scores are all but equal, rsum {row['rsum']:.1f} is near chance; every image and caption "
+        f"{name}{COLLAPSED}scores are all but equal, rsum {row['rsum']:.1f} is near chance; every image and caption "
         f"lies at one place."
     )
     if lr is not None:

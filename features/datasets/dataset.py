@@ -1,6 +1,6 @@
 """What every reader returns: images with an id, a path and a split, and any number of captions each."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -96,9 +96,11 @@ def check(dataset: Dataset, source: Path | str) -> Dataset:
     return replace(dataset, images=tuple(images), notes=tuple(notes))
 
 
-def check_on_disk(images: Iterable[Image], folder: Path | str) -> None:
-    """Raise BadInput that names how many listed images are not on disk, and the first of them."""
+def check_on_disk(images: Sequence[Image], folder: Path | str, skip: bool = False) -> None:
+    """Raise BadInput that names how many listed images are not on disk, and the first; with `skip` if all are not."""
     missing = [image.id for image in images if image.path is None or not image.path.is_file()]
-    if missing:
+    if missing and not (skip and len(missing) < len(images)):
         what = f"{len(missing):,} listed images are not there, the first {missing[0]}"
-        raise BadInput(f"{folder}: {what}; point `images` to the folder that holds them")
+        remedy = "point `images` to the folder that holds them"
+        remedy += "" if len(missing) == len(images) else ", or go on without them with `skip_unreadable`"
+        raise BadInput(f"{folder}: {what}; {remedy}")

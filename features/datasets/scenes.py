@@ -12,9 +12,9 @@ from pathlib import Path
 
 from PIL import Image as PILImage
 from PIL import ImageColor, ImageDraw, ImageOps, PngImagePlugin
-from tqdm import tqdm
 
 from features.datasets.dataset import Dataset, Image
+from features.progress import progress_bar
 from utils import atomic_write, make_folder
 
 VERSION = 1  # raise it whenever planning or drawing changes: images of another version are then drawn anew
@@ -388,7 +388,7 @@ def scenes(folder: Path, seed: int = 0, train: int = 1200, val: int = 200, test:
     folder = make_folder(folder, "images")
     splits = ["train"] * train + ["val"] * val + ["test"] * test
     images = []
-    for number, scene in enumerate(tqdm(plan(seed, train, val, test), "drawing scenes", delay=2)):
+    for number, scene in enumerate(progress_bar(plan(seed, train, val, test), "drawing scenes", delay=2)):
         path = folder / f"scene-{number:04}.png"
         info, stamp = PngImagePlugin.PngInfo(), f"version {VERSION}, seed {scene.seed}: {scene.describe()}."
         info.add_text("scene", stamp)

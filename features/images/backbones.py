@@ -20,7 +20,7 @@ from features.images import weights as weight
 from features.images.layers import cut, fuse_conv_bn, output_layer, penultimate_layer
 from features.images.store import store_name
 from features.images.transforms import TenCrops, Views, check_crops, describe, input_size, published_transform, resized
-from utils import BadInput, did_you_mean, log
+from utils import BadInput, did_you_mean, warn
 
 RANDOM = "random"
 
@@ -204,7 +204,7 @@ def default_layer(name: str, network: nn.Module, transform: Any, map: bool) -> s
 def _fill(name: str, network: nn.Module, body: nn.Module, what: str, weights: Path | str | None) -> str:
     """Put the weights asked for into `body`; return what to call them."""
     if weights == RANDOM:
-        log(f"warning: {name} has random weights: its features are good for tests only")
+        warn(f"warning: {name} has random weights: its features are good for tests only")
         return RANDOM
     if weights is not None:
         state, text = weight.from_file(name, weights)

@@ -9,13 +9,13 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from features.blocks import Blocks, Identity, clear, lock_part
 from features.datasets.dataset import Image
 from features.images.backbones import Backbone
 from features.images.decode import Unreadable, read_image
 from features.images.store import FORMAT, FeatureStore, write_store
+from features.progress import progress_bar
 from utils import BadInput, write_json
 
 ROWS_PER_BLOCK = 128  # images in a finished block: what a kill may cost
@@ -138,7 +138,9 @@ def extract(
         results = features_of([image.path for image in missing], backbone, batch=batch, workers=workers, groups=groups)
         count = sum(map(len, groups))
         initial = len(images) - count
-        with tqdm(results, backbone.store, len(images), unit="image", initial=initial, mininterval=1) as progress:
+        with progress_bar(
+            results, backbone.store, total=len(images), unit=" images", initial=initial, mininterval=1
+        ) as progress:
             failed = _fill(blocks, missing, groups, iter(progress), backbone.name, dtype)
         if failed:
             write_json(part / "failed.json", dict(failed))

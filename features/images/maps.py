@@ -11,9 +11,9 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from features.images.store import FeatureStore
+from features.progress import progress_bar
 from utils import BadInput
 
 MEMORY = 2**30  # bytes of maps that are kept as stored, for each split
@@ -78,7 +78,7 @@ class FeatureMaps:
             return
         file, kept = _RowFile(self.store), np.empty(self.shape, self.store.dtype)
         order = np.argsort(self.rows, kind="stable")  # as they lie in the file
-        for i in tqdm(order, f"read {self.store.path.name}", unit=" maps", delay=2, leave=False):
+        for i in progress_bar(order, f"read {self.store.path.name}", unit=" maps", delay=2, leave=False):
             file.read(self.rows[i], kept[i])
         self.kept = kept
 

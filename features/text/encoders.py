@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from features.device import default_device
 from features.images import weights
+from features.progress import progress_bar
 from features.text.hub import CONFIG, EncoderSource, find, not_a_text_encoder, quiet, read, unusable
 from features.text.vocabulary import Sentences
 from utils import BadInput
@@ -94,7 +94,9 @@ class SentenceEncoder:
         """
         tokens = tokenize_for(self, sentences)
         out = {pooling: np.empty((len(tokens), self.size), np.float32) for pooling in POOLINGS}
-        with tqdm(total=len(tokens), unit=" captions", desc="sentences", disable=not progress, leave=False) as bar:
+        with progress_bar(
+            name="sentences", total=len(tokens), unit=" captions", disable=not progress, leave=False
+        ) as bar:
             for rows in batches(tokens.lengths):
                 ids, mask = pad(tokens.take(rows), self.padding)
                 states = self.states(ids, mask)

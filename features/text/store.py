@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from features.blocks import Blocks, Identity, clear, lock_part
 from features.hdf5 import atomic_hdf5, plain_attributes, read_rows, rows_bytes, write_rows
+from features.progress import progress_bar
 from utils import BadInput, command_line, digest_text
 
 if TYPE_CHECKING:
@@ -175,9 +175,10 @@ def update_text_store(
         blocks = Blocks(part, identity)
         groups = blocks.missing([keys[i].text for i in missing], ROWS_PER_BLOCK)
         count = sum(map(len, groups))
-        bar = tqdm(total=len(keys), initial=len(keys) - count, unit=" captions", mininterval=1, disable=not progress)
-        with bar:
-            bar.set_description(path.name.removesuffix(SUFFIX))
+        name, initial = path.name.removesuffix(SUFFIX), len(keys) - count
+        with progress_bar(
+            name=name, total=len(keys), initial=initial, unit=" captions", mininterval=1, disable=not progress
+        ) as bar:
             for group in groups:
                 features = encoder.features([captions[missing[i]] for i in group])
                 arrays = {pooling: features[pooling].astype(np.float16) for pooling in POOLINGS}

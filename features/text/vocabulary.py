@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import regex
-from tqdm import tqdm
 
+from features.progress import progress_bar
 from utils import BadInput, did_you_mean, read_json, write_json
 
 
@@ -101,7 +101,7 @@ class Vocabulary:
         stem = make_stemmer(language)
         counter = Counter(
             word
-            for caption in tqdm(captions, "vocabulary", unit=" captions", disable=not progress)
+            for caption in progress_bar(captions, "vocabulary", unit=" captions", disable=not progress)
             for word in tokenize(caption)
         )
         words = sorted(counter, key=lambda word: (-counter[word], word))
@@ -123,6 +123,20 @@ class Vocabulary:
         )
         kept = sorted((pair for pair, n in counter.items() if n >= min_count), key=lambda pair: (-counter[pair], pair))
         return replace(self, bigrams={pair: counter[pair] for pair in kept})
+
+    def union(self, other: "Vocabulary") -> "Vocabulary":
+        """Return the words of both, of one language, each with the larger of its counts.
+
+        >>> Vocabulary.build(["a dog", "a dog"]).union(Vocabulary.build(["a cat"])).counts
+        {'a': 2, 'dog': 2, 'cat': 1}
+        """
+
+        def larger(one: dict[str, int], two: dict[str, int]) -> dict[str, int]:
+            counts = {word: max(one.get(word, 0), two.get(word, 0)) for word in one | two}
+            return {word: counts[word] for word in sorted(counts, key=lambda word: (-counts[word], word))}
+
+        counts, bigrams = larger(self.counts, other.counts), larger(self.bigrams, other.bigrams)
+        return Vocabulary(self.language, counts, other.stems | self.stems, bigrams)
 
     def save(self, path: Path) -> None:
         """Write vocabulary.json."""
@@ -205,7 +219,7 @@ class Sentences:
     @classmethod
     def encode(cls, sentences: Iterable[str], encoder: WordIndex, progress: bool = False) -> "Sentences":
         """Encode sentences. One without a single word becomes one unknown word, so that every sentence has a length."""
-        bar = tqdm(sentences, "encode", unit=" captions", disable=not progress, leave=False)
+        bar = progress_bar(sentences, "encode", unit=" captions", disable=not progress, leave=False)
         return cls.of([encoder.encode(sentence) or [UNKNOWN] for sentence in bar])
 
     @classmethod

@@ -5,46 +5,21 @@ import io
 import json
 import shutil
 
-import numpy as np
 import pytest
 
 import eval as evaluation
 import train
 from evaluation.elsewhere import training_images
-from features.datasets.dataset import Dataset, Image
-from features.images.store import write_store
-from features.prepared import Prepared, write_prepared
-from features.text.vocabulary import Vocabulary
-from tests.helpers import MADE_UP_WORDS, QUICK, call, copy_of, made_up_data
+from features.prepared import Prepared
+from tests.helpers import QUICK, call, copy_of, made_up_data, made_up_folder
 from training.run import Run
-
-ABOUT: dict[str, str | int] = {"backbone": "one", "layer": "precomputed", "digest": "1", "transform": "", "weights": ""}
-
-
-HOME = {"train": "train", "val": "val", "test": "val"}
-
-
-def prepare(folder, dataset="folder", prefix="", digest="1", splits=HOME, others=()):
-    """A prepared folder of made-up images, those of each split taken from `splits`; `others` have other features."""
-    folder.mkdir(parents=True)
-    images, rows, made = [], [], made_up_data()
-    for split, source in splits.items():
-        for number, image in enumerate(made[source].images):
-            name = f"{prefix}{image if source == 'train' else f'{split}-{image}'}"
-            pairs = zip(made[source].captions, made[source].image_of_caption, strict=True)
-            images.append(Image(name, None, split, tuple(caption for caption, row in pairs if row == number)))
-            rows.append(made[source].features[number] + 5 * (name in others))
-    write_prepared(folder, Dataset(dataset, tuple(images)), None, Vocabulary.build(MADE_UP_WORDS))
-    ids = [image.id for image in images]
-    write_store(folder / "one.h5", ids, (12,), "float32", {**ABOUT, "digest": digest}, [np.stack(rows)])
-    return folder
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A prepared folder, and runs of two seeds trained on it."""
     root = tmp_path_factory.mktemp("elsewhere")
-    prepare(root / "data/home")
+    made_up_folder(root / "data/home")
     with pytest.MonkeyPatch.context() as patch:
         where = ["--data", root / "data/home", "--runs", root / "runs", "--seeds", 0, 1]
         assert call(patch, train, "strong", *where, *QUICK) == 0
@@ -59,7 +34,7 @@ def rows_of(monkeypatch, capsys, *args):
 
 
 def test_a_run_on_another_dataset_says_so(home, monkeypatch, capsys, tmp_path):
-    other = prepare(tmp_path / "other", "coco", prefix="new-")
+    other = made_up_folder(tmp_path / "other", "coco", prefix="new-")
     runs = f"{home}/runs/*"
     (plain,), _ = rows_of(monkeypatch, capsys, runs)
     assert "trained_on" not in plain
@@ -80,7 +55,7 @@ def test_a_run_on_another_dataset_says_so(home, monkeypatch, capsys, tmp_path):
 def test_training_images_among_those_measured_are_counted(home, monkeypatch, capsys, tmp_path):
     """The test split of the other folder holds what was for training, one of them another image of that name."""
     splits = {"train": "val", "val": "val", "test": "train"}
-    other = prepare(tmp_path / "other", splits=splits, others=["train7"])
+    other = made_up_folder(tmp_path / "other", splits=splits, others=["train7"])
     trained = made_up_data()["train"].images
     (run, *_) = sorted((home / "runs").iterdir())
     data = Prepared(other)
@@ -94,7 +69,7 @@ def test_training_images_among_those_measured_are_counted(home, monkeypatch, cap
 
 
 def test_two_datasets_are_two_tables(home, monkeypatch, capsys, tmp_path):
-    other = prepare(tmp_path / "other", "coco", prefix="new-")
+    other = made_up_folder(tmp_path / "other", "coco", prefix="new-")
     assert call(monkeypatch, train, "strong", "--data", other, "--runs", tmp_path / "runs", *QUICK) == 0
     both = [f"{home}/runs/*", f"{tmp_path}/runs/*"]
     rows, _ = rows_of(monkeypatch, capsys, *both)
@@ -110,6 +85,6 @@ def test_two_datasets_are_two_tables(home, monkeypatch, capsys, tmp_path):
 
 
 def test_features_of_other_weights_are_refused(home, monkeypatch, capsys, tmp_path):
-    other = prepare(tmp_path / "other", digest="2")
+    other = made_up_folder(tmp_path / "other", digest="2")
     assert call(monkeypatch, evaluation, f"{home}/runs/*", "--data", other) == 2
     assert "one.h5: not the features that" in capsys.readouterr().err

@@ -1,6 +1,10 @@
 """Every recipe trains: an epoch on made-up features, vectors or maps, with and without a sentence encoder's."""
 
 import math
+import re
+import subprocess
+import sys
+import tomllib
 from typing import Any
 
 import numpy as np
@@ -11,8 +15,9 @@ from features.prepared import Split
 from features.text.sentences import TextProcessor
 from features.text.vocabulary import Vocabulary
 from losses import infonce
-from settings import known_recipes, override, read_recipe
-from tests.helpers import made_up_data, plan_small
+from settings import RECIPES, known_recipes, override, read_recipe
+from tests.helpers import ROOT, made_up_data, plan_small
+from training.recipes import recipe_table
 from training.run import RunInfo, RunPlan, embed_features, encoding_settings
 from training.steps import Mixup, similarities
 from training.sweep import train
@@ -109,3 +114,28 @@ def test_captions_of_one_image_share_a_batch(tmp_path):
     (rows,) = trainer.batches()
     images = trainer.data.splits["train"].image_of_caption[rows]
     assert len(np.flatnonzero(np.diff(images))) + 1 == 60, "all captions of an image, three at most, stand together"
+
+
+@pytest.mark.parametrize("name", known_recipes())
+def test_what_a_recipe_comes_to_is_what_the_tables_say(name):
+    """A row of the recipe as it is, uncorrected, with that rsum."""
+    expected = tomllib.loads((RECIPES / f"{name}.toml").read_text())["expected"]
+    pages = "".join((ROOT / "docs" / page).read_text() for page in ("RESULTS.md", "MODERN.md"))
+    rows = re.findall(rf"^\| `{name}`(?: \(sigmoid\))? \|.*$", pages, re.MULTILINE)
+    figure = re.compile(rf"\| {expected['rsum']:.1f}(?: ± \d\.\d)? \|")
+    assert any(figure.search(row) for row in rows if "inverted_softmax" not in row)
+
+
+def test_the_recipes_are_listed_a_line_each_and_at_once():
+    code = "import sys; sys.argv = ['train.py', '--list']; import train; train.main()\n"
+    code += "print({'torch', 'numpy', 'h5py'} & set(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "set()", "nothing heavy is waited for"
+    lines = done.stdout.splitlines()
+    assert lines[0].split()[:2] == ["recipe", "rsum"]
+    listed = {line.split()[0]: line for line in lines[2 : 2 + len(known_recipes())]}
+    assert sorted(listed) == known_recipes()
+    assert all(piece in listed["dual_encoder"] for piece in ("272.9", "densenet201, bert-base-uncased"))
+    assert "Faghri et al., 2018" in listed["vse0"]
+    figures = [float(row[1]) for row in recipe_table().rows]
+    assert figures == sorted(figures, reverse=True)

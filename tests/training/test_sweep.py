@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -93,15 +94,16 @@ def undisturbed(prepared, tmp_path_factory):
     done = train(prepared, runs)
     assert done.returncode == 0, done.stderr
     assert len(list(runs.iterdir())) == RUNS
-    assert f"all {RUNS} runs" in done.stderr
-    assert "16/16" in done.stderr, "progress over the whole: 4 runs of 4 epochs"
+    left = re.findall(r"^(\d) of 4 runs left, about \d+ s$", done.stderr, re.MULTILINE)
+    assert left == ["3", "2", "1"], "after every run but the last"
+    assert "\r" not in done.stderr, "no bar in a redirected log"
     return runs
 
 
 def test_side_by_side_gives_the_same_runs(prepared, undisturbed, tmp_path):
     done = train(prepared, tmp_path / "runs", "--jobs", "3")
     assert done.returncode == 0, done.stderr
-    assert "16/16" in done.stderr
+    assert len(re.findall(r"runs left, about \d+ s$", done.stderr, re.MULTILINE)) == RUNS - 1
     assert_same(undisturbed, tmp_path / "runs")
     again = train(prepared, tmp_path / "runs", "--jobs", "3")
     assert f"{RUNS} of {RUNS} runs finished" in again.stderr
@@ -215,6 +217,33 @@ def test_a_killed_process_of_a_sweep_is_named(tmp_path, monkeypatch, prepared):
     with pytest.raises(BadInput, match=r"1 of 3 runs could not be trained.*want of memory"):
         sweeping.sweep(plans, data, jobs=2)
     assert [(plan.folder / "result.json").is_file() for plan in plans] == [True, False, True]
+
+
+def test_how_long_a_sweep_goes_on(tmp_path, prepared, monkeypatch, capsys):
+    """Of the seconds that its processes had for each epoch until now, those of a run in turn."""
+    data, settings = Prepared(prepared), override(Settings(), {"training.epochs": 10})
+    plans = [plan_run(data, settings, recipe="a", features=["one"], seed=n, root=tmp_path) for n in range(3)]
+    alone, two = (sweeping.Sweep(plans, sweeping.SplitCache(data), sweeping.train, jobs) for jobs in (1, 2))
+    assert alone.time_left(5.0) == "", "before the first epoch nobody knows"
+    for runs in (alone, two):
+        runs.on_epoch(plans[0], 4, "continues after epoch 4")
+        runs.on_epoch(plans[0], 5, "an epoch")
+    alone.trained = two.trained = 5
+    assert alone.time_left(5.0) == ", about 25 s", "25 epochs of a second"
+    assert two.time_left(5.0) == ", about 25 s", "of two seconds, two at a time"
+    two.left = {plans[0].folder: 1, plans[1].folder: 9}
+    assert two.time_left(5.0) == ", about 18 s", "nine of them one after the other"
+
+
+def test_quiet_says_warnings_and_errors_alone(prepared, tmp_path):
+    done = train(prepared, tmp_path / "runs", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    (folder, *_) = sorted((tmp_path / "runs").iterdir())
+    (folder / "result.json").unlink()
+    (folder / "last.pt").write_bytes(b"damaged")
+    done = train(prepared, tmp_path / "runs", "--quiet")
+    assert done.returncode == 2
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [folder.name, "train.py"]
 
 
 def test_changes_multiply():

@@ -3,6 +3,7 @@
 import doctest
 import json
 import math
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from tests.helpers import ROOT, made_up_data, plan_small, train_small
 from training import sweep
 from training import trainer as training
 from training.run import Run
-from training.schedule import batch_size_for, epoch_batches, epochs_of, out_of_patience, rate_at
+from training.schedule import batch_size_for, busy_hint, epoch_batches, epochs_of, out_of_patience, rate_at
 from training.steps import draw_mixup, structure_loss
 from training.sweep import train
 from training.trainer import Trainer, chance_rsum, collapse, loss_of_epoch, new_optimizer, summary
@@ -85,6 +86,48 @@ def test_what_is_said_of_an_epoch():
     said = "run  epoch  3/30  loss     1.500  val rsum 250.0  R@1 10.0  9.0    2.0 s"
     assert summary("run", ROW, 30) == said
     assert summary("run", {**ROW, "loss": None}, 30) == said.replace("loss     1.500  ", "")
+    assert summary("run", ROW, 30, 4000.0) == f"{said}, 1 h 7 min left"
+
+
+def test_how_long_a_run_goes_on(tmp_path):
+    """At the pace of its last three epochs, until the last one, or until patience ends it."""
+    trainer = Trainer(*plan_small(tmp_path, training__epochs=8, training__patience=2))
+    assert trainer.seconds_left == 0.0, "before the first epoch nobody knows"
+    for epoch, (seconds, score, left) in enumerate(((9.0, 1.0, 63.0), (3.0, 2.0, 36.0), (3.0, 1.5, 25.0)), 1):
+        trainer.log.append({**ROW, "epoch": epoch, "seconds": seconds, "rsum": score})
+        assert trainer.seconds_left == left
+    trainer.log.append({**ROW, "epoch": 4, "rsum": 1.0})
+    assert trainer.seconds_left == 0.0, "patience is at its end"
+    trainer.log = [{**ROW, "loss": None}]
+    assert trainer.seconds_left == 0.0, "a closed form is over at once"
+
+
+def test_a_run_keeps_its_threads(tmp_path, monkeypatch):
+    """Recorded for every epoch, taken up again, and changed where others are asked for."""
+    plan, data = plan_small(tmp_path / "run", text__branch="onehot", training__epochs=6)
+    steps = len(Trainer(plan, data).batches())
+    with interrupted(monkeypatch, 2 * steps):
+        train(plan, data, threads=2)
+    assert torch.get_num_threads() == 1, "as before"
+    with interrupted(monkeypatch, steps):
+        train(plan, data)
+    lines = []
+    train(plan, data, threads=1, on_epoch=lambda epochs, line: lines.append(line))
+    assert lines[0] == "run: continues after epoch 3 with other threads, 1 for 2: no longer to the same bits"
+    rows = [json.loads(line) for line in (plan.folder / "log.jsonl").read_text().splitlines()]
+    assert [row["threads"] for row in rows] == [2, 2, 2, 1, 1, 1]
+
+
+def test_a_slow_epoch_on_a_busy_machine_has_a_hint(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    loads = iter([6.0, 5.9, 9.0, 9.0])
+    monkeypatch.setattr(os, "getloadavg", lambda: (next(loads), 0, 0))
+    assert busy_hint(10.0, 2).startswith("this machine is busy (load 6.0 on 4 cores)")
+    assert [busy_hint(10.0, 2), busy_hint(9.9, 2), busy_hint(10.0, 1)] == [""] * 3
+    monkeypatch.setattr(training, "busy_hint", lambda seconds, threads: f"hint {threads}")
+    lines = []
+    train_small(tmp_path / "run", text__branch="onehot", on_epoch=lambda epochs, line: lines.append((epochs, line)))
+    assert [said for said in lines if "hint" in said[1]] == [(1, "hint 1")], "once"
 
 
 def test_what_is_said_of_a_collapse():
@@ -154,6 +197,9 @@ def test_an_epoch_sets_seed_mode_and_rate_of_every_step(tmp_path, monkeypatch, c
     assert seen == pytest.approx([0.5 * rate for rate in rates])
     assert capsys.readouterr().err == "", "no bar unless one is asked for"
     trainer.progress = True
+    trainer.train_epoch()
+    assert capsys.readouterr().err == "", "nor where nobody watches"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     trainer.train_epoch()
     bar = capsys.readouterr().err
     assert "epoch 2/4" in bar
@@ -239,6 +285,7 @@ def test_the_result_is_that_of_the_best_epoch(tmp_path):
 def test_starting_over_and_going_on(tmp_path, monkeypatch, capsys):
     plan, data = plan_small(tmp_path / "run", text__branch="onehot")
     result = plan.folder / "result.json"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     train(plan, data, fresh=True)  # nothing to throw away
     assert "epoch 1/4" in capsys.readouterr().err, "a bar is what one gets"
     (plan.folder / "note").touch()
