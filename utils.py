@@ -35,7 +35,7 @@ class NotPrepared(BadInput):
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; bad input ends in one sentence on stderr and exit status 2, never in a traceback."""
-    global _as_script
+    global _as_script, _quiet
     _as_script = True
     try:
         main()
@@ -59,7 +59,7 @@ def run_script(main: Callable[[], None]) -> None:
         remedy = "check that it exists, that you may read and write there, and that the disk is not full"
         sys.exit(_say(f"{where}{error.strerror or error}; {remedy}", 2))
     finally:
-        _as_script = False
+        _as_script = _quiet = False
 
 
 def missing_package(module: str) -> str | None:
@@ -139,7 +139,7 @@ _quiet = False  # whether warnings alone are said
 
 
 def be_quiet() -> None:
-    """From now on say warnings, errors and results alone: `log` is silent, and bars are not shown."""
+    """Until the script ends, say warnings, errors and results alone: `log` is silent, and bars are not shown."""
     global _quiet
     _quiet = True
 
