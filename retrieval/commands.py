@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image as PILImage
 
 from features.images.decode import IMAGE_SUFFIXES, Unreadable, read_image
-from features.text.vocabulary import tokenize
 from metrics.table import Table, as_text
 from retrieval import emoji_map
 from retrieval.build import build_index
@@ -23,7 +22,7 @@ from retrieval.index import META, Meta
 from retrieval.models import shipped_run
 from retrieval.nearest import check_k
 from retrieval.searcher import MAX_TRUE_SHOWN, Hit, ScoredIds, Searcher, check_query, plain
-from retrieval.sources import read_captions
+from retrieval.sources import known_captions, read_captions
 from training.run import Run, find_runs
 from utils import BadInput, atomic_write, log, make_folder
 
@@ -41,12 +40,7 @@ def embed(inputs: Sequence[str], out: Path, *, run: str | None = None, runs: Pat
     kind = kind_of(inputs)
     check_output("out", out, ".npy")
     opened = open_run(run, runs)
-    if kind == "sentence":
-        for sentence in inputs:
-            check_sentence(opened, sentence)
-        rows = opened.embed_sentences(inputs)
-    else:
-        rows = opened.embed_images(inputs)
+    rows = opened.embed_sentences(inputs) if kind == "sentence" else opened.embed_images(inputs)
     with atomic_write(out, "wb") as file:
         np.save(file, rows.astype(np.float32, copy=False), allow_pickle=False)
     what = f"{len(rows):,} {kind}{'s' if len(rows) > 1 else ''}"
@@ -157,6 +151,8 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
     lines = read_captions(captions) if captions else None
     query_image = None if image is None else open_image(image)
     searcher = Searcher.open(index, run, exact=exact)
+    if lines:
+        lines = known_captions(searcher.run, lines, captions)
     result = find_captions(searcher, image, k, lines) if image else find_images(searcher, sentence or "", k, at_least)
     print(FORMATS[format](searcher, result))
     if format == "jsonl":  # a line that is no answer has no place there
@@ -237,15 +233,6 @@ def check_output(name: str, path: Path, *suffixes: str) -> None:
     if path.suffix.lower() not in suffixes or path.is_dir():
         raise BadInput(f"`{name}` {path}: name a file that ends in {' or '.join(suffixes)}")
     make_folder(path.parent, name)
-
-
-def check_sentence(run: Run, sentence: str) -> None:
-    """Raise BadInput for a sentence that the run can make nothing of."""
-    if not sentence.strip():
-        raise BadInput(f"{sentence!r}: an empty sentence has no embedding; leave it out")
-    if not run.knows(sentence):
-        words = ", ".join(tokenize(sentence)) or "it holds none"
-        raise BadInput(f"{sentence!r}: the run knows none of its words ({words}); use words of its training captions")
 
 
 def check_question(sentence: str | None, image: Path | None, captions: Path | None) -> None:

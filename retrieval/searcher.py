@@ -1,6 +1,5 @@
 """Search an index: a sentence finds images, an image finds captions and similar images."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,25 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image as PILImage
-from PIL import ImageOps
 
 from features.datasets.dataset import clean_caption
+from features.images.decode import ImageFile
 from metrics.similarity import pair_scores
 from retrieval.correction import Corrector, asking, not_asking
 from retrieval.index import Index
 from retrieval.nearest import COSINE, IMAGE_QUERY, TEXT_QUERY, check_k, exact_nearest, positions
 from training.bank import RunBank, read_bank
 from training.calibration import nearness_to
-from training.run import Run
+from training.run import MAX_QUOTED_CHARS, Run
 from utils import BadInput
 
 MAX_QUERY_CHARS = 5000  # of a query; a recurrent network reads one word after the other
 MAX_TRUE_SHOWN = 20  # true images of a caption whose positions are shown
-MAX_QUOTED_CHARS = 200  # of a query in an error
 LIKELY = 0.5  # the probability from which on an image is taken for an answer
 ScoredIds = list[tuple[str, float]]
-Image = str | Path | PILImage.Image  # a file, or an image that is open already
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,11 @@ class Hit:
     below: bool = False
     probability: float | None = None
 
+    def __repr__(self) -> str:
+        likely = "" if self.probability is None else f", probability={self.probability:.2f}"
+        marks = "".join(f", {name}=True" for name in ("true", "below") if getattr(self, name))
+        return f"Hit(rank={self.rank}, image={self.image!r}, score={self.score:.4f}{likely}{marks})"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -55,6 +56,9 @@ class Answer:
     hits: list[Hit]
     positions: dict[str, int]
     likeliest: float | None = None
+
+    def __repr__(self) -> str:
+        return "\n".join([f"Answer: {len(self.hits)} images", *(f"  {hit}" for hit in self.hits), *self.doubts()])
 
     def doubts(self, at_least: float | None = None) -> list[str]:
         """Return a sentence that says so if no image matches, with a probability of LIKELY or `at_least`; or none."""
@@ -78,6 +82,9 @@ class Searcher:
     def __init__(self, index: Index, run: Run, exact: bool = False):
         self.index, self.run, self.exact = index, run, exact
         self.similarity, self.correction = index.meta.similarity, index.meta.correction
+
+    def __repr__(self) -> str:
+        return f"Searcher({self.index}, {self.run})"
 
     @classmethod
     def open(cls, folder: Path | str, run: Run | Path | str | None = None, exact: bool = False) -> "Searcher":
@@ -154,7 +161,7 @@ class Searcher:
         """The bank of the run, read when the first sentence comes."""
         return read_bank(self.run.folder)
 
-    def search_image(self, image: Image, k: int = 20) -> ScoredIds:
+    def search_image(self, image: ImageFile, k: int = 20) -> ScoredIds:
         """Return the k captions nearest to an image, (caption, score), best first.
 
         Raises BadInput if the index has none, or the image cannot be read.
@@ -164,7 +171,7 @@ class Searcher:
         """
         return self.captions_of(self.embed_image(image), k)
 
-    def similar(self, image: Image, k: int = 20) -> ScoredIds:
+    def similar(self, image: ImageFile, k: int = 20) -> ScoredIds:
         """Return the k images most similar to an image, (id, score), by cosine; `similar_to`: to one of the index.
 
         >>> searcher.similar("beach.jpg", k=1)  # doctest: +SKIP
@@ -227,17 +234,12 @@ class Searcher:
             f"trained on; say it in other words"
         )
 
-    def embed_image(self, image: Image) -> np.ndarray:
-        """Embed an image, (1, dim) float32. Raises BadInput if it cannot be read."""
-        if not isinstance(image, PILImage.Image):
-            return self.run.embed_images([Path(image)])
-        buffer, upright = io.BytesIO(), ImageOps.exif_transpose(image)
-        if upright.mode in ("RGBA", "LA", "L", "P", "1"):  # whatever is transparent is put on white when it is read
-            upright.save(buffer, "PNG", compress_level=1)
-        else:
-            upright.convert("RGB").save(buffer, "BMP")  # quick, and without loss
-        buffer.seek(0)
-        return self.run.embed_images([buffer])
+    def embed_image(self, image: ImageFile) -> np.ndarray:
+        """Embed an image, (1, dim) float32. Raises BadInput if it cannot be read, or there are several."""
+        rows = self.run.embed_images(image)
+        if len(rows) != 1:
+            raise BadInput(f"{len(rows)} images: a query is one; ask with each of them by itself")
+        return rows
 
     def nearest_images(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows (Q, k) int64 and scores (Q, k) float32 of the images nearest to sentences (Q, dim)."""
@@ -300,7 +302,9 @@ class Searcher:
 
 
 def check_query(sentence: str) -> str:
-    """Return the sentence with white space folded. Raises BadInput if nothing is left of it, or it is too long."""
+    """Return the sentence with white space folded. Raises BadInput if it is no text, empty or too long."""
+    if not isinstance(sentence, str):
+        raise BadInput(f"the query is {type(sentence).__name__}, no sentence; ask with one text at a time")
     sentence = clean_caption(sentence)
     if not sentence:
         raise BadInput("the query is empty; describe the image you look for in a sentence")

@@ -14,7 +14,7 @@ from features.images.decode import IMAGE_SUFFIXES
 from features.images.views import join_features
 from features.prepared import CAPTIONS, DATASET, Prepared
 from training.run import Run
-from utils import BadInput, read_text
+from utils import BadInput, log, read_text
 
 ROWS_PER_BLOCK = 256  # rows of cached features read at a time
 CHUNK_BYTES = 2**20  # bytes of a file read at a time
@@ -134,15 +134,18 @@ def gather(named: Sequence[Path], run: Run) -> Source:
 
 
 def captions_of(run: Run, file: Path | None) -> tuple[list[str], str]:
-    """Return the distinct captions to search from images, sorted, and their source; none if the run's are gone."""
+    """Return the distinct captions to search from images, sorted, and their source; none if the run's are gone.
+
+    Left out is what the run knows no word of.
+    """
     if file is not None:
-        return read_captions(file), str(file.resolve())
+        return known_captions(run, read_captions(file), file), str(file.resolve())
     try:
         rows = Prepared(run.info.data).rows
     except BadInput:
         return [], ""
     captions = {clean_caption(caption) for row in rows if row["split"] == "train" for caption in row["captions"]}
-    return sorted(captions - {""}), str(Path(run.info.data).resolve())
+    return [text for text in sorted(captions - {""}) if run.knows(text)], str(Path(run.info.data).resolve())
 
 
 def embed_run_captions(run: Run, captions: Sequence[str]) -> np.ndarray | None:
@@ -170,6 +173,19 @@ def read_captions(file: Path) -> list[str]:
     if not captions:
         raise BadInput(f"{file}: holds no caption; {wants}")
     return captions
+
+
+def known_captions(run: Run, captions: Sequence[str], file: Path) -> list[str]:
+    """Return the captions that the run knows a word of, and log how many are not among them.
+
+    Raises BadInput if none is.
+    """
+    known = [text for text in captions if run.knows(text)]
+    if not known:
+        raise BadInput(f"{file}: the run knows no word of its captions, such as {captions[0]!r}; name other `captions`")
+    if len(known) < len(captions):
+        log(f"{file}: {len(captions) - len(known):,} captions left out, of which the run knows no word")
+    return known
 
 
 def is_prepared(path: Path) -> bool:

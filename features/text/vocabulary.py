@@ -91,6 +91,9 @@ class Vocabulary:
     stems: dict[str, str]
     bigrams: dict[str, int] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Vocabulary({len(self.counts):,} words, {len(set(self.stems.values())):,} stems, {self.language})"
+
     @classmethod
     def build(cls, captions: Iterable[str], language: str = "english", progress: bool = False) -> "Vocabulary":
         """Count and stem the words of captions. Raises BadInput for a language that has no stemmer.
