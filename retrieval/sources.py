@@ -205,10 +205,11 @@ def from_prepared(prepared: Prepared, run: Run) -> Source:
 def _numbered(named: Sequence[Path], failed: list[tuple[str, str]]) -> Iterator[Entry]:
     """Yield entries. Ids are paths below the folder named; where two folders have the same one, the whole paths."""
     ids: dict[str, str] = {}  # path → id
+    seen: set[tuple[int, int]] = set()
     for path in named:
         root = os.path.abspath(path)
         if os.path.isdir(root):
-            for file in files_below(root, failed):
+            for file in files_below(root, failed, seen):
                 ids.setdefault(file, os.path.relpath(file, root).replace(os.sep, "/"))
         else:
             ids.setdefault(root, os.path.basename(root))
@@ -218,23 +219,29 @@ def _numbered(named: Sequence[Path], failed: list[tuple[str, str]]) -> Iterator[
         yield Entry(file if image in clashing else image, Path(file))
 
 
-def files_below(root: str, failed: list[tuple[str, str]]) -> Iterator[str]:
-    """Yield image files by their suffix, hidden ones left out; links are followed, no folder is entered twice."""
+def files_below(root: str, failed: list[tuple[str, str]], seen: set[tuple[int, int]]) -> Iterator[str]:
+    """Yield image files by their suffix, hidden ones left out. Links are followed, after all that is in `root` itself.
+
+    So an image has its path through a link only where it has no other. seen: folders, of which none is entered twice.
+    """
 
     def note(error: OSError) -> None:
         failed.append((str(error.filename), error.strerror or str(error)))
 
-    seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=note):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                yield os.path.join(folder, name)
+    roots = [root]
+    for start in roots:  # grows by links on the way
+        for folder, folders, files in os.walk(start, onerror=note):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            below = [os.path.join(folder, name) for name in folders]
+            roots += [path for path in below if os.path.islink(path)]
+            for name in sorted(files):
+                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                    yield os.path.join(folder, name)
 
 
 def _digest_of(path: Path | None) -> bytes | str:

@@ -280,9 +280,15 @@ class _FakeRun:
             text=SimpleNamespace(encoder="", finetune=False),
         )
         self.info = SimpleNamespace(
-            data=str(self.root / "nowhere"), features=("noise",), digests=("d1",), sizes=(DIM,), grid=()
+            data=str(self.root / "nowhere"),
+            dataset="noise",
+            features=("noise",),
+            digests=("d1",),
+            sizes=(DIM,),
+            grid=(),
         )
         self.embedded = []
+        self.processor = TextProcessor(Vocabulary.build(WORDS, "none"))
 
     def digest(self):
         return hashlib.sha256(f"{self.name} {self.similarity}".encode()).hexdigest()[:16]

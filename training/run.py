@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from features.device import default_device
-from features.images.decode import ImageFile, as_images
+from features.images.decode import ImageSource, as_images
 from features.images.views import Features, join_features
 from features.prepared import Prepared
 from features.text.sentences import TextProcessor, as_sentences, sentence_encoder
@@ -191,7 +191,7 @@ class Run:
 
         return [reopen(attributes) for attributes in self.info.backbones]
 
-    def embed_images(self, images: ImageFile | Iterable[ImageFile]) -> np.ndarray:
+    def embed_images(self, images: ImageSource | Iterable[ImageSource]) -> np.ndarray:
         """Embed N images (paths, open files, images of PIL), or one alone → (N, embed_dim) float32.
 
         Raises BadInput for one that is none, or unreadable.
@@ -206,7 +206,7 @@ class Run:
         return np.stack(rows) if rows else np.empty((0, self.settings.embed_dim), np.float32)
 
     def embed_readable(
-        self, paths: Sequence[ImageFile], batch: int = 16, workers: int = 0
+        self, paths: Sequence[ImageSource], batch: int = 16, workers: int = 0
     ) -> Iterator[tuple[int, np.ndarray | str]]:
         """Embed many images; yield of each in turn its index, and its embedding (embed_dim,) or why it is unreadable.
 

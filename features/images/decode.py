@@ -18,8 +18,9 @@ from utils import BadInput
 MAX_ASPECT_RATIO = 50  # more, and the longer side would fill the memory once the shorter is scaled up
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm",
                   ".pgm", ".avif", ".heic", ".heif", ".jp2")  # fmt: skip
-ImageFile = Path | str | IO[bytes] | PILImage.Image
-HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # of a file's first box
+ImageSource = Path | str | IO[bytes] | PILImage.Image
+AVIF_BRANDS = (b"avif", b"avis")  # of a file's first box
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 class Unreadable(Exception):
@@ -35,7 +36,7 @@ def formats() -> tuple[str, ...]:
     return tuple(sorted(set(PILImage.OPEN) - {"EPS", "WMF", "FITS", "GRIB", "HDF5", "BUFR", "MPEG"}))
 
 
-def read_image(path: ImageFile) -> PILImage.Image:
+def read_image(path: ImageSource) -> PILImage.Image:
     """Read an image as RGB, turned as its EXIF orientation says, transparency on white, 16 bits scaled to 8.
 
     path: a file, open or not, or an image that Pillow has opened, which stays as it is. Raises Unreadable if it is
@@ -56,14 +57,13 @@ def read_image(path: ImageFile) -> PILImage.Image:
     except (PILImage.DecompressionBombWarning, PILImage.DecompressionBombError):
         raise Unreadable(f"more than {PILImage.MAX_IMAGE_PIXELS:,} pixels") from None
     except PILImage.UnidentifiedImageError:
-        raise Unreadable(
-            "HEIF, which needs a package: pip install pillow-heif" if is_heif(path) else "not an image"
-        ) from None
+        assert not isinstance(path, PILImage.Image)
+        raise Unreadable(wanting(path) or "not an image") from None
     except Exception as error:  # on a damaged file, Pillow's decoders raise whatever they stumble over
         raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def as_images(images: ImageFile | Iterable[ImageFile]) -> list[ImageFile]:
+def as_images(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
     """Return images as a list, one alone as a list of one. Raises BadInput for what is neither file nor image.
 
     >>> as_images("a.jpg"), len(as_images([PILImage.new("RGB", (2, 2)), "b.jpg"]))
@@ -84,12 +84,18 @@ def _is_one(image: Any) -> bool:
     return isinstance(image, str | Path | PILImage.Image) or hasattr(image, "read")
 
 
-def is_heif(path: Path | str | IO[bytes]) -> bool:
-    """Return whether a file begins as those of the HEIF family do, HEIC among them."""
+def wanting(path: Path | str | IO[bytes]) -> str | None:
+    """Return what is not installed that would read a file of the HEIF family; None for any other file."""
     with open(path, "rb") if isinstance(path, Path | str) else contextlib.nullcontext(path) as file:
         file.seek(0)
         start = file.read(12)
-    return start[4:8] == b"ftyp" and start[8:] in HEIF_BRANDS
+    for brands, name, remedy in (
+        (HEIF_BRANDS, "HEIF", "which needs a package: pip install pillow-heif"),
+        (AVIF_BRANDS, "AVIF", "which needs a newer Pillow: pip install --upgrade pillow"),
+    ):
+        if start[4:8] == b"ftyp" and start[8:] in brands and name not in formats():
+            return f"{name}, {remedy}"
+    return None
 
 
 def _upright_rgb(image: PILImage.Image) -> PILImage.Image:

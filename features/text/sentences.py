@@ -55,7 +55,7 @@ class TextProcessor:
         finetune: bool = False,
         digest: str = "",
     ):
-        self.words = WordIndex(vocabulary, stem, min_count)
+        self.vocabulary, self.words = vocabulary, WordIndex(vocabulary, stem, min_count)
         self.encoder, self.encoder_pooling, self.finetune, self.digest = encoder, encoder_pooling, finetune, digest
 
     def encode(self, sentences: Sequence[str], features: np.ndarray | None = None, progress: bool = False) -> Sentences:

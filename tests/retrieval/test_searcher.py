@@ -277,7 +277,7 @@ def test_find_prints_tables_json_lines_and_sheets(searcher, tmp_path, monkeypatc
     head, *lines = said.out.splitlines()
     assert head.split() == ["rank", "score", "image"]
     assert [line.split()[2] for line in lines] == [image for image, _ in searcher.search("a dog xyzzy", 3)]
-    assert "unknown words, left out: xyzzy" in said.err
+    assert "Unknown words, left out: xyzzy." in said.err
     with PILImage.open(tmp_path / "new/sheet.png") as sheet:
         assert sheet.format == "PNG"
     assert call(monkeypatch, run, "find", index, "a dog", "-k", 2, "--format", "jsonl") == 0
