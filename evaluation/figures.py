@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from evaluation.comparison import Group, ProtocolResult, ResultRow
-from evaluation.plots import learning_curves, png_of, recall_curves, similarity_matrix, sweep_curve
+from evaluation.plots import Drawn, drawn, learning_curves, recall_curves, similarity_matrix, sweep_curve
 from metrics.ranks import COLUMNS, DIRECTIONS
 from metrics.similarity import Scores
 from metrics.table import Table, as_csv
@@ -23,7 +23,7 @@ from utils import BadInput, atomic_write, make_folder, read_jsonl
 MAX_PAIRS = 32  # of the similarity matrix
 LOGGED = ("epoch", "loss", "rate", "rsum", "collapsed", "seconds", "threads")  # of an epoch, besides recalls and ranks
 SCORE_NAMES = {"cosine": "cosine", "order": "order score"}
-Figures = dict[str, tuple[str, bytes]]  # file name → what the figure shows, and its PNG
+Figures = dict[str, tuple[str, Drawn]]  # file name → what the figure shows, and its PNGs
 
 
 @dataclass(frozen=True)
@@ -96,20 +96,20 @@ def draw(
     The first protocol's figures go by their plain names, those of another have it in their name.
     """
     plain = [group for group in groups if group.plain]
-    figures = {"learning_curves.png": ("Learning curves", png_of(learning_curves(read_logs(plain))))}
+    figures = {"learning_curves.png": ("Learning curves", drawn(learning_curves, read_logs(plain)))}
     sweeps = find_sweeps({g.name: _trained_with(g) for g in groups if not g.ensemble})
     for number, result in enumerate(results):
         more = f"-{_file_name(result.protocol)}" if number else ""
-        recalls = recall_curves({g.name: list(chain(*result.of(g))) for g in groups})
-        figures[f"recall{more}.png"] = (f"Recall@K, {result.protocol}", png_of(recalls))
+        recalls = drawn(recall_curves, {g.name: list(chain(*result.of(g))) for g in groups})
+        figures[f"recall{more}.png"] = (f"Recall@K, {result.protocol}", recalls)
         measured = [row for row in rows if row.protocol == result.protocol and not row.published]
         ends = {row.row: (row.rsum, *row.interval.rsum) for row in measured if row.interval}
         for setting, lines in sweeps.items():
             points = {line: [(value, *ends[name]) for value, name in members] for line, members in lines.items()}
             name = f"sweep-{_file_name(setting)}{more}.png"
-            figures[name] = (f"rsum by {setting}, {result.protocol}", png_of(sweep_curve(setting, points)))
-    matrix = similarity_matrix(pairs.scores, pairs.captions, pairs.images, pairs.paths, pairs.measure)
-    figures["similarity.png"] = (f"Similarity of the first pairs, {pairs.run}", png_of(matrix))
+            figures[name] = (f"rsum by {setting}, {result.protocol}", drawn(sweep_curve, setting, points))
+    matrix = drawn(similarity_matrix, pairs.scores, pairs.captions, pairs.images, pairs.paths, pairs.measure)
+    figures["similarity.png"] = (f"Similarity of the first pairs, {pairs.run}", matrix)
     return figures
 
 
@@ -120,10 +120,10 @@ def _trained_with(group: Group) -> dict[str, Any]:
 
 
 def write_figures(folder: Path, figures: Figures) -> None:
-    """Write each figure into its file."""
-    for name, (_, png) in figures.items():
+    """Write each figure into its file, on white."""
+    for name, (_, figure) in figures.items():
         with atomic_write(folder / name, "wb") as file:
-            file.write(png)
+            file.write(figure.light)
 
 
 def find_sweeps(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, str]]]]:

@@ -1,14 +1,16 @@
 """Draw the figures of a comparison: learning curves, recall@K, a swept setting, the similarity matrix of a few pairs.
 
-Each function takes plain data and returns a matplotlib figure; `png_of` makes bytes of it.
-Colors are those of Okabe and Ito (2008), which people with any color vision tell apart; past seven of them, lines
-are dashed and dots change their shape. matplotlib is imported inside, so that a table needs none of it.
+Each function takes plain data and returns a matplotlib figure; `png_of` makes bytes of it, `drawn` of one on white and
+of one for a dark page. Colors are those of Okabe and Ito (2008), which people with any color vision tell apart; past
+seven of them, lines are dashed and dots change their shape. matplotlib is imported inside, so that a table needs none.
 """
 
+import contextlib
 import functools
 import io
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # the last one: that of the ink
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 MARKERS = ("o", "s", "^", "D")
 DPI = 100  # a 10 point letter is 14 pixels high: read without zooming
@@ -35,12 +37,39 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#E2E2E2",
     "grid.linewidth": 0.8,
     "legend.frameon": False,
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
 }
+PAPER = {"light": "#FFFFFF", "dark": "#16181B"}  # that of report.html
+INK = {"light": "#000000", "dark": "#E8E8E8"}
+GRID = {"light": "#E2E2E2", "dark": "#34383D"}
+INKED = ("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor", "xtick.color", "ytick.color")
+# Of scores, low to high: the closer, the farther from the paper. Signed ones turn at 0, where they are like the paper.
+ONE_SIDED = {"light": "Blues", "dark": "Blues_r"}
+SIGNED = {"light": ("#B2182B", "#FFFFFF", "#0B559F"), "dark": ("#E06666", "#16181B", "#6FB7F0")}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure as a PNG on white, and as one for a dark page."""
+
+    light: bytes
+    dark: bytes
+
+
+_schemes = ["light"]  # the last one is drawn in
+
+
+@contextlib.contextmanager
+def scheme(name: str) -> Iterator[None]:
+    """Draw in a scheme, "light" or "dark"."""
+    _schemes.append(name)
+    try:
+        yield
+    finally:
+        _schemes.pop()
 
 
 def styled(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
@@ -50,7 +79,9 @@ def styled(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
     def with_style(*args: Any, **more: Any) -> "Figure":
         import matplotlib
 
-        with matplotlib.rc_context(STYLE):
+        name = _schemes[-1]
+        style = {**STYLE, **dict.fromkeys(INKED, INK[name]), "grid.color": GRID[name]}
+        with matplotlib.rc_context({**style, **dict.fromkeys(("axes.facecolor", "figure.facecolor"), PAPER[name])}):
             return draw(*args, **more)
 
     return with_style
@@ -59,8 +90,17 @@ def styled(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
 def png_of(figure: "Figure") -> bytes:
     """Return a figure as a PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
+
+
+def drawn(draw: Callable[..., "Figure"], *args: Any) -> Drawn:
+    """Draw a figure with one of the functions below, in both schemes."""
+    pngs = []
+    for name in ("light", "dark"):
+        with scheme(name):
+            pngs.append(png_of(draw(*args)))
+    return Drawn(*pngs)
 
 
 @styled
@@ -68,7 +108,8 @@ def learning_curves(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]])
     """Draw training loss and rsum on val by epoch, a line per run, runs of one group in one color.
 
     groups: name → one log for every seed, each the rows of a log.jsonl (epoch, loss, rsum). Marked is the epoch of the
-    best rsum, whose weights the run keeps. A run of one epoch, as `cca` is, is that mark alone.
+    best rsum, whose weights the run keeps. A run of one epoch, as `cca` is, is that mark alone. Where first epochs
+    would take more than two thirds of the scale of the loss, they run out of it, and the title says how high.
     """
     figure, axes = _panels(groups)
     for number, (name, logs) in enumerate(groups.items()):
@@ -80,15 +121,27 @@ def learning_curves(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]])
                 if len(rows) == len(log):
                     line |= {"marker": marker_of(number), "markevery": [best]}
                 axis.plot([row["epoch"] for row in rows], [row[key] for row in rows], **line)
-    axes[0].set(title="Loss on train", xlabel="epoch")
+    axes[0].set(xlabel="epoch")
+    axes[0].set_title(_scale_losses(axes[0], groups))
     axes[1].set(title="rsum on val; marked: the epoch kept", xlabel="epoch")
-    losses = [row["loss"] for logs in groups.values() for log in logs for row in log if row.get("loss") is not None]
-    if losses and min(losses) > 0 and max(losses) > 20 * min(losses):  # losses of different kinds share no scale
-        _logarithmic(axes[0], "y")
     for axis in axes:
         _whole_numbers(axis)
     _legend(figure, axes[1])
     return figure
+
+
+def _scale_losses(axis: "Axes", groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> str:
+    """Scale the axis of the loss by the epochs after the first; return its title."""
+    rows = [row for logs in groups.values() for log in logs for row in log if row.get("loss") is not None]
+    first = [row["loss"] for row in rows if row["epoch"] == 1]
+    later = [row["loss"] for row in rows if row["epoch"] > 1] or first
+    if later and min(later) > 0 and max(later) > 20 * min(later):  # losses of different kinds share no scale
+        _logarithmic(axis, "y")
+    elif first and max(first) - min(later) > 3 * (max(later) - min(later)) > 0:
+        room = 0.15 * (max(later) - min(later))
+        axis.set_ylim(min(later) - room, max(later) + room)
+        return f"Loss on train; that of epoch 1 is higher, up to {max(first):.3g}"
+    return "Loss on train"
 
 
 @styled
@@ -150,8 +203,10 @@ def similarity_matrix(
     """Draw scores (N, N) of N images, the rows, against a caption of each, the columns; the true pairs are framed.
 
     captions: (N,) texts; images: (N,) ids; paths: where the images lie, drawn beside their rows. A row whose image
-    is missing or cannot be read shows the end of its id instead. measure: what the scores are.
+    is missing or cannot be read shows the end of its id instead. measure: what the scores are. Scores of both signs
+    have a scale that is as long on either side of 0, and a color for each.
     """
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -161,9 +216,13 @@ def similarity_matrix(
     width, height = left + side + 1.75, above + side + below
     figure = Figure(figsize=(width, height))
     axis = figure.add_axes((left / width, below / height, side / width, side / height))
-    shown = axis.imshow(scores, cmap="Blues", aspect="auto", interpolation="nearest")
+    look: dict[str, Any] = {"cmap": ONE_SIDED[_schemes[-1]]}
+    if count and scores.min() < 0 < scores.max():
+        end = float(np.abs(scores).max())
+        look = {"cmap": LinearSegmentedColormap.from_list("signed", SIGNED[_schemes[-1]]), "vmin": -end, "vmax": end}
+    shown = axis.imshow(scores, aspect="auto", interpolation="nearest", **look)
     for row in range(count):
-        axis.add_patch(Rectangle((row - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=COLORS[1], linewidth=1.8))
+        axis.add_patch(Rectangle((row - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=COLORS[4], linewidth=1.8))
     axis.grid(False)
     axis.spines[:].set_visible(False)
     axis.set_yticks([])
@@ -192,8 +251,9 @@ def similarity_matrix(
 
 def look_of(number: int) -> dict[str, Any]:
     """Return color and dashes of line `number`, from 0: 28 of them differ."""
+    color = number % len(COLORS)
     return {
-        "color": COLORS[number % len(COLORS)],
+        "color": INK[_schemes[-1]] if color == len(COLORS) - 1 else COLORS[color],
         "linestyle": DASHES[number // len(COLORS) % len(DASHES)],
     }
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from evaluation.plots import Drawn
 from evaluation.queries import Query
 from features.images.decode import jpeg_bytes, thumbnail
 from metrics.ranks import TITLES
@@ -22,14 +23,14 @@ THUMBNAIL_PIXELS = 160
 class Report:
     """What a report holds; a part that is empty is left out.
 
-    notes: sentences below the tables; figures: title → PNG; queries: name of a row → what find_queries found; among:
-    what those were ranked among; paths: where each of their images lies; recipes: name of a row → its TOML.
+    notes: sentences below the tables; figures: title → its PNGs; queries: name of a row → what find_queries found;
+    among: what those were ranked among; paths: where each of their images lies; recipes: name of a row → its TOML.
     """
 
     title: str
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
-    figures: Mapping[str, bytes] = field(default_factory=dict)
+    figures: Mapping[str, Drawn] = field(default_factory=dict)
     queries: Mapping[str, Sequence[Query]] = field(default_factory=dict)
     among: str = ""
     paths: Mapping[str, Path | None] = field(default_factory=dict)

@@ -49,6 +49,10 @@ class Split:
     image_of_caption: np.ndarray
     features: Features
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.images):,} images, {len(self.captions):,} captions"
+        return f"Split({self.name!r}: {counts}, features {self.features.shape})"
+
 
 def write_prepared(
     folder: Path, dataset: Dataset, images: Path | None, vocabulary: Vocabulary, source: dict[str, Any] | None = None
@@ -98,6 +102,14 @@ class Prepared:
         if count > 1:
             raise BadInput(f"{self.folder / CAPTIONS}: image {image} stands in it {count} times; {remedy}")
         self.vocabulary = Vocabulary.load(self.folder / VOCABULARY)
+
+    def __repr__(self) -> str:
+        images = Counter(row["split"] for row in self.rows)
+        counts = ", ".join(f"{images[split]:,} {split}" for split in SPLITS)
+        captions = sum(len(row["captions"]) for row in self.rows)
+        kept = {"features": self.stores(), "sentence features": self.text_stores()}
+        more = "".join(f"; {kind}: {', '.join(names)}" for kind, names in kept.items() if names)
+        return f"Prepared({str(self.folder)!r}: {self.name}, {counts} images, {captions:,} captions{more})"
 
     def digest(self) -> str:
         """Return sixteen hexadecimal digits that differ when an image, a split, a caption or the stemmer differs."""

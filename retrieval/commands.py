@@ -13,17 +13,18 @@ import numpy as np
 from PIL import Image as PILImage
 
 from features.images.decode import IMAGE_SUFFIXES, Unreadable, read_image
-from features.text.vocabulary import tokenize
 from metrics.table import Table, as_text
 from retrieval import emoji_map
 from retrieval.build import build_index
 from retrieval.contact_sheet import Tile, write_sheet
 from retrieval.emoji import EMOJI_FORMATS, embed_emoji, rank_emoji
-from retrieval.index import META, Meta
+from retrieval.index import META, Index, Meta
 from retrieval.models import shipped_run
 from retrieval.nearest import check_k
 from retrieval.searcher import MAX_TRUE_SHOWN, Hit, ScoredIds, Searcher, check_query, plain
-from retrieval.sources import read_captions
+from retrieval.sources import known_captions, read_captions
+from retrieval.world import trained_on, world_note
+from training.bank import read_bank
 from training.run import Run, find_runs
 from utils import BadInput, atomic_write, log, make_folder, warn
 
@@ -41,12 +42,7 @@ def embed(inputs: Sequence[str], out: Path, *, run: str | None = None, runs: Pat
     kind = kind_of(inputs)
     check_output("out", out, ".npy")
     opened = open_run(run, runs)
-    if kind == "sentence":
-        for sentence in inputs:
-            check_sentence(opened, sentence)
-        rows = opened.embed_sentences(inputs)
-    else:
-        rows = opened.embed_images(inputs)
+    rows = opened.embed_sentences(inputs) if kind == "sentence" else opened.embed_images(inputs)
     with atomic_write(out, "wb") as file:
         np.save(file, rows.astype(np.float32, copy=False), allow_pickle=False)
     what = f"{len(rows):,} {kind}{'s' if len(rows) > 1 else ''}"
@@ -126,6 +122,9 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
     )
     for line in report.lines():
         warn(line)
+    log(f"made by {opened.folder.name}, trained on {trained_on(opened.info)}")
+    if note := world_note(Index.open(out, approximate=False), opened.info, read_bank(opened.folder)):
+        warn(note)
     corrected = f", corrected by {report.correction}" if report.correction else ""
     print(f"{out}: {report.images:,} images ({report.counts()}), {report.captions:,} captions{corrected}")
 
@@ -157,7 +156,12 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
     lines = read_captions(captions) if captions else None
     query_image = None if image is None else open_image(image)
     searcher = Searcher.open(index, run, exact=exact)
+    if lines and captions:
+        lines = known_captions(searcher.run, lines, captions)
     result = find_captions(searcher, image, k, lines) if image else find_images(searcher, sentence or "", k, at_least)
+    log(f"answers by {searcher.run.folder.name}, trained on {trained_on(searcher.run.info)}")
+    if note := world_note(searcher.index, searcher.run.info, searcher.bank):
+        log(note)
     print(FORMATS[format](searcher, result))
     if format == "jsonl":  # a line that is no answer has no place there
         for note in result.notes:
@@ -178,7 +182,8 @@ def index_and_sentence(words: Sequence[str], folder: Path = Path()) -> tuple[Pat
     indexes = sorted(folder.glob(f"*/{META}"), key=lambda path: (-path.stat().st_mtime, path))
     if not indexes:
         raise BadInput(f"{folder.resolve()}: holds no index; build one with search.py index IMAGES, or name one")
-    log(f"asks the newest index here, {indexes[0].parent}")
+    which = f"the newest of {len(indexes)} indexes here; another, by its name before the sentence"
+    log(f"asks {indexes[0].parent}, {which if len(indexes) > 1 else 'the index here'}")
     return indexes[0].parent, " ".join(words) if words else None
 
 
@@ -239,15 +244,6 @@ def check_output(name: str, path: Path, *suffixes: str) -> None:
     make_folder(path.parent, name)
 
 
-def check_sentence(run: Run, sentence: str) -> None:
-    """Raise BadInput for a sentence that the run can make nothing of."""
-    if not sentence.strip():
-        raise BadInput(f"{sentence!r}: an empty sentence has no embedding; leave it out")
-    if not run.knows(sentence):
-        words = ", ".join(tokenize(sentence)) or "it holds none"
-        raise BadInput(f"{sentence!r}: the run knows none of its words ({words}); use words of its training captions")
-
-
 def check_question(sentence: str | None, image: Path | None, captions: Path | None) -> None:
     """Raise BadInput unless exactly one of sentence and image is asked with, and it goes with the captions."""
     if (sentence is None) == (image is None):
@@ -271,8 +267,8 @@ class Result:
 def find_images(searcher: Searcher, sentence: str, k: int, at_least: float | None = None) -> Result:
     """Return the k best images, and behind them the best true one if it is not there."""
     answer = searcher.ask(sentence, k, at_least)
-    if unknown := searcher.unknown_words(sentence):
-        log(f"unknown words, left out: {', '.join(map(plain, unknown))}")
+    for note in answer.query.notes():
+        log(plain(note))
     ranks = [f"{plain(image)} at rank {rank:,}" for image, rank in answer.positions.items()]
     doubts = answer.doubts(at_least)
     if not ranks:

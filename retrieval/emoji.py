@@ -50,6 +50,9 @@ class EmojiSpace:
     embeddings: np.ndarray
     left_out: int
 
+    def __repr__(self) -> str:
+        return f"EmojiSpace({self})"
+
     def __str__(self) -> str:
         return f"{len(self.emoji) + self.left_out:,} emoji, {self.left_out:,} without a known word left out"
 

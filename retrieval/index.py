@@ -250,6 +250,11 @@ class Index:
             {number: map_file(folder / file_name("pack", number)) for number in meta.packs},
         )
 
+    def __repr__(self) -> str:
+        meta = self.meta
+        counts = f"{meta.images:,} images, {meta.captions:,} captions"
+        return f"Index({str(self.folder)!r}: {counts}, {meta.dim:,} dimensions, {meta.similarity}, by {meta.run})"
+
     def __len__(self) -> int:
         return len(self.ids)
 

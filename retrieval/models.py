@@ -25,7 +25,7 @@ def shipped_run(models: Path = MODELS) -> Run:
         except BadInput as error:
             reasons.append(str(error))
             continue
-        log(f"asks the model that ships as {folder.name}, trained on {run.info.dataset}; `run` names another")
+        log(f"asks the model that ships as {folder.name}; `run` names another")
         return run
     why = f" ({'; '.join(reasons)})" if reasons else ""
     raise BadInput(f"{models}: holds no model that can answer here{why}; name a run of yours with `run`")

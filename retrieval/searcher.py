@@ -1,32 +1,29 @@
 """Search an index: a sentence finds images, an image finds captions and similar images."""
 
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image as PILImage
-from PIL import ImageOps
 
 from features.datasets.dataset import clean_caption
+from features.images.decode import ImageSource
 from metrics.similarity import pair_scores
 from retrieval.correction import Corrector, asking, not_asking
 from retrieval.index import Index
 from retrieval.nearest import COSINE, IMAGE_QUERY, TEXT_QUERY, check_k, exact_nearest, positions
+from retrieval.words import MendedQuery, WordNeighbors
 from training.bank import RunBank, read_bank
 from training.calibration import nearness_to
-from training.run import Run
+from training.run import MAX_QUOTED_CHARS, Run
 from utils import BadInput
 
 MAX_QUERY_CHARS = 5000  # of a query; a recurrent network reads one word after the other
 MAX_TRUE_SHOWN = 20  # true images of a caption whose positions are shown
-MAX_QUOTED_CHARS = 200  # of a query in an error
 LIKELY = 0.5  # the probability from which on an image is taken for an answer
 ScoredIds = list[tuple[str, float]]
-Image = str | Path | PILImage.Image  # a file, or an image that is open already
 
 
 @dataclass(frozen=True)
@@ -44,17 +41,31 @@ class Hit:
     below: bool = False
     probability: float | None = None
 
+    def __repr__(self) -> str:
+        likely = "" if self.probability is None else f", probability={self.probability:.2f}"
+        marks = "".join(f", {name}=True" for name in ("true", "below") if getattr(self, name))
+        return f"Hit(rank={self.rank}, image={self.image!r}, score={self.score:.4f}{likely}{marks})"
+
 
 @dataclass(frozen=True)
 class Answer:
     """What `ask` finds. positions: of every true image in the exact list of all images, the best first.
 
-    likeliest: the largest probability among the k nearest images, those that were left out too.
+    likeliest: the largest probability among the k nearest images, those that were left out too. query: as it was
+    embedded, and what became of its unknown words.
     """
 
     hits: list[Hit]
     positions: dict[str, int]
     likeliest: float | None = None
+    query: MendedQuery = field(default_factory=lambda: MendedQuery(""))
+
+    def __repr__(self) -> str:
+        return "\n".join([f"Answer: {len(self.hits)} images", *(f"  {hit}" for hit in self.hits), *self.notes()])
+
+    def notes(self, at_least: float | None = None) -> list[str]:
+        """Return what is to be said beside the images: `doubts`, and what unknown words were taken as."""
+        return [*self.doubts(at_least), *self.query.notes()]
 
     def doubts(self, at_least: float | None = None) -> list[str]:
         """Return a sentence that says so if no image matches, with a probability of LIKELY or `at_least`; or none."""
@@ -78,6 +89,9 @@ class Searcher:
     def __init__(self, index: Index, run: Run, exact: bool = False):
         self.index, self.run, self.exact = index, run, exact
         self.similarity, self.correction = index.meta.similarity, index.meta.correction
+
+    def __repr__(self) -> str:
+        return f"Searcher({self.index}, {self.run})"
 
     @classmethod
     def open(cls, folder: Path | str, run: Run | Path | str | None = None, exact: bool = False) -> "Searcher":
@@ -121,7 +135,8 @@ class Searcher:
         check_k(k)
         if at_least is not None and not 0 <= at_least <= 1:
             raise BadInput(f"`at_least` {at_least:g}: a probability is a number from 0 to 1")
-        query = self.embed_sentence(sentence)
+        mended = self.mended(sentence)
+        query = self._embed(mended)
         rows, scores = self.nearest_images(query, k)
         likely = self.probabilities(query, rows[0][rows[0] >= 0])
         if at_least is not None and likely is None:
@@ -135,7 +150,7 @@ class Searcher:
         if true and not any(hit.true for hit in hits):
             image, rank = next(iter(positions.items()))
             hits.append(Hit(rank, self._score(query, image), image, true=True, below=True))
-        return Answer(hits, positions, likeliest)
+        return Answer(hits, positions, likeliest, mended)
 
     def probabilities(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
         """Return how likely a sentence (1, dim) and images of the index belong together, (k,); None without a bank.
@@ -154,7 +169,7 @@ class Searcher:
         """The bank of the run, read when the first sentence comes."""
         return read_bank(self.run.folder)
 
-    def search_image(self, image: Image, k: int = 20) -> ScoredIds:
+    def search_image(self, image: ImageSource, k: int = 20) -> ScoredIds:
         """Return the k captions nearest to an image, (caption, score), best first.
 
         Raises BadInput if the index has none, or the image cannot be read.
@@ -164,7 +179,7 @@ class Searcher:
         """
         return self.captions_of(self.embed_image(image), k)
 
-    def similar(self, image: Image, k: int = 20) -> ScoredIds:
+    def similar(self, image: ImageSource, k: int = 20) -> ScoredIds:
         """Return the k images most similar to an image, (id, score), by cosine; `similar_to`: to one of the index.
 
         >>> searcher.similar("beach.jpg", k=1)  # doctest: +SKIP
@@ -196,8 +211,17 @@ class Searcher:
         return [self.index.ids[row] for row in self.index.true_rows(clean_caption(sentence))]
 
     def unknown_words(self, sentence: str) -> list[str]:
-        """Return the words that the text branch does not know, each once: the search goes on without them."""
-        return list(dict.fromkeys(self.run.unknown_words(sentence)))
+        """Return the words that the text branch does not know, each once, and no known one is near to."""
+        return list(self.mended(sentence).left_out)
+
+    def mended(self, sentence: str) -> MendedQuery:
+        """Return a query as it is embedded: its unknown words replaced by the known ones they are taken as."""
+        return self.words.mend(check_query(sentence))
+
+    @cached_property
+    def words(self) -> WordNeighbors:
+        """The words that the run knows."""
+        return WordNeighbors(self.run.processor)
 
     def path(self, image_id: str) -> Path | None:
         """Return where an image of the index lies; None where it has no file."""
@@ -216,28 +240,25 @@ class Searcher:
 
     def embed_sentence(self, sentence: str) -> np.ndarray:
         """Embed a query, (1, dim) float32. Raises BadInput if it is empty, too long, or of unknown words only."""
-        sentence = check_query(sentence)
-        if self.run.knows(sentence):
-            return self.run.embed_sentences([sentence])
-        words = ", ".join(self.unknown_words(sentence))
+        return self._embed(self.mended(sentence))
+
+    def _embed(self, query: MendedQuery) -> np.ndarray:
+        if self.run.knows(query.text):
+            return self.run.embed_sentences([query.text])
+        words = ", ".join(query.left_out)
         if not words:
-            raise BadInput(f"the query {_short(sentence)!r} holds no word; describe the image you look for in words")
+            raise BadInput(f"the query {_short(query.text)!r} holds no word; describe the image you look for in words")
         raise BadInput(
             f"the query holds unknown words only ({_short(words)}): none of them is in the captions that the run was "
-            f"trained on; say it in other words"
+            f"trained on, nor near to one that is; say it in other words"
         )
 
-    def embed_image(self, image: Image) -> np.ndarray:
-        """Embed an image, (1, dim) float32. Raises BadInput if it cannot be read."""
-        if not isinstance(image, PILImage.Image):
-            return self.run.embed_images([Path(image)])
-        buffer, upright = io.BytesIO(), ImageOps.exif_transpose(image)
-        if upright.mode in ("RGBA", "LA", "L", "P", "1"):  # whatever is transparent is put on white when it is read
-            upright.save(buffer, "PNG", compress_level=1)
-        else:
-            upright.convert("RGB").save(buffer, "BMP")  # quick, and without loss
-        buffer.seek(0)
-        return self.run.embed_images([buffer])
+    def embed_image(self, image: ImageSource) -> np.ndarray:
+        """Embed an image, (1, dim) float32. Raises BadInput if it cannot be read, or there are several."""
+        rows = self.run.embed_images(image)
+        if len(rows) != 1:
+            raise BadInput(f"{len(rows)} images: a query is one; ask with each of them by itself")
+        return rows
 
     def nearest_images(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows (Q, k) int64 and scores (Q, k) float32 of the images nearest to sentences (Q, dim)."""
@@ -300,7 +321,9 @@ class Searcher:
 
 
 def check_query(sentence: str) -> str:
-    """Return the sentence with white space folded. Raises BadInput if nothing is left of it, or it is too long."""
+    """Return the sentence with white space folded. Raises BadInput if it is no text, empty or too long."""
+    if not isinstance(sentence, str):
+        raise BadInput(f"the query is {type(sentence).__name__}, no sentence; ask with one text at a time")
     sentence = clean_caption(sentence)
     if not sentence:
         raise BadInput("the query is empty; describe the image you look for in a sentence")

@@ -14,7 +14,7 @@ from features.images.decode import IMAGE_SUFFIXES
 from features.images.views import join_features
 from features.prepared import CAPTIONS, DATASET, Prepared
 from training.run import Run
-from utils import BadInput, read_text
+from utils import BadInput, log, read_text
 
 ROWS_PER_BLOCK = 256  # rows of cached features read at a time
 CHUNK_BYTES = 2**20  # bytes of a file read at a time
@@ -134,15 +134,18 @@ def gather(named: Sequence[Path], run: Run) -> Source:
 
 
 def captions_of(run: Run, file: Path | None) -> tuple[list[str], str]:
-    """Return the distinct captions to search from images, sorted, and their source; none if the run's are gone."""
+    """Return the distinct captions to search from images, sorted, and their source; none if the run's are gone.
+
+    Left out is what the run knows no word of.
+    """
     if file is not None:
-        return read_captions(file), str(file.resolve())
+        return known_captions(run, read_captions(file), file), str(file.resolve())
     try:
         rows = Prepared(run.info.data).rows
     except BadInput:
         return [], ""
     captions = {clean_caption(caption) for row in rows if row["split"] == "train" for caption in row["captions"]}
-    return sorted(captions - {""}), str(Path(run.info.data).resolve())
+    return [text for text in sorted(captions - {""}) if run.knows(text)], str(Path(run.info.data).resolve())
 
 
 def embed_run_captions(run: Run, captions: Sequence[str]) -> np.ndarray | None:
@@ -172,6 +175,19 @@ def read_captions(file: Path) -> list[str]:
     return captions
 
 
+def known_captions(run: Run, captions: Sequence[str], file: Path) -> list[str]:
+    """Return the captions that the run knows a word of, and log how many are not among them.
+
+    Raises BadInput if none is.
+    """
+    known = [text for text in captions if run.knows(text)]
+    if not known:
+        raise BadInput(f"{file}: the run knows no word of its captions, such as {captions[0]!r}; name other `captions`")
+    if len(known) < len(captions):
+        log(f"{file}: {len(captions) - len(known):,} captions left out, of which the run knows no word")
+    return known
+
+
 def is_prepared(path: Path) -> bool:
     """Return whether a folder is one that prep.py has left."""
     return (path / CAPTIONS).is_file() and (path / DATASET).is_file()
@@ -189,10 +205,11 @@ def from_prepared(prepared: Prepared, run: Run) -> Source:
 def _numbered(named: Sequence[Path], failed: list[tuple[str, str]]) -> Iterator[Entry]:
     """Yield entries. Ids are paths below the folder named; where two folders have the same one, the whole paths."""
     ids: dict[str, str] = {}  # path → id
+    seen: set[tuple[int, int]] = set()
     for path in named:
         root = os.path.abspath(path)
         if os.path.isdir(root):
-            for file in files_below(root, failed):
+            for file in files_below(root, failed, seen):
                 ids.setdefault(file, os.path.relpath(file, root).replace(os.sep, "/"))
         else:
             ids.setdefault(root, os.path.basename(root))
@@ -202,23 +219,29 @@ def _numbered(named: Sequence[Path], failed: list[tuple[str, str]]) -> Iterator[
         yield Entry(file if image in clashing else image, Path(file))
 
 
-def files_below(root: str, failed: list[tuple[str, str]]) -> Iterator[str]:
-    """Yield image files by their suffix, hidden ones left out; links are followed, no folder is entered twice."""
+def files_below(root: str, failed: list[tuple[str, str]], seen: set[tuple[int, int]]) -> Iterator[str]:
+    """Yield image files by their suffix, hidden ones left out. Links are followed, after all that is in `root` itself.
+
+    So an image has its path through a link only where it has no other. seen: folders, of which none is entered twice.
+    """
 
     def note(error: OSError) -> None:
         failed.append((str(error.filename), error.strerror or str(error)))
 
-    seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=note):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                yield os.path.join(folder, name)
+    roots = [root]
+    for start in roots:  # grows by links on the way
+        for folder, folders, files in os.walk(start, onerror=note):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            below = [os.path.join(folder, name) for name in folders]
+            roots += [path for path in below if os.path.islink(path)]
+            for name in sorted(files):
+                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                    yield os.path.join(folder, name)
 
 
 def _digest_of(path: Path | None) -> bytes | str:

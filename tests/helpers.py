@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from features.datasets.dataset import Dataset
 from features.datasets.dataset import Image as DatasetImage
 from features.images.backbones import Backbone
-from features.images.decode import Unreadable, read_image
+from features.images.decode import Unreadable, as_images, read_image
 from features.images.store import write_store
 from features.prepared import Split, write_prepared
 from features.text.sentences import TextProcessor
 from features.text.vocabulary import Vocabulary, tokenize
 from settings import Settings, override
 from training import sweep, trainer
-from training.run import RunInfo, RunPlan, encoding_settings
+from training.run import RunInfo, RunPlan, encoding_settings, known_sentences
 from utils import BadInput, run_script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -303,9 +303,15 @@ class _FakeRun:
             text=SimpleNamespace(encoder="", finetune=False),
         )
         self.info = SimpleNamespace(
-            data=str(self.root / "nowhere"), features=("noise",), digests=("d1",), sizes=(DIM,), grid=()
+            data=str(self.root / "nowhere"),
+            dataset="noise",
+            features=("noise",),
+            digests=("d1",),
+            sizes=(DIM,),
+            grid=(),
         )
         self.embedded = []
+        self.processor = TextProcessor(Vocabulary.build(WORDS, "none"))
 
     def digest(self):
         return hashlib.sha256(f"{self.name} {self.similarity}".encode()).hexdigest()[:16]
@@ -316,7 +322,8 @@ class _FakeRun:
         return np.abs(rows) if self.similarity == "order" else rows
 
     def embed_sentences(self, sentences):
-        seeds = [int(hashlib.sha256(sentence.encode()).hexdigest()[:8], 16) for sentence in sentences]
+        known = known_sentences(sentences, self.knows)
+        seeds = [int(hashlib.sha256(sentence.encode()).hexdigest()[:8], 16) for sentence in known]
         return self.unit([np.random.default_rng(seed).normal(size=DIM) for seed in seeds])
 
     def embed_features(self, features):
@@ -335,7 +342,7 @@ class _FakeRun:
             yield place, self.unit(pixels[None])[0]
 
     def embed_images(self, paths):
-        rows = []
+        rows, paths = [], as_images(paths)
         for place, row in self.embed_readable(paths):
             if isinstance(row, str):
                 raise BadInput(f"{paths[place]}: cannot be read ({row}); mend it, or leave it out")

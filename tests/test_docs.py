@@ -91,6 +91,7 @@ def sandbox(tmp_path, monkeypatch):
         return load(name, **{**options, "weights": options.get("weights") if local else "random"})
 
     monkeypatch.setattr(scenes, "scenes", few_scenes)
+    monkeypatch.setattr("features.prepare.scenes", few_scenes)  # it may be imported already
     monkeypatch.setattr(backbones, "load", without_download)
     monkeypatch.setattr(probe, "NEIGHBORS", 2)
     monkeypatch.chdir(tmp_path)
@@ -185,11 +186,22 @@ def test_what_contributing_adds_works(tmp_path, monkeypatch):
     assert not torch.equal(two.train().embed_sentences(Sentences.of(lists)), whole)
 
 
-def test_the_python_example_of_the_readme_works(sandbox, monkeypatch, capsys):
-    (example,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+def test_the_python_of_the_pages_works(sandbox, monkeypatch, capsys):
     assert call(monkeypatch, prep, "--workers", "0") == 0
     assert call(monkeypatch, train, "--set", "training.epochs=1") == 0
-    torch.manual_seed(0)
-    exec(compile(example, "README.md", "exec"), {})
-    assert capsys.readouterr().out.splitlines()[-1].startswith("scene-")
     assert os.path.isdir("runs")
+    torch.manual_seed(0)
+    said = []
+    for page in ("README.md", "docs/PYTHON.md"):
+        blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+        capsys.readouterr()
+        exec(compile("".join(blocks), page, "exec"), {})
+        said.append(capsys.readouterr().out)
+    assert said[0].splitlines()[-1].startswith("scene-")
+    for part in (
+        "Run('runs/strong-scenes-",
+        "Prepared('data/scenes': scenes",
+        "none of its words (xyzzy)",
+        "Answer: 3 im",
+    ):
+        assert part in said[1]

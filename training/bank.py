@@ -67,6 +67,9 @@ class RunBank:
     chosen: Chosen
     calibration: Calibration | None  # where shuffled sentences could be read
 
+    def __repr__(self) -> str:
+        return f"RunBank({len(self.images):,} images, {len(self.captions):,} captions, {self.calibration})"
+
     def side(self, direction: str) -> Bank:
         """Return it as queries and gallery of a direction."""
         if direction == "text_to_image":

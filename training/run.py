@@ -12,12 +12,12 @@ result.json         the metrics on val; it appears when training is over
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tomli_w
@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from features.device import default_device
+from features.images.decode import ImageSource, as_images
 from features.images.views import Features, join_features
 from features.prepared import Prepared
-from features.text.sentences import TextProcessor, sentence_encoder
-from features.text.vocabulary import Sentences, Vocabulary, WordIndex
+from features.text.sentences import TextProcessor, as_sentences, sentence_encoder
+from features.text.vocabulary import Sentences, Vocabulary, WordIndex, tokenize
 from model import InputDims, TwoBranch
 from settings import Settings, TextSettings, from_table, read_toml, to_table
 from training.checkpoint import load_model
@@ -37,13 +38,12 @@ from utils import BadInput, atomic_write, did_you_mean, digest_text, make_folder
 if TYPE_CHECKING:
     from features.images.backbones import Backbone
 
-ImageFile = Path | str | IO[bytes]
-
 RECIPE, MODEL, VOCABULARY = "recipe.toml", "model.safetensors", "vocabulary.json"
 LOG, LAST, RESULT = "log.jsonl", "last.pt", "result.json"
 ROWS_PER_BATCH = 1000  # images or sentences embedded at a time; of maps, as many as
 BATCH_BYTES = 2**26  # bytes hold;
 SENTENCES_PER_BATCH = 64  # sentences through a transformer
+MAX_QUOTED_CHARS = 200  # of a sentence in an error
 AGAIN = "train the run again with `fresh`"
 
 
@@ -160,8 +160,11 @@ class Run:
     """A finished run, open for embedding.
 
     >>> run = Run.open("runs/strong-scenes-efficientnet_lite0-0-1a2b3c4d")  # doctest: +SKIP
-    >>> run.embed_sentences(["a dog runs on the beach"]).shape  # doctest: +SKIP
-    (1, 1024)
+    >>> run  # doctest: +SKIP
+    Run('runs/strong-scenes-efficientnet_lite0-0-1a2b3c4d': strong, trained on scenes, efficientnet_lite0 and \
+    52 stems → 1,024 dimensions, cosine)
+    >>> run.embed_sentences(["a dog runs on the beach", "a red car"]).shape  # doctest: +SKIP
+    (2, 1024)
     """
 
     def __init__(self, folder: Path, settings: Settings, info: RunInfo, vocabulary: Vocabulary, model: TwoBranch):
@@ -180,6 +183,13 @@ class Run:
         load_model(folder / MODEL, model)
         return cls(folder, settings, info, vocabulary, model.eval())
 
+    def __repr__(self) -> str:
+        text = self.settings.text
+        words = "" if text.finetune else f"{len(self.processor.words) - 1:,} {'stems' if text.stem else 'words'}"
+        sides = f"{' + '.join(self.info.features)} and {' + '.join(filter(None, [words, text.encoder]))}"
+        space = f"{self.settings.embed_dim:,} dimensions, {self.settings.similarity}"
+        return f"Run({str(self.folder)!r}: {self.info.recipe}, trained on {self.info.dataset}, {sides} → {space})"
+
     @cached_property
     def backbones(self) -> "list[Backbone]":
         """The frozen networks of its features, loaded when the first image comes."""
@@ -187,18 +197,22 @@ class Run:
 
         return [reopen(attributes) for attributes in self.info.backbones]
 
-    def embed_images(self, paths: Sequence[ImageFile]) -> np.ndarray:
-        """Embed N images (paths or open files) → (N, embed_dim) float32. Raises BadInput for an unreadable one."""
-        rows = []
-        for index, row in self.embed_readable(paths, batch=max(1, min(16, len(paths)))):
+    def embed_images(self, images: ImageSource | Iterable[ImageSource]) -> np.ndarray:
+        """Embed N images (paths, open files, images of PIL), or one alone → (N, embed_dim) float32.
+
+        Raises BadInput for one that is none, or unreadable.
+        """
+        given, rows = as_images(images), []
+        for index, row in self.embed_readable(given, batch=max(1, min(16, len(given)))):
             if isinstance(row, str):
-                name = paths[index] if isinstance(paths[index], str | Path) else "the image"
+                number = f"image {index + 1} of {len(given)}" if len(given) > 1 else "the image"
+                name = given[index] if isinstance(given[index], str | Path) else number
                 raise BadInput(f"{name}: cannot be read ({row}); mend it, or leave it out")
             rows.append(row)
         return np.stack(rows) if rows else np.empty((0, self.settings.embed_dim), np.float32)
 
     def embed_readable(
-        self, paths: Sequence[ImageFile], batch: int = 16, workers: int = 0
+        self, paths: Sequence[ImageSource], batch: int = 16, workers: int = 0
     ) -> Iterator[tuple[int, np.ndarray | str]]:
         """Embed many images; yield of each in turn its index, and its embedding (embed_dim,) or why it is unreadable.
 
@@ -226,9 +240,18 @@ class Run:
         """Embed joined features (N, D), views or maps, as Prepared.split gives them → (N, embed_dim) float32."""
         return embed_features(self.model, features).cpu().numpy()
 
-    def embed_sentences(self, sentences: Sequence[str]) -> np.ndarray:
-        """Embed N sentences → (N, embed_dim) float32."""
-        return embed_sentences(self.model, self.processor.encode(sentences)).cpu().numpy()
+    def embed_sentences(self, sentences: str | Iterable[str], check: bool = True) -> np.ndarray:
+        """Embed N sentences, or one alone → (N, embed_dim) float32.
+
+        Words that the text branch has no number for are left out (`unknown_words`); raises BadInput for a sentence of
+        which nothing is left, whose embedding says nothing. Without `check` it is embedded all the same, as for ranks.
+        """
+        texts = known_sentences(sentences, self.knows) if check else as_sentences(sentences)
+        return self._embed(self.processor.encode(texts))
+
+    def _embed(self, sentences: Sentences) -> np.ndarray:
+        rows = embed_sentences(self.model, sentences).cpu().numpy()
+        return rows if len(rows) else np.empty((0, self.settings.embed_dim), np.float32)
 
     def embed_captions(self, data: Prepared, split: str) -> np.ndarray:
         """Embed the M captions of a split in the order of `data.split(split, …)` → (M, embed_dim) float32.
@@ -246,7 +269,7 @@ class Run:
                     f"name the right folder with `data`, or train again"
                 )
             features = data.sentence_features(split, text.encoder, text.encoder_pooling)
-        return embed_sentences(self.model, self.processor.encode(captions, features)).cpu().numpy()
+        return self._embed(self.processor.encode(captions, features))
 
     def unknown_words(self, sentence: str) -> list[str]:
         """Return the words of a sentence that its text branch has no number for."""
@@ -266,6 +289,17 @@ class Run:
     def result(self) -> dict[str, Any]:
         """Read result.json."""
         return read_json(self.folder / RESULT, AGAIN)
+
+
+def known_sentences(sentences: str | Iterable[str], knows: Callable[[str], bool]) -> list[str]:
+    """Return sentences as a list, one alone as a list of one. Raises BadInput for one that `knows` says no to."""
+    texts = as_sentences(sentences)
+    for text in texts:
+        if not knows(text):
+            words = f"the run knows none of its words ({', '.join(tokenize(text)) or 'it holds none'})"
+            why = words if text.strip() else "an empty sentence"
+            raise BadInput(f"{text[:MAX_QUOTED_CHARS]!r}: {why}; use words of its training captions, or leave it out")
+    return texts
 
 
 @torch.inference_mode()

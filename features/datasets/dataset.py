@@ -35,6 +35,9 @@ class Dataset:
     notes: tuple[str, ...] = field(default=())
     source_ids: tuple[str, ...] = field(default=())
 
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}: {', '.join(f'{self.count(split):,} {split}' for split in SPLITS)} images)"
+
     def count(self, split: str) -> int:
         """Return the number of images of a split."""
         return sum(image.split == split for image in self.images)

@@ -5,17 +5,22 @@ import functools
 import importlib
 import io
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageOps
 
+from utils import BadInput
+
 MAX_ASPECT_RATIO = 50  # more, and the longer side would fill the memory once the shorter is scaled up
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm",
                   ".pgm", ".avif", ".heic", ".heif", ".jp2")  # fmt: skip
-HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # of a file's first box
+ImageSource = Path | str | IO[bytes] | PILImage.Image
+AVIF_BRANDS = (b"avif", b"avis")  # of a file's first box
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 class Unreadable(Exception):
@@ -31,20 +36,20 @@ def formats() -> tuple[str, ...]:
     return tuple(sorted(set(PILImage.OPEN) - {"EPS", "WMF", "FITS", "GRIB", "HDF5", "BUFR", "MPEG"}))
 
 
-def read_image(path: Path | str | IO[bytes]) -> PILImage.Image:
+def read_image(path: ImageSource) -> PILImage.Image:
     """Read an image as RGB, turned as its EXIF orientation says, transparency on white, 16 bits scaled to 8.
 
-    Raises Unreadable if it is missing, no image, cut short, or too large; never warns.
+    path: a file, open or not, or an image that Pillow has opened, which stays as it is. Raises Unreadable if it is
+    missing, no image, cut short, or too large; never warns.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", PILImage.DecompressionBombWarning)
+            if isinstance(path, PILImage.Image):
+                return _upright_rgb(path)
             with PILImage.open(path, formats=formats()) as opened:
-                if max(opened.size) > MAX_ASPECT_RATIO * min(opened.size):
-                    raise Unreadable(f"{opened.width} by {opened.height} pixels is too thin")
-                opened.load()
-                return _as_rgb(_turned(opened))
+                return _upright_rgb(opened)
     except Unreadable:
         raise
     except FileNotFoundError:
@@ -52,19 +57,52 @@ def read_image(path: Path | str | IO[bytes]) -> PILImage.Image:
     except (PILImage.DecompressionBombWarning, PILImage.DecompressionBombError):
         raise Unreadable(f"more than {PILImage.MAX_IMAGE_PIXELS:,} pixels") from None
     except PILImage.UnidentifiedImageError:
-        raise Unreadable(
-            "HEIF, which needs a package: pip install pillow-heif" if is_heif(path) else "not an image"
-        ) from None
+        assert not isinstance(path, PILImage.Image)
+        raise Unreadable(wanting(path) or "not an image") from None
     except Exception as error:  # on a damaged file, Pillow's decoders raise whatever they stumble over
         raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def is_heif(path: Path | str | IO[bytes]) -> bool:
-    """Return whether a file begins as those of the HEIF family do, HEIC among them."""
+def as_images(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
+    """Return images as a list, one alone as a list of one. Raises BadInput for what is neither file nor image.
+
+    >>> as_images("a.jpg"), len(as_images([PILImage.new("RGB", (2, 2)), "b.jpg"]))
+    (['a.jpg'], 2)
+    """
+    several = isinstance(images, Iterable) and not _is_one(images)
+    given: list[Any] = list(images) if several else [images]  # type: ignore[arg-type]
+    for image in given:
+        if not _is_one(image):
+            what = f"{type(image).__name__}: is no image"
+            raise BadInput(
+                f"{what}; give a path, an open file or an image of PIL (Image.fromarray makes one), or a list"
+            )
+    return given
+
+
+def _is_one(image: Any) -> bool:
+    return isinstance(image, str | Path | PILImage.Image) or hasattr(image, "read")
+
+
+def wanting(path: Path | str | IO[bytes]) -> str | None:
+    """Return what is not installed that would read a file of the HEIF family; None for any other file."""
     with open(path, "rb") if isinstance(path, Path | str) else contextlib.nullcontext(path) as file:
         file.seek(0)
         start = file.read(12)
-    return start[4:8] == b"ftyp" and start[8:] in HEIF_BRANDS
+    for brands, name, remedy in (
+        (HEIF_BRANDS, "HEIF", "which needs a package: pip install pillow-heif"),
+        (AVIF_BRANDS, "AVIF", "which needs a newer Pillow: pip install --upgrade pillow"),
+    ):
+        if start[4:8] == b"ftyp" and start[8:] in brands and name not in formats():
+            return f"{name}, {remedy}"
+    return None
+
+
+def _upright_rgb(image: PILImage.Image) -> PILImage.Image:
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+        raise Unreadable(f"{image.width} by {image.height} pixels is too thin")
+    image.load()
+    return _as_rgb(_turned(image))
 
 
 def _turned(image: PILImage.Image) -> PILImage.Image:

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from features.blocks import Blocks, Identity, clear, lock_part
 from features.datasets.dataset import Image
 from features.images.backbones import Backbone
-from features.images.decode import Unreadable, read_image
+from features.images.decode import ImageSource, Unreadable, read_image
 from features.images.store import FORMAT, FeatureStore, write_store
 from features.progress import progress_bar
 from utils import BadInput, write_json
@@ -28,7 +28,7 @@ Result = np.ndarray | str  # a row of features, or why there is none
 class _Images(torch.utils.data.Dataset):
     """Decoded and transformed images; for one that cannot be read, the reason."""
 
-    def __init__(self, paths: Sequence[Path | str | IO[bytes] | None], transform: Any) -> None:
+    def __init__(self, paths: Sequence[ImageSource | None], transform: Any) -> None:
         self.paths, self.transform = paths, transform
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ def _collate(batch: int, samples: list[tuple[int, Tensor | str]]) -> tuple[list[
 
 
 def features_of(
-    paths: Sequence[Path | str | IO[bytes] | None],
+    paths: Sequence[ImageSource | None],
     backbone: Backbone,
     *,
     batch: int = 16,

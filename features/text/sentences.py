@@ -1,6 +1,6 @@
 """Sentences as a text branch takes them: numbers of words or stems, and what a transformer makes of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,19 @@ def sentence_encoder(name: str) -> "SentenceEncoder":
     from features.text.encoders import load_sentence_encoder
 
     return load_sentence_encoder(name)
+
+
+def as_sentences(sentences: str | Iterable[str]) -> list[str]:
+    """Return sentences as a list, one alone as a list of one. Raises BadInput for what is no text.
+
+    >>> as_sentences("a dog"), as_sentences(("a dog", "a cat"))
+    (['a dog'], ['a dog', 'a cat'])
+    """
+    texts = list(sentences) if isinstance(sentences, Iterable) and not isinstance(sentences, str) else [sentences]
+    for text in texts:
+        if not isinstance(text, str):
+            raise BadInput(f"{str(text)[:80]!r}: is {type(text).__name__}, no sentence; give text, or a list of texts")
+    return texts
 
 
 class TextProcessor:
@@ -42,7 +55,7 @@ class TextProcessor:
         finetune: bool = False,
         digest: str = "",
     ):
-        self.words = WordIndex(vocabulary, stem, min_count)
+        self.vocabulary, self.words = vocabulary, WordIndex(vocabulary, stem, min_count)
         self.encoder, self.encoder_pooling, self.finetune, self.digest = encoder, encoder_pooling, finetune, digest
 
     def encode(self, sentences: Sequence[str], features: np.ndarray | None = None, progress: bool = False) -> Sentences:

@@ -91,6 +91,9 @@ class Vocabulary:
     stems: dict[str, str]
     bigrams: dict[str, int] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Vocabulary({len(self.counts):,} words, {len(set(self.stems.values())):,} stems, {self.language})"
+
     @classmethod
     def build(cls, captions: Iterable[str], language: str = "english", progress: bool = False) -> "Vocabulary":
         """Count and stem the words of captions. Raises BadInput for a language that has no stemmer.
@@ -186,7 +189,7 @@ class WordIndex:
 
         A word the training split never held is stemmed too: its stem may be known.
         """
-        forms = [self._form(word) for word in tokenize(sentence)]
+        forms = [self.form(word) for word in tokenize(sentence)]
         numbers = [self.numbers.get(form, UNKNOWN) for form in forms]
         if self._bigrams:
             pairs = (self.numbers.get(f"{first} {second}", UNKNOWN) for first, second in pairwise(forms))
@@ -194,9 +197,11 @@ class WordIndex:
         return numbers
 
     def unknown_words(self, sentence: str) -> list[str]:
-        return [word for word in tokenize(sentence) if self._form(word) not in self.numbers]
+        """Return the words of a sentence that have no number."""
+        return [word for word in tokenize(sentence) if self.form(word) not in self.numbers]
 
-    def _form(self, word: str) -> str:
+    def form(self, word: str) -> str:
+        """Return what stands for a word in `words`: itself, or its stem."""
         if self._stem is None:
             return word
         if word not in self._stems:

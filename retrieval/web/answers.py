@@ -53,9 +53,7 @@ class Answers:
         """
         start = time.perf_counter()
         answer = self.searcher.ask(sentence, k)
-        notes = answer.doubts()
-        if unknown := self.searcher.unknown_words(sentence):
-            notes.append(f"Not known: {', '.join(map(plain, unknown))}.")
+        notes = [plain(note) for note in answer.notes()]
         if answer.positions:
             notes.append(self._true_note(list(answer.positions.values())))
         images = [self.image_row(hit, k) for hit in answer.hits]

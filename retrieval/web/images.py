@@ -12,11 +12,11 @@ from pathlib import Path
 
 from PIL import Image as PILImage
 
-from features.images.decode import Unreadable, jpeg_bytes, read_image, thumbnail
+from features.images.decode import Unreadable, formats, jpeg_bytes, read_image, thumbnail, wanting
 from utils import BadInput
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
+FORMATS = {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF"}
+NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF"
 MAX_PIXELS = 50_000_000  # of an image that is sent: a telephone's largest, 150 MB once it is decoded
 VIEW_PIXELS, PREVIEW_PIXELS = 1600, 320  # the longer side of an image that goes out, and of one that was sent
 QUALITY = 88  # of a JPEG that goes out
@@ -33,12 +33,14 @@ def open_upload(data: bytes) -> PILImage.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a large one: it is refused below
-            with PILImage.open(io.BytesIO(data), formats=FORMATS) as opened:
+            with PILImage.open(io.BytesIO(data), formats=sorted(FORMATS & set(formats()))) as opened:
                 width, height = opened.size
     except PILImage.DecompressionBombError:
         raise BadInput(f"the image has more than {MAX_PIXELS:,} pixels; choose a smaller one") from None
     except Exception:  # on a damaged header, Pillow raises whatever it stumbles over
-        raise BadInput(f"the file is no image that can be read here; choose a {NAMES}") from None
+        what = wanting(io.BytesIO(data))
+        what = f"{what}, where app.py runs" if what else "no image that can be read here"
+        raise BadInput(f"the file is {what}; choose a {NAMES}") from None
     if width * height > MAX_PIXELS:
         raise BadInput(f"the image has {width:,} × {height:,} pixels; choose one of {MAX_PIXELS:,} at most")
     try:

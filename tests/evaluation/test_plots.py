@@ -1,5 +1,6 @@
 """The images: what was given is what is drawn, names and captions are printed as they are, files come whole."""
 
+import base64
 import io
 from typing import Any
 
@@ -22,6 +23,8 @@ from evaluation.plots import (
     similarity_matrix,
     sweep_curve,
 )
+from evaluation.plots import drawn as in_both
+from evaluation.report import Report, write_report
 from features.images.decode import thumbnail
 from metrics.ranks import Ranks, recall_at
 from metrics.similarity import RANKING
@@ -146,7 +149,63 @@ def test_the_similarity_matrix_frames_true_pairs_and_shows_make_images(tmp_path)
     )
     drawn = pixels(figure)
     assert has_color(drawn, "#FF00FF"), "the image of the first row"
-    assert has_color(drawn, COLORS[1])
+    assert has_color(drawn, COLORS[4])
+
+
+def test_scores_of_both_signs_stand_on_a_scale_of_both():
+    def scale(scores):
+        (image,) = similarity_matrix(np.array(scores), ["a", "b"], ["a", "b"], [None, None], "cosine").axes[0].images
+        return image.get_clim(), image.cmap
+
+    limits, colors = scale([[0.7, -0.1], [0.0, 0.6]])
+    assert limits == (-0.7, 0.7)
+    assert colors(0.5)[:3] == pytest.approx((1, 1, 1), abs=0.01), "nothing is as white as the paper"
+    assert scale([[0.1, -0.8], [0.0, 0.6]])[0] == (-0.8, 0.8)
+    for scores in ([[0.7, 0.2], [0.3, 0.6]], [[-0.7, -0.2], [-0.3, -0.6]]):
+        limits, colors = scale(scores)
+        assert (limits, colors.name) == ((np.min(scores), np.max(scores)), "Blues")
+
+
+def test_a_first_epoch_does_not_flatten_the_others():
+    def axis(*losses):
+        return learning_curves({str(i): [log(one, range(len(one)))] for i, one in enumerate(losses)}).axes[0]
+
+    steep = axis([61, 5, 4, 3], [30, 5.5, 4, 3.5])
+    low, high = steep.get_ylim()
+    assert (low, high) == pytest.approx((3 - 0.375, 5.5 + 0.375))
+    assert steep.get_title() == "Loss on train; that of epoch 1 is higher, up to 61"
+    assert [drawn(line)[1] for line in steep.get_lines()] == [[61, 5, 4, 3], [30, 5.5, 4, 3.5]]
+    for usual in (axis([6, 5, 4, 3]), axis([61]), axis([3, 3, 3])):
+        assert usual.get_title() == "Loss on train"
+        assert usual.get_ylim()[1] > usual.get_lines()[0].get_ydata()[0]
+    assert axis([300, 200, 100], [2.0, 1.0]).get_yscale() == "log"
+
+
+def test_every_figure_is_drawn_for_a_dark_page_too(tmp_path):
+    scores = np.array([[0.5, -0.2], [0.1, 0.4]])
+    one = Ranks(np.arange(1, 9), np.arange(1, 9))
+    figures = [
+        in_both(learning_curves, LOGS),
+        in_both(recall_curves, {"mine": [one]}),
+        in_both(sweep_curve, "loss.margin", {"vse0": [(0.2, 300, 296, 305), (0.1, 280, 275, 284)]}),
+        in_both(similarity_matrix, scores, ["a", "b"], ["a", "b"], [None, None], "cosine"),
+    ]
+    for figure in figures:
+        light, dark = (np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in (figure.light, figure.dark))
+        assert light.shape == dark.shape
+        assert (light[0] == 255).all()
+        assert (dark[0] == [0x16, 0x18, 0x1B]).all(), "that of the page"
+        assert has_color(light, "#000000")
+        assert has_color(dark, "#E8E8E8")
+        assert not has_color(dark, "#FFFFFF")
+        assert not has_color(dark, "#000000")
+    assert has_color(pixels(learning_curves(LOGS)), "#000000"), "what comes next is drawn on white"
+    page = tmp_path / "report.html"
+    write_report(page, Report("Title", figures={"Curves": figures[0]}))
+    text = page.read_text()
+    for png in (figures[0].light, figures[0].dark):
+        assert base64.b64encode(png).decode() in text
+    assert '<source media="(prefers-color-scheme: dark)"' in text
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "order"])
@@ -185,7 +244,7 @@ def test_a_sweep_is_found_among_rows_that_differ_in_nothing_else():
 
 def test_a_file_is_written_whole_and_settings_are_put_back(tmp_path):
     before = dict(matplotlib.rcParams)
-    write_figures(tmp_path, {"curves.png": ("Learning curves", png_of(learning_curves(LOGS)))})
+    write_figures(tmp_path, {"curves.png": ("Learning curves", in_both(learning_curves, LOGS))})
     assert dict(matplotlib.rcParams) == before
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
     assert Image.open(tmp_path / "curves.png").format == "PNG"

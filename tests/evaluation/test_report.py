@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
+from evaluation.plots import Drawn
 from evaluation.queries import Hit, Query, find_queries
 from evaluation.report import Report, write_report
 from features.prepared import Split
@@ -96,7 +97,7 @@ def test_printed_ranks_are_the_ranks_of_the_table_block_by_block(similarity, col
 class Page(HTMLParser):
     """Collects tags and their attributes, text, and whether every tag is closed in order."""
 
-    EMPTY = ("meta", "img", "br")
+    EMPTY = ("meta", "img", "source", "br")
 
     def __init__(self, text):
         super().__init__()
@@ -143,7 +144,11 @@ def page(tmp_path):
     )
     path = tmp_path / "report.html"
     recipe = f'source = "https://example.org {EVIL}"\n[loss]\nmargin = 0.2\n'
-    parts: dict[str, Any] = {"figures": {EVIL: b"\x89PNG"}, "recipes": {EVIL: recipe}, "queries": {EVIL: queries}}
+    parts: dict[str, Any] = {
+        "figures": {EVIL: Drawn(b"\x89PNG", b"\x89DARK")},
+        "recipes": {EVIL: recipe},
+        "queries": {EVIL: queries},
+    }
     paths = {"there.png": tmp_path / "there.png", 'missing"><script>.png': tmp_path / "missing.png"}
     write_report(path, Report(EVIL, [table], [EVIL], paths=paths, **parts))
     return path.read_text(encoding="utf-8")

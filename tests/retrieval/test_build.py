@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from features.images import decode
 from features.images.decode import jpeg_bytes, thumbnail
 from retrieval import build as indexing
 from retrieval import index
@@ -246,6 +247,29 @@ def test_opening_during_a_change_of_generation_tries_again(tmp_path, images, mon
     monkeypatch.setattr(indexing, "check_run", lambda *args: False)
     monkeypatch.setattr(Index, "_open", classmethod(overtaken))
     assert len(Index.open(tmp_path / "index")) == 8
+
+
+def test_an_id_runs_through_a_link_only_where_there_is_no_other_way(tmp_path, images):
+    paint(tmp_path / "elsewhere/deep/9.png", 9)
+    paint(tmp_path / "elsewhere/10.png", 10)
+    (images / "a_link").symlink_to(images / "more")
+    (images / "b_link").symlink_to(tmp_path / "elsewhere")
+    (images / "more/c_link").symlink_to(tmp_path / "elsewhere/deep")
+    (tmp_path / "all").symlink_to(images)
+    ids = sorted([*(f"{number}.png" for number in range(5)), "more/5.PNG", "more/deep/6.png"])
+    ids = sorted([*ids, "b_link/10.png", "b_link/deep/9.png"])
+    for number, named in enumerate(([images], [tmp_path / "all"], [images, tmp_path / "all", images / "more"])):
+        assert counts(build(FakeRun(tmp_path), tmp_path / f"{number}.index", *named)) == (9, 0, 0, 0, 0)
+        assert list(Index.open(tmp_path / f"{number}.index").ids) == ids
+
+
+def test_a_heic_without_its_package_is_named_and_counted(tmp_path, images, monkeypatch):
+    (images / "phone.heic").write_bytes(b"\0\0\0\x1cftypheic\0\0\0\0mif1heic")
+    monkeypatch.setattr(decode, "formats", lambda: ("JPEG", "PNG"))
+    built = build(FakeRun(tmp_path), tmp_path / "index", images)
+    assert counts(built) == (7, 0, 0, 0, 0)
+    assert "cannot be read: phone.heic: HEIF, which needs a package: pip install pillow-heif" in built.lines()
+    assert any(line.startswith("1 images that cannot be read left out") for line in built.lines())
 
 
 def test_unreadable_images_are_named_left_out_and_tried_again(tmp_path, images):

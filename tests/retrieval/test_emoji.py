@@ -18,6 +18,7 @@ from features.text.vocabulary import tokenize
 from retrieval import commands, emoji_map
 from retrieval.emoji import Emoji, EmojiSpace, all_emoji, embed_emoji, rank_emoji
 from retrieval.emoji_map import EmojiFont, find_emoji_font, free_cells, make_map, map_page, project
+from training.run import known_sentences
 from utils import BadInput, run_script
 
 pytest.importorskip("emoji")
@@ -43,7 +44,8 @@ class FakeRun:
         return any(word in self.vectors for word in tokenize(sentence))
 
     def embed_sentences(self, sentences):
-        known = [[self.vectors[word] for word in tokenize(text) if word in self.vectors] for text in sentences]
+        texts = known_sentences(sentences, self.knows)
+        known = [[self.vectors[word] for word in tokenize(text) if word in self.vectors] for text in texts]
         return self._rows([np.sum(vectors, axis=0) for vectors in known])
 
     def embed_images(self, paths):

@@ -37,7 +37,7 @@ def test_docstrings():
 
 def test_the_best_that_can_answer_here(shipped, tmp_path, capsys):
     assert models.shipped_run(shipped / "models").folder.name == "better"
-    assert "asks the model that ships as better, trained on folder; `run` names another" in capsys.readouterr().err
+    assert "asks the model that ships as better; `run` names another" in capsys.readouterr().err
     shutil.copytree(shipped / "models", tmp_path / "models")
     recipe = tmp_path / "models/better" / RECIPE
     recipe.write_text(recipe.read_text().replace('encoder = ""', 'encoder = "package:not_installed"'))
@@ -77,8 +77,14 @@ def test_short_ways_to_ask(shipped, monkeypatch, capsys, tmp_path):
         assert call(monkeypatch, search, *words, "-k", 3) == 0
         said = capsys.readouterr()
         answers.append(said.out)
-        assert ("asks the newest index here, newer.index" in said.err) == ("newer.index" not in words)
+        newest = "asks newer.index, the newest of 2 indexes here; another, by its name before the sentence"
+        assert (newest in said.err) == ("newer.index" not in words)
+        assert said.err.count(f"answers by {run.name}, trained on folder\n") == 1
+        assert "unlike" not in said.err, "images of the training set"
     assert len(set(answers)) == 1
+    shutil.rmtree("older.index")
+    assert call(monkeypatch, search, "a red circle", "-k", 3) == 0
+    assert "asks newer.index, the index here\n" in capsys.readouterr().err
     assert call(monkeypatch, search, "--image", "newer/3.png") == 2, "an option alone is no sentence"
 
 

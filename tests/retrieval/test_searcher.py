@@ -15,7 +15,7 @@ from retrieval import nearest
 from retrieval.build import build_index
 from retrieval.index import Index
 from retrieval.nearest import CAPTION_TO_IMAGE, COSINE, IMAGE_TO_CAPTION, Graph, exact_nearest, positions, recall_of
-from retrieval.searcher import MAX_QUERY_CHARS, Searcher, plain
+from retrieval.searcher import MAX_QUERY_CHARS, Hit, Searcher, plain
 from tests.helpers import QUICK, FakeRun, copy_of, draw_images, paint, prep_args
 from tests.helpers import call as script_call
 from training.run import Run
@@ -187,6 +187,9 @@ def test_what_cannot_be_asked(searcher, tmp_path):
         (lambda: searcher.search("?!"), "holds no word"),
         (lambda: searcher.search("a " * MAX_QUERY_CHARS), "characters; say it in 5,000 at most"),
         (lambda: searcher.search("a dog", k=0), "`k` 0"),
+        (lambda: searcher.search(["a dog"]), "the query is list, no sentence; ask with one text at a time"),
+        (lambda: searcher.rank_of(None, "03.png"), "the query is NoneType, no sentence"),
+        (lambda: searcher.similar([tmp_path / "images/03.png"] * 2), "2 images: a query is one"),
         (lambda: searcher.search_image(tmp_path / "broken.jpg"), r"broken.jpg: cannot be read"),
         (lambda: searcher.thumbnail("none"), "has no image none"),
     ]
@@ -194,6 +197,28 @@ def test_what_cannot_be_asked(searcher, tmp_path):
         with pytest.raises(BadInput, match=sentence):
             call()
     assert searcher.unknown_words("a dog xyzzy xyzzy") == ["xyzzy"]
+
+
+def test_what_a_notebook_shows(searcher):
+    folder, shown = searcher.index.folder, repr(searcher)
+    counts = f"12 images, 3 captions, 24 dimensions, {searcher.similarity}"
+    assert shown.startswith(f"Searcher(Index('{folder}': {counts}, by {searcher.index.meta.run}), ")
+    first, second = searcher.ask("a dog", k=2).hits
+    assert repr(searcher.ask("a dog", k=2)).splitlines() == ["Answer: 2 images", f"  {first}", f"  {second}"]
+    assert repr(first) == f"Hit(rank=1, image={first.image!r}, score={first.score:.4f})"
+    assert repr(Hit(3, 0.5, "a.jpg", true=True, probability=0.25)) == (
+        "Hit(rank=3, image='a.jpg', score=0.5000, probability=0.25, true=True)"
+    )
+
+
+def test_captions_without_a_known_word_are_left_out(searcher, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.txt").write_text("a cat\nxyzzy\n?!\n")
+    build_index(searcher.run, [tmp_path / "images"], tmp_path / "mine", captions=tmp_path / "mine.txt")
+    assert "mine.txt: 2 captions left out, of which the run knows no word" in capsys.readouterr().err
+    assert Index.open(tmp_path / "mine").captions[:] == ["a cat"]
+    (tmp_path / "mine.txt").write_text("xyzzy\n")
+    with pytest.raises(BadInput, match="the run knows no word of its captions, such as 'xyzzy'"):
+        build_index(searcher.run, [tmp_path / "images"], tmp_path / "mine", captions=tmp_path / "mine.txt")
 
 
 def test_an_index_of_another_run(searcher, tmp_path):
@@ -252,7 +277,7 @@ def test_find_prints_tables_json_lines_and_sheets(searcher, tmp_path, monkeypatc
     head, *lines = said.out.splitlines()
     assert head.split() == ["rank", "score", "image"]
     assert [line.split()[2] for line in lines] == [image for image, _ in searcher.search("a dog xyzzy", 3)]
-    assert "unknown words, left out: xyzzy" in said.err
+    assert "Unknown words, left out: xyzzy." in said.err
     with PILImage.open(tmp_path / "new/sheet.png") as sheet:
         assert sheet.format == "PNG"
     assert call(monkeypatch, run, "find", index, "a dog", "-k", 2, "--format", "jsonl") == 0

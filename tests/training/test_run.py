@@ -1,19 +1,24 @@
 """A run on views and on another size, from image files: images from outside are seen as those of its store were."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import eval as evaluation
 import prep
 import train
+from features.datasets.dataset import Dataset
+from features.datasets.dataset import Image as DatasetImage
 from features.images.views import FeatureViews
 from features.prepared import Prepared
 from metrics.ranks import metrics_of, ranks_by_block
 from metrics.similarity import RANKING
 from retrieval.sources import CachedFeatures
 from tests.helpers import QUICK, call, draw_images, prep_args
+from training.bank import read_bank
 from training.run import Run, embed_features, embed_sentences, find_runs
 from utils import BadInput
 
@@ -63,6 +68,58 @@ def test_evaluation_takes_the_mean_that_validation_took(opened, monkeypatch, cap
     captions = embed_sentences(run.model, run.processor.encode(split.captions))
     metrics = metrics_of(ranks_by_block(RANKING["cosine"], images, captions, split.image_of_caption))
     assert metrics["text_to_image"] == pytest.approx(result["text_to_image"])
+
+
+def test_one_alone_is_taken_as_a_list_of_one(opened):
+    run, folder = opened
+    path = folder / "images/3.png"
+    sentence = "a red circle"
+    np.testing.assert_array_equal(run.embed_sentences(sentence), run.embed_sentences([sentence]))
+    assert run.embed_sentences(sentence).shape == (1, 32)
+    assert run.embed_sentences(text for text in (sentence, "a square")).shape == (2, 32)
+    image = Image.open(path)
+    rows = run.embed_images([path, str(path), image, image.convert("RGBA")])
+    assert rows.shape == (4, 32)
+    for one in (path, str(path), Image.open(path), io.BytesIO(path.read_bytes())):
+        np.testing.assert_allclose(run.embed_images(one), rows[:1], atol=1e-5)
+    np.testing.assert_array_equal(rows, rows[[0, 0, 0, 0]])
+    assert image.mode == Image.open(path).mode, "an image that is given stays as it is"
+    assert run.embed_images([]).shape == run.embed_sentences([]).shape == (0, 32)
+
+
+@pytest.mark.parametrize(
+    ("embed", "given", "said"),
+    [
+        ("embed_sentences", "xyzzy plugh", r"'xyzzy plugh': the run knows none of its words \(xyzzy, plugh\); use"),
+        ("embed_sentences", ["a circle", "xyzzy"], "'xyzzy': the run knows none of its words"),
+        ("embed_sentences", "  ", "'  ': an empty sentence; use"),
+        ("embed_sentences", "?!", r"knows none of its words \(it holds none\)"),
+        ("embed_sentences", ["a circle", 3], "'3': is int, no sentence; give text"),
+        ("embed_sentences", None, "'None': is NoneType, no sentence"),
+        ("embed_images", np.zeros((9, 9, 3)), "ndarray: is no image; give a path"),
+        ("embed_images", [None], "NoneType: is no image"),
+        ("embed_images", "no/such.png", "no/such.png: cannot be read"),
+        ("embed_images", [Image.new("RGB", (9, 9)), Image.new("RGB", (1, 99))], "image 2 of 2: cannot be read .* thin"),
+    ],
+)
+def test_what_is_no_sentence_and_no_image(opened, embed, given, said):
+    with pytest.raises(BadInput, match=said):
+        getattr(opened[0], embed)(given)
+
+
+def test_what_a_notebook_shows(opened):
+    run, folder = opened
+    features = f"{NAME}.views3 + {NAME}.size64"
+    about = f"strong, trained on folder, {features} and {len(run.processor.words) - 1} stems → 32 dimensions, cosine"
+    assert repr(run) == f"Run('{run.folder}': {about})"
+    data = Prepared(folder / "data/folder")
+    assert repr(data).startswith(f"Prepared('{data.folder}': folder, 8 train, 4 val, 4 test images, 32 captions; feat")
+    assert f"{NAME}.views3" in repr(data)
+    assert repr(data.split("test", [f"{NAME}.size64"])).startswith("Split('test': 4 images, 8 captions, features (4, ")
+    assert repr(data.vocabulary).startswith("Vocabulary(")
+    dataset = Dataset("pairs", (DatasetImage("a.jpg", None, "val", ("a dog",)),))
+    assert repr(dataset) == "Dataset('pairs': 0 train, 1 val, 0 test images)"
+    assert len(repr(read_bank(run.folder))) < 200
 
 
 def test_runs_are_found_by_their_recipe(tmp_path):

@@ -63,9 +63,20 @@ def test_heic_is_read_or_the_package_is_named(opened: bool, tmp_path: Path, monk
     monkeypatch.setattr(decode, "formats", lambda: ("JPEG", "PNG"))  # as without the package
     with pytest.raises(Unreadable, match="pip install pillow-heif"):
         read_image(asked())
+    (tmp_path / "a.heic").write_bytes(HEIC.replace(b"heic", b"avif"))
+    with pytest.raises(Unreadable, match="AVIF, which needs a newer Pillow: pip install --upgrade pillow"):
+        read_image(asked())
     (tmp_path / "a.heic").write_bytes(HEIC[:9])
     with pytest.raises(Unreadable, match="not an image"):
         read_image(asked())
+
+
+def test_a_damaged_heic_needs_no_package(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    (tmp_path / "a.heic").write_bytes(HEIC)
+    with pytest.raises(Unreadable) as raised:
+        read_image(tmp_path / "a.heic")
+    assert "pip install" not in str(raised.value)
 
 
 def test_images_are_turned_as_their_exif_says(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_back_and_forward(page):
     bring(page, "choose", jpeg())
     page.locator(".asked").wait_for()
     type_query(page, "a blue square wug")
-    page.get_by_text("Not known: wug").wait_for()
+    page.get_by_text("Unknown words, left out: wug").wait_for()
     page.go_back()
     page.locator(".asked").wait_for()
     assert page.get_by_label("Describe the image").input_value() == ""

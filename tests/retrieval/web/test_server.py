@@ -87,7 +87,7 @@ def test_a_sentence_finds_images(port, searcher):
     assert answer["status"].startswith("5 of 24 images in ")
     assert len(ask_json(port, "/api/search?q=a+red+circle")[1]["images"]) >= 20
     status, answer = ask_json(port, "/api/search?q=a+red+frisbeee+wug")
-    assert (status, answer["notes"][-1]) == (200, "Not known: frisbeee, wug.")
+    assert (status, answer["notes"][-1]) == (200, "Unknown words, left out: frisbeee, wug.")
     likeliest = max(row["probability"] for row in answer["images"] if row["probability"] is not None)
     doubts = [f"Nothing here matches: the likeliest image has a probability of {likeliest:.2f}."]
     assert answer["notes"][:-1] == (doubts if likeliest < 0.5 else [])

