@@ -334,7 +334,7 @@ def chance_rsum(images: int) -> float:
 
 def summary(name: str, row: dict[str, Any], epochs: int, seconds_left: float = 0.0) -> str:
     """Return a line about an epoch's row of the log."""
-    left = f", {duration(seconds_left)} left" if seconds_left else ""
+    left = f", {duration(seconds_left)} left" if seconds_left >= 1 else ""
     i2t, t2i = row["val"]["image_to_text"], row["val"]["text_to_image"]
     loss = "" if row["loss"] is None else f"loss {row['loss']:9.3f}  "
     return (
