@@ -83,12 +83,13 @@ def carry_weights(info: RunInfo, settings: Settings, vocabulary: Vocabulary, mod
     rows = torch.tensor([(row, old[word]) for row, word in enumerate(index.words) if word in old])
     state = model.state_dict()
     for name in sorted((state.keys() | weights.keys()) - SCALARS):
-        ours, theirs = (tuple(each[name].shape) if name in each else None for each in (state, weights))
-        of_words = name.split(".")[-2:] in WORD_ROWS and ours is not None and theirs is not None
-        if (ours[1:] if of_words else ours) != (theirs[1:] if of_words else theirs):
+        shapes = [tuple(each[name].shape) if name in each else None for each in (state, weights)]
+        of_words = name.split(".")[-2:] in WORD_ROWS and None not in shapes
+        ours, theirs = (shape[1:] if of_words and shape else shape for shape in shapes)
+        if ours != theirs:
             raise BadInput(
-                f"`from` {start.folder}: its weights do not fit these settings ({name} is {theirs or 'not there'} and "
-                f"not {ours or 'there'}); leave the recipe out, for all settings of the run, or change them accordingly"
+                f"`from` {start.folder}: its weights do not fit these settings ({name} is {shapes[1] or 'not there'} "
+                f"and not {shapes[0] or 'there'}); leave the recipe out, for all settings of the run, or change them"
             )
         if of_words:
             state[name][rows[:, 0]] = weights[name][rows[:, 1]].to(state[name])

@@ -265,7 +265,7 @@ class Trainer:
         save_checkpoint(self.folder / LAST, self.model, self.optimizer, self.log, self.average)
         write_jsonl(self.folder / LOG, self.log)
         self.on_epoch(len(self.log), summary(self.folder.name, row, epochs_of(self.settings), self.seconds_left))
-        if hint := busy_hint(trained, row["threads"]) if len(self.log) == self.began + 1 else "":
+        if hint := busy_hint(trained, torch.get_num_threads()) if len(self.log) == self.began + 1 else "":
             self.on_epoch(len(self.log), hint)
         if row["collapsed"]:
             lr = self.rate(0.0) if self.restarts > restarts else None

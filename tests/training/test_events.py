@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from training.trainer import Trainer
 from utils import BadInput
 
 pytest.importorskip("tensorboard")
+NOWHERE: Any = None  # nothing is read for a run that is finished
 
 
 def read(folder):
@@ -65,7 +67,7 @@ def test_every_epoch_and_the_result_are_there_whether_or_not_it_was_stopped(tmp_
     assert set(flat_table(plan.settings)) | {"recipe", "features", "seed"} == set(hparams)
     assert hparams["embed_dim"].number_value == plan.settings.embed_dim
     assert hparams["text.branch"].string_value == "onehot"
-    sweep([plan], None, tensorboard=tmp_path / "later")  # a finished run, from its log
+    sweep([plan], NOWHERE, tensorboard=tmp_path / "later")  # a finished run, from its log
     again, _ = read(tmp_path / "later/run")
     assert again == scalars
 

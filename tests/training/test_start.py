@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -61,16 +62,17 @@ def test_before_any_training_it_scores_as_the_run_that_it_begins_with(home, tmp_
 
 def test_known_words_keep_their_rows_and_new_ones_get_theirs(home, tmp_path):
     plan, data = planned(home, tmp_path)
-    trainer, start, text = Trainer(plan, data), run_of(home), plan.settings.text
+    start, text = run_of(home), plan.settings.text
+    models: list[Any] = [Trainer(plan, data).model, start.model, new_model(plan.settings, plan.info, data.vocabulary)]
     index, old = WordIndex(data.vocabulary, text.stem, text.min_count).words, start.processor.words.words
     assert set(index) - set(old) == {"hound", "crimson"}
     assert set(old) < set(index)
-    new = new_model(plan.settings, plan.info, data.vocabulary).text.bag.weight
+    rows, known, new = (model.text.bag.weight for model in models)
     for row, word in enumerate(index):
-        expected = start.model.text.bag.weight[old.index(word)] if word in old else new[row]
-        assert torch.equal(trainer.model.text.bag.weight[row], expected), word
-    assert torch.equal(trainer.model.inputs.mean, start.model.inputs.mean), "standardized as the weights are used to"
-    assert trainer.model.log_scale == start.model.log_scale
+        assert torch.equal(rows[row], known[old.index(word)] if word in old else new[row]), word
+    ours, theirs, _ = models
+    assert torch.equal(ours.inputs.mean, theirs.inputs.mean), "standardized as the weights are used to"
+    assert ours.log_scale == theirs.log_scale
 
 
 def test_few_images_score_higher_than_from_nothing_and_the_row_says_where_it_comes_from(
