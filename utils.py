@@ -67,7 +67,8 @@ def missing_package(module: str) -> str | None:
     root, name = Path(__file__).parent, module.partition(".")[0]
     package = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(name, name.replace("_", "-"))
     for file in ("requirements.txt", "requirements-search.txt", "requirements-dev.txt"):
-        if re.search(rf"(?mi)^{re.escape(package)}\b", (root / file).read_text(encoding="utf-8")):
+        text = (root / file).read_text(encoding="utf-8") if (root / file).is_file() else ""
+        if re.search(rf"(?mi)^{re.escape(package)}\b", text):
             made = (root / ".venv/bin/activate").is_file()
             activate = "call source .venv/bin/activate" if made else "call make demo, then source .venv/bin/activate"
             return f"{sys.executable} has no {package}; {activate}, or else pip install -r {file}"
