@@ -210,19 +210,20 @@ def all_keys(kind: Any = Settings, prefix: str = "") -> list[str]:
     return keys
 
 
-def assignments() -> list[str]:
+def assignments(kind: Any = Settings, prefix: str = "") -> list[str]:
     """Return what may be set, "loss.margin=", and of settings that take few values each, "text.stem=true".
 
     >>> [text for text in assignments() if text.startswith(("loss.margin", "similarity"))]
     ['similarity=cosine', 'similarity=order', 'loss.margin=']
     """
     texts = []
-    for key in all_keys():
-        group, _, name = key.rpartition(".")
-        kind = next(f.type for f in dataclasses.fields(Settings) if f.name == group) if group else Settings
-        annotation = next(f.type for f in dataclasses.fields(kind) if f.name == name)
-        values = get_args(annotation) if get_origin(annotation) is Literal else ("true", "false")
-        texts += [f"{key}={v}" for v in values] if values[0] != "true" or annotation is bool else [f"{key}="]
+    for f in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(f.type):
+            texts += assignments(f.type, f"{prefix}{f.name}.")
+        else:
+            choices = get_args(f.type) if get_origin(f.type) is Literal else ()
+            values = ("true", "false") if f.type is bool else choices or ("",)
+            texts += [f"{prefix}{f.name}={value}" for value in values]
     return texts
 
 
