@@ -4,7 +4,8 @@
 python app.py photos.index                    a page on http://127.0.0.1:7860/, for this machine alone
 python app.py photos.index --host 0.0.0.0     for everybody who can reach this machine
 
-It asks no other host for anything, and shows no file but the images of the index.
+It asks no other host for anything, and shows no file but the images of the index. Where files lie is shown on this
+machine alone.
 """
 
 import argparse

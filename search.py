@@ -5,6 +5,7 @@ python search.py index photos                               an index of images, 
 python search.py find photos.index "a dog on the beach"     the images nearest to a sentence
 python search.py find photos.index --image a.jpg            captions of an image, and similar images
 python search.py a dog on the beach                         the same of the newest index here
+python search.py in the snow --like a.jpg --minus people    images like one, but in the snow, and without people
 python search.py embed a.jpg b.jpg --out images.npy         one float32 row for each image or sentence
 python search.py emoji a.jpg                                emoji by their names, without having seen one
 python search.py emoji --map emoji.png                      where the emoji lie in the run's space
@@ -79,6 +80,10 @@ def arguments() -> argparse.Namespace:
     find.add_argument("words", nargs="*", metavar="INDEX|SENTENCE", help=words)
     find.add_argument("-k", type=int, default=20, metavar="N", help="answers; default: 20")
     find.add_argument("--image", type=Path, metavar="FILE", help="ask with an image")
+    like = "look for images like this one, a file or an id of the index, and with a sentence for both together"
+    find.add_argument("--like", metavar="IMAGE", help=like)
+    less = "take a sentence away from what is looked for; may be given several times"
+    find.add_argument("--minus", action="append", default=[], metavar="SENTENCE", help=less)
     ranked = "with --image: rank these captions, one a line, not the index's"
     find.add_argument("--captions", type=Path, metavar="FILE", help=ranked)
     find.add_argument("--format", choices=("table", "jsonl"), default="table")

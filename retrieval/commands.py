@@ -139,16 +139,22 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
     sheet: Path | None = None,
     exact: bool = False,
     at_least: float | None = None,
+    like: str | None = None,
+    minus: Sequence[str] = (),
     run: Path | None = None,
 ) -> None:
     """Print the k images nearest to a sentence, or the k captions and the k images nearest to an image.
 
     words: the folder of an index, the newest here by default, and a sentence, in quotes or not. captions: a file of
     others than those of the index; sheet: a PNG of query and images; exact, run: see `Searcher.open`; at_least: the
-    smallest probability of an image that is shown; format: a key of FORMATS.
+    smallest probability of an image that is shown; like, minus: see `Searcher.combined`; format: a key of FORMATS.
     """
     index, sentence = index_and_sentence(words)
-    check_question(sentence, image, captions)
+    summed = like is not None or bool(minus)
+    if summed:
+        check_sum(image, captions, at_least)
+    else:
+        check_question(sentence, image, captions)
     check_k(k)
     if sheet:
         check_output("sheet", sheet, ".png")
@@ -158,7 +164,12 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
     searcher = Searcher.open(index, run, exact=exact)
     if lines and captions:
         lines = known_captions(searcher.run, lines, captions)
-    result = find_captions(searcher, image, k, lines) if image else find_images(searcher, sentence or "", k, at_least)
+    if summed:
+        result = find_sum(searcher, sentence or "", like, minus, k)
+    elif image:
+        result = find_captions(searcher, image, k, lines)
+    else:
+        result = find_images(searcher, sentence or "", k, at_least)
     log(f"answers by {searcher.run.folder.name}, trained on {trained_on(searcher.run.info)}")
     if note := world_note(searcher.index, searcher.run.info, searcher.bank):
         log(note)
@@ -167,7 +178,8 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
         for note in result.notes:
             log(note)
     if sheet:
-        write_answer_sheet(sheet, searcher, sentence or plain(image), result, query_image)
+        title = " − ".join([" + ".join(filter(None, [plain(like or image or ""), sentence])), *minus])
+        write_answer_sheet(sheet, searcher, title, result, query_image)
         log(f"wrote {sheet}")
 
 
@@ -255,6 +267,12 @@ def check_question(sentence: str | None, image: Path | None, captions: Path | No
         check_query(sentence)
 
 
+def check_sum(image: Path | None, captions: Path | None, at_least: float | None) -> None:
+    """Raise BadInput for what does not go with a question of `like` and `minus`."""
+    if image or captions or at_least is not None:
+        raise BadInput("`image`, `captions`, `at_least`: go neither with `like` nor with `minus`; leave them out")
+
+
 @dataclass(frozen=True)
 class Result:
     """What `find` shows: images, captions with their scores, best first, and notes on them."""
@@ -277,6 +295,13 @@ def find_images(searcher: Searcher, sentence: str, k: int, at_least: float | Non
     shown = f"{', '.join(ranks[:MAX_TRUE_SHOWN])}{more} of {len(searcher.index):,}"
     note = f"a caption of the dataset; true image{'s' if len(ranks) > 1 else ''}: {shown}"
     return Result(answer.hits, notes=[*doubts, note])
+
+
+def find_sum(searcher: Searcher, sentence: str, like: str | None, minus: Sequence[str], k: int) -> Result:
+    """Return the k images nearest to a sentence and an image, less other sentences; see `Searcher.combined`."""
+    pairs = searcher.combined(sentence, like=like, minus=minus, k=k)
+    notes = [note for text in (sentence, *minus) if text for note in searcher.mended(text).notes()]
+    return Result([Hit(rank, score, image) for rank, (image, score) in enumerate(pairs, 1)], notes=notes)
 
 
 def find_captions(searcher: Searcher, image: Path, k: int, captions: list[str] | None = None) -> Result:

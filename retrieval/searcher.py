@@ -11,6 +11,7 @@ import torch
 from features.datasets.dataset import clean_caption
 from features.images.decode import ImageSource
 from metrics.similarity import pair_scores
+from retrieval.combination import add_up
 from retrieval.correction import Corrector, asking, not_asking
 from retrieval.index import Index
 from retrieval.nearest import COSINE, IMAGE_QUERY, TEXT_QUERY, check_k, exact_nearest, positions
@@ -197,6 +198,34 @@ class Searcher:
         row = self.row_of(image_id)
         images = self.similar_of(self.index.embedding(row), k + 1)
         return [(other, score) for other, score in images if other != image_id][:k]
+
+    def combined(
+        self,
+        sentence: str = "",
+        *,
+        like: ImageSource | np.ndarray | None = None,
+        minus: Sequence[str] = (),
+        k: int = 20,
+    ) -> ScoredIds:
+        """Return the k images nearest to a sentence and an image added up, less the sentences of `minus`, by cosine.
+
+        like: an id of the index, whose image is left out, a file, an image, or an embedding (1, dim). Raises BadInput
+        if only something is to be taken away, or if the run's similarity is not cosine.
+
+        >>> searcher.combined("in the snow", like="beach.jpg", minus=["people"], k=1)  # doctest: +SKIP
+        [('dogs/9.jpg', 0.52)]
+        """
+        check_k(k)
+        row = self.index.row_of(like) if isinstance(like, str) else None
+        plus = [self.embed_sentence(sentence)] if sentence.strip() else []
+        if row is not None:
+            plus.append(self.index.embedding(row))
+        elif like is not None:
+            plus.append(like if isinstance(like, np.ndarray) else self.embed_image(like))
+        query = add_up(self.similarity, plus, [self.embed_sentence(text) for text in minus])
+        nearest = self.nearest_images if like is None else self.similar_images  # a correction is one of sentences
+        images = self._scored_ids(*nearest(query, k + 1))
+        return [(image, score) for image, score in images if row is None or image != like][:k]
 
     def rank_of(self, sentence: str, image_id: str) -> int:
         """Return the rank of an image in the whole list of answers to a sentence; exact, equal scores by id."""

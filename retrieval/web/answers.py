@@ -1,7 +1,8 @@
 """The answers of the web page, as dictionaries ready for JSON: images of a sentence, and what an image finds.
 
-An answer has `query`, `status` (one line: how many of how many, and how long it took), `notes` (sentences), `images`,
-`captions` and `emoji`: rows with `rank` and `score` each. It names no file of this machine, only ids.
+An answer has `query`, `status` (one line: how many of how many, and how long it took), `notes` and `asides` (sentences,
+to be read before the images and behind them), `images`, `captions` and `emoji`: rows with `rank` and `score` each. It
+names no file of this machine, only ids.
 """
 
 import threading
@@ -9,19 +10,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
-from urllib.parse import urlencode
 
 import numpy as np
 from PIL import Image as PILImage
 
 from retrieval.emoji import FLAG, EmojiSpace, all_emoji, embed_emoji, rank_emoji
 from retrieval.searcher import MAX_TRUE_SHOWN, Hit, ScoredIds, Searcher, plain
+from retrieval.web.query import Query
+from retrieval.web.tiles import Tiles
+from retrieval.web.uploads import Upload, Uploads
+from retrieval.world import world_note
 from utils import BadInput
 
-MAX_K = 200  # images of one answer
 MAX_CAPTIONS = 10  # captions and emoji of one answer
 NAMES_PER_TURN = 64  # names of emoji read at a time while others may be waiting
-EXAMPLES, MIN_EXAMPLE_CHARS, MAX_EXAMPLE_CHARS = 3, 12, 60
 Row = dict[str, Any]
 
 
@@ -30,6 +32,9 @@ class Answers:
 
     def __init__(self, searcher: Searcher):
         self.searcher, self.index = searcher, searcher.index
+        self.tiles, self.uploads = Tiles(searcher), Uploads()
+        world = world_note(searcher.index, searcher.run.info, searcher.bank)
+        self.warnings = [world] if world else []
         self.emoji: EmojiSpace | None = None
         self.no_emoji = "The emoji are not read yet; ask again in a moment."
         self.emoji_done = threading.Event()
@@ -46,57 +51,92 @@ class Answers:
         finally:
             self.emoji_done.set()
 
-    def of_sentence(self, sentence: str, k: int) -> Row:
-        """Find the k best images, and behind them the best true one if it is not there.
+    def of(self, query: Query) -> Row:
+        """Answer a question: a sentence, an image, or both with what is to be taken away.
 
-        Raises BadInput for a sentence that is empty, too long, or of unknown words only.
+        Raises BadInput for what cannot be asked, such as a sentence that is empty, too long, or of unknown words only.
         """
         start = time.perf_counter()
+        if query.only_sentence:
+            answer = self.of_sentence(query.sentence, query.k)
+        elif query.only_image:
+            answer = self.of_image(query)
+        else:
+            answer = self.of_sum(query)
+        counts = f"{sum(not row['below'] for row in answer['images']):,} of {_many(len(self.index), 'image')}"
+        status = f"{counts} in {1000 * (time.perf_counter() - start):,.0f} ms"
+        head = {"query": query.sentence or query.like, "status": status, "notes": self.warnings}
+        return {**head, "asides": [], "captions": [], "emoji": []} | answer
+
+    def of_sentence(self, sentence: str, k: int) -> Row:
+        """Find the k best images, and behind them the best true one if it is not there."""
         answer = self.searcher.ask(sentence, k)
-        notes = [plain(note) for note in answer.notes()]
-        if answer.positions:
-            notes.append(self._true_note(list(answer.positions.values())))
-        images = [self.image_row(hit, k) for hit in answer.hits]
-        counts = [f"{sum(not hit.below for hit in answer.hits):,} of {_many(len(self.index), 'image')}"]
-        head = {"query": sentence, "status": _status(counts, start), "notes": notes}
-        return head | {"images": images, "captions": [], "emoji": []}
+        notes = [f"{doubt} Other words may, or fewer of them." for doubt in answer.doubts()]
+        notes += map(plain, answer.query.notes())
+        asides = [self._true_note(list(answer.positions.values()))] if answer.positions else []
+        return {"notes": notes + self.warnings, "asides": asides, "images": self.image_rows(answer.hits)}
 
-    def of_upload(self, image: PILImage.Image, k: int) -> Row:
-        """Find captions, similar images and emoji of an image that was sent."""
-        start = time.perf_counter()
-        query = self.searcher.embed_image(image)
-        return self._of_embedding("", query, self.searcher.similar_of(query, k), start, k)
-
-    def of_image(self, image_id: str, k: int) -> Row:
-        """Find the same of an image of the index, but not that image. Raises BadInput if it is unknown."""
-        start = time.perf_counter()
-        row = self.searcher.row_of(image_id)
-        similar = self.searcher.similar_to(image_id, k)
-        return self._of_embedding(image_id, self.index.embedding(row), similar, start, k)
-
-    def _of_embedding(self, image_id: str, query: np.ndarray, similar: ScoredIds, start: float, k: int) -> Row:
-        notes: list[str] = []
-        images = [self.image_row(Hit(rank, score, other), k) for rank, (other, score) in enumerate(similar, 1)]
-        counts = [f"{len(images):,} of {_many(len(self.index), 'image')}"]
-        captions: list[Row] = []
+    def of_image(self, query: Query) -> Row:
+        """Find similar images, captions and emoji of an image: one that was sent, or one of the index, not itself."""
+        if query.like:
+            embedding = self.index.embedding(self.searcher.row_of(query.like))
+            similar = self.searcher.similar_to(query.like, query.k)
+        else:
+            embedding = self.uploads.get(query.upload).embedding
+            similar = self.searcher.similar_of(embedding, query.k)
+        asides, captions, emoji = [], [], []
         if len(self.index.captions):
-            best = self.searcher.captions_of(query, min(k, MAX_CAPTIONS))
+            best = self.searcher.captions_of(embedding, min(query.k, MAX_CAPTIONS))
             captions = [
-                {"rank": rank, "score": score, "caption": caption, "search": address(k, q=caption)}
+                {"rank": rank, "score": score, "caption": caption, "search": Query(caption).address()}
                 for rank, (caption, score) in enumerate(best, 1)
             ]
-            counts.append(f"{len(captions):,} of {_many(len(self.index.captions), 'caption')}")
         else:
-            notes.append("The index has no captions: it was built without any.")
-        emoji: list[Row] = []
+            asides.append("The index has no captions: search.py index takes a file of some by --captions.")
         if self.emoji is not None:
-            (hits,) = rank_emoji(self.emoji, query, self.searcher.similarity, min(k, MAX_CAPTIONS))
+            (hits,) = rank_emoji(self.emoji, embedding, self.searcher.similarity, min(query.k, MAX_CAPTIONS))
             emoji = [{"rank": hit.rank, "score": hit.score, **hit.emoji.row()} for hit in hits]
-            counts.append(f"{len(emoji)} emoji")
         else:
-            notes.append(self.no_emoji)
-        head = {"query": image_id, "status": _status(counts, start), "notes": notes}
-        return head | {"images": images, "captions": captions, "emoji": emoji}
+            asides.append(self.no_emoji)
+        return {"asides": asides, "images": self.image_rows(_hits(similar)), "captions": captions, "emoji": emoji}
+
+    def of_sum(self, query: Query) -> Row:
+        """Find the images nearest to sentence and image added up, less what is taken away."""
+        sentences = [text for text in (query.sentence, *query.minus) if text.strip()]
+        like = self.uploads.get(query.upload).embedding if query.upload else query.like or None
+        pairs = self.searcher.combined(query.sentence, like=like, minus=query.minus, k=query.k)
+        notes = [plain(note) for text in sentences for note in self.searcher.mended(text).notes()]
+        return {"notes": notes + self.warnings, "images": self.image_rows(_hits(pairs))}
+
+    def keep_upload(self, data: bytes, image: PILImage.Image, jpeg: bytes) -> str:
+        """Embed an image that was sent, and keep it; return its digest."""
+        return self.uploads.keep(data, Upload(self.searcher.embed_image(image), jpeg))
+
+    def image_rows(self, hits: Sequence[Hit]) -> list[Row]:
+        """Return images of an answer, with their addresses and what the page shows of them.
+
+        copy_of: the rank of an image before it that it is a near-duplicate of, or None; a true image stands by itself.
+        """
+        rows = [self.searcher.row_of(hit.image) for hit in hits]
+        rank_of: dict[int | None, int] = {row: hit.rank for row, hit in zip(rows, hits, strict=True)}
+        originals = [rank_of.get(row) for row in self.tiles.originals(rows)]
+        tiles = self.image_tiles(rows)
+        return [
+            {**tile, **asdict(hit), "copy_of": None if hit.true else original}
+            for hit, tile, original in zip(hits, tiles, originals, strict=True)
+        ]
+
+    def image_tiles(self, rows: Sequence[int]) -> list[Row]:
+        """Return of images of the index what the page shows of any: id, addresses, proportions, a caption."""
+        tiles = []
+        for row, caption in zip(rows, self.tiles.describe(rows), strict=True):
+            width, height = self.tiles.size(row) or (None, None)
+            thumbnail = f"/thumbnail/{row}" if width else None
+            tile = {"image": self.index.ids[row], "thumbnail": thumbnail, "width": width, "height": height}
+            similar = Query(like=self.index.ids[row]).address()
+            unranked = {"rank": None, "probability": None, "true": False}
+            tiles.append({**unranked, **tile, "caption": caption, "view": f"/image/{row}", "similar": similar})
+        return tiles
 
     def _true_note(self, positions: list[int]) -> str:
         """Return a sentence such as "A caption of the dataset; its image stands at position 37 of 8,000."."""
@@ -104,21 +144,6 @@ class Answers:
         more = f" and {len(positions) - MAX_TRUE_SHOWN:,} more" if len(positions) > MAX_TRUE_SHOWN else ""
         stand = "images stand at positions" if len(positions) > 1 else "image stands at position"
         return f"A caption of the dataset; its {stand} {numbers}{more} of {len(self.index):,}."
-
-    def image_row(self, hit: Hit, k: int) -> Row:
-        """Return an image of an answer, with its addresses."""
-        row = self.searcher.row_of(hit.image)
-        thumbnail = f"/thumbnail/{row}" if self.index.rows[row]["length"] else None
-        return asdict(hit) | {"thumbnail": thumbnail, "view": f"/image/{row}", "similar": address(k, similar=hit.image)}
-
-    def examples(self) -> list[str]:
-        """Return a few captions to begin with, far from each other in the alphabet and not long."""
-        captions, chosen = self.index.captions, []
-        for part in range(EXAMPLES if len(captions) >= EXAMPLES else 0):
-            start = (2 * part + 1) * len(captions) // (2 * EXAMPLES)
-            near = captions[start : start + 50]
-            chosen += [text for text in near if MIN_EXAMPLE_CHARS <= len(text) <= MAX_EXAMPLE_CHARS][:1]
-        return chosen
 
 
 class _InTurn:
@@ -141,17 +166,8 @@ def _turns(texts: Sequence[str]) -> list[Sequence[str]]:
     return [texts[start : start + NAMES_PER_TURN] for start in range(0, len(texts), NAMES_PER_TURN)]
 
 
-def address(k: int, **asked: str) -> str:
-    """Return the page's address of a query. Any id goes through, half a surrogate pair (a name not in UTF-8) too.
-
-    >>> address(20, similar="a b/c%.jpg")
-    '/?similar=a+b%2Fc%25.jpg&k=20'
-    """
-    return f"/?{urlencode({**asked, 'k': k}, encoding='utf-8', errors='surrogatepass')}"
-
-
-def _status(counts: list[str], start: float) -> str:
-    return f"{', '.join(counts)} in {1000 * (time.perf_counter() - start):,.0f} ms"
+def _hits(pairs: ScoredIds) -> list[Hit]:
+    return [Hit(rank, score, image) for rank, (image, score) in enumerate(pairs, 1)]
 
 
 def _many(count: int, noun: str) -> str:

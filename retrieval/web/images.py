@@ -8,7 +8,9 @@ import io
 import os
 import stat
 import warnings
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from PIL import Image as PILImage
 
@@ -19,7 +21,9 @@ FORMATS = {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF"
 MAX_PIXELS = 50_000_000  # of an image that is sent: a telephone's largest, 150 MB once it is decoded
 VIEW_PIXELS, PREVIEW_PIXELS = 1600, 320  # the longer side of an image that goes out, and of one that was sent
+FULL_PIXELS, FULL_QUALITY = 65_500, 95  # of an image that goes out at full size: what a JPEG can hold
 QUALITY = 88  # of a JPEG that goes out
+EXIF, TAKEN, ORIENTATION = 0x8769, 0x9003, 0x0112  # numbers of EXIF's fields
 
 
 def open_upload(data: bytes) -> PILImage.Image:
@@ -60,7 +64,33 @@ def version_of(path: Path | None) -> str | None:
     return f"{status.st_size:x}-{status.st_mtime_ns:x}" if stat.S_ISREG(status.st_mode) else None
 
 
-def large_jpeg(path: Path) -> bytes | None:
-    """Encode an image of the index as a JPEG of at most VIEW_PIXELS; None if it cannot be read any more."""
-    image = thumbnail(path, VIEW_PIXELS)
-    return None if image is None else jpeg_bytes(image, VIEW_PIXELS, QUALITY)
+def large_jpeg(path: Path, side: int = VIEW_PIXELS, quality: int = QUALITY) -> bytes | None:
+    """Encode an image of the index as a JPEG of at most `side` pixels; None if it cannot be read any more."""
+    image = thumbnail(path, side)
+    return None if image is None else jpeg_bytes(image, side, quality)
+
+
+def file_facts(path: Path | None) -> dict[str, Any]:
+    """Return `width`, `height`, `bytes` and `date` of an image's file, each None where it cannot be read.
+
+    taken: the date is that of the camera, not that of the file.
+    """
+    facts: dict[str, Any] = dict.fromkeys(("width", "height", "bytes", "date")) | {"taken": False}
+    if path is None or version_of(path) is None:
+        return facts
+    status = os.stat(path)
+    facts |= {"bytes": status.st_size, "date": datetime.fromtimestamp(status.st_mtime).isoformat(" ", "minutes")}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PILImage.open(path, formats=formats()) as image:
+                exif, (width, height) = image.getexif(), image.size
+                on_its_side = exif.get(ORIENTATION, 1) >= 5
+                facts["width"], facts["height"] = (height, width) if on_its_side else (width, height)
+                taken = exif.get_ifd(EXIF).get(TAKEN)
+                if taken:
+                    date = datetime.strptime(taken, "%Y:%m:%d %H:%M:%S").isoformat(" ", "minutes")
+                    facts |= {"date": date, "taken": True}
+    except Exception:  # no image any more, or damaged EXIF data: Pillow raises whatever it stumbles over
+        return facts
+    return facts

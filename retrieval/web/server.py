@@ -1,78 +1,85 @@
 """The server of the web page over a search index: its addresses, requests and responses, and what is refused.
 
-GET  /                     the page; ?q=SENTENCE or ?similar=ID with its answer in it, &k=N images
-POST /                     the page with what an image finds (multipart, field `image`)
-GET  /api/search?q=&k=     the same answers as JSON
-GET  /api/similar?id=&k=
-POST /api/image?k=         an image as the body, or multipart
+GET  /                     the page; with its answer in it where its address asks (retrieval/web/query.py)
+POST /                     the same for an image (multipart, field `image`): leads to the address of its answer
+GET  /api/search?q=…       the answer as JSON: q=SENTENCE, like=ID, upload=DIGEST, minus=SENTENCE, k=N
+GET  /api/search.csv?q=…   its images as a table; ranks=1,2 leaves out all others
+POST /api/image?k=N        what an image finds, that is the body, or multipart; `upload` in the answer is its DIGEST
 GET  /thumbnail/ROW        an image of the index, small
-GET  /image/ROW            the same at most 1,600 pixels large
+GET  /image/ROW            the same at most 1,600 pixels large; /full/ROW: in all its pixels
+GET  /about/ROW            its caption, pixels, bytes and date, as JSON, and its path where only this machine asks
+GET  /upload/DIGEST        an image that was sent, small
 
 Images are looked up by their row in the index: no address is ever joined to a folder. Errors are one sentence, in the
 page or as {"error": sentence}.
 """
 
 import asyncio
-import base64
 import contextlib
-import ipaddress
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
 import jinja2
 from PIL import Image as PILImage
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from features.images.decode import jpeg_bytes
 from retrieval.searcher import MAX_QUERY_CHARS, Searcher, plain
-from retrieval.web.answers import MAX_K, Answers, address
-from retrieval.web.images import PREVIEW_PIXELS, QUALITY, large_jpeg, open_upload, version_of
+from retrieval.web.answers import Answers
+from retrieval.web.export import results_csv
+from retrieval.web.guard import LOOPBACK, Guard, is_loopback
+from retrieval.web.home import Home
+from retrieval.web.images import (
+    FULL_PIXELS,
+    FULL_QUALITY,
+    PREVIEW_PIXELS,
+    QUALITY,
+    VIEW_PIXELS,
+    file_facts,
+    large_jpeg,
+    open_upload,
+    version_of,
+)
+from retrieval.web.query import MAX_K, MORE_K, Query, body_of, k_of, text_of
 from utils import BadInput
 
 PAGE = Path(__file__).with_name("page")
-FILES = {"style.css": "text/css", "script.js": "text/javascript", "icon.svg": "image/svg+xml"}
-LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
-DEFAULT_K, K_CHOICES = 20, (10, 20, 50, 100, MAX_K)  # images of one answer
+SCRIPTS = ("script.js", "tiles.js", "larger.js")
+FILES = {"style.css": "text/css", "icon.svg": "image/svg+xml"} | dict.fromkeys(SCRIPTS, "text/javascript")
 MAX_UPLOAD_MB = 20
 MAX_WAIT_SECONDS = 10  # for the emoji to be read
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 GENERAL_ERRORS = {
     404: "there is nothing at this address; the page is at /",
     405: "this address does not take such a request; the page is at /",
     500: "something went wrong here; what it was is said where app.py runs",
 }
-NO_FACTS = {"answer": None, "sentence": "", "asked_image": "", "image_url": "", "error": ""}  # of the template
 
 
 def application(searcher: Searcher, host: str = "127.0.0.1", max_upload: float = MAX_UPLOAD_MB) -> ASGIApp:
     """Return the page as an ASGI application. host: the address it is served at; max_upload: of a request, MB."""
-    page = Page(searcher, max_upload)
+    page = Page(searcher, max_upload, is_loopback(host))
     routes = [
         Route("/", page.show),
         Route("/", page.show_upload, methods=["POST"]),
         Route("/api/search", page.search),
-        Route("/api/similar", page.similar),
+        Route("/api/search.csv", page.export),
         Route("/api/image", page.upload, methods=["POST"]),
         Route("/thumbnail/{row:int}", page.thumbnail),
         Route("/image/{row:int}", page.image),
+        Route("/full/{row:int}", page.full),
+        Route("/about/{row:int}", page.about),
+        Route("/upload/{digest}", page.sent),
         *(Route(f"/{name}", page.file) for name in FILES),
     ]
     handlers: dict[Any, Any] = {BadInput: page.refuse, HTTPException: page.refuse, Exception: page.refuse}
@@ -83,10 +90,13 @@ def application(searcher: Searcher, host: str = "127.0.0.1", max_upload: float =
 
 
 class Page:
-    """The handlers of all addresses; what needs the run waits in one queue, so that each request is soon done."""
+    """The handlers of all addresses; what needs the run waits in one queue, so that each request is soon done.
 
-    def __init__(self, searcher: Searcher, max_upload: float):
-        self.searcher, self.answers = searcher, Answers(searcher)
+    paths: whether answers may name files of this machine.
+    """
+
+    def __init__(self, searcher: Searcher, max_upload: float, paths: bool):
+        self.searcher, self.answers, self.paths = searcher, Answers(searcher), paths
         # One query uses all cores: a second beside it would only take them away. And while a backbone is opened,
         # nothing else may run at all: tracing its layers changes the call of every torch module.
         self.queue = ThreadPoolExecutor(1, thread_name_prefix="search")
@@ -98,10 +108,10 @@ class Page:
         )
         environment.filters |= {"plain": plain, "score": lambda score: f"{score:.3f}".replace("-", "−")}
         environment.globals |= {
-            "images": len(searcher.index),
-            "examples": [(text, address(DEFAULT_K, q=text)) for text in self.answers.examples()],
+            "home": Home(self.answers),
             "max_query_chars": MAX_QUERY_CHARS,
             "max_upload": f"{max_upload:g}",
+            "more_k": MORE_K,
         }
         self.template = environment.get_template("index.html")
 
@@ -125,45 +135,49 @@ class Page:
                 in_turn(self.searcher.embed_image, PILImage.new("RGB", (64, 64)))
 
     async def show(self, request: Request) -> Response:
-        """Show the page: empty, or with the answer to what its address asks."""
-        k, sentence, image = k_of(request), text_of(request, "q"), id_of(request, "similar")
-        if image is not None:
-            answer = await self.answer_similar(image, k)
-            row = self.searcher.row_of(image)
-            return self.html(k, answer=answer, asked_image=image, image_url=f"/thumbnail/{row}")
-        if sentence is not None:
-            answer = await run_in(self.queue, self.answers.of_sentence, sentence, k)
-            return self.html(k, answer=answer, sentence=sentence)
-        return self.html(k)
+        """Show the page: its home, or the answer to what its address asks."""
+        query = Query.of(request)
+        return self.html(query, await self.answer(query) if query.asked else None)
 
     async def show_upload(self, request: Request) -> Response:
-        """Show the page with what an image finds."""
-        answer, jpeg, k = await self.answer_upload(request)
-        url = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode('ascii')}"
-        return self.html(k, answer=answer, image_url=url)
+        """Lead to the address of what an image finds: so it can be loaded again."""
+        return RedirectResponse((await self.keep(request)).address(), 303)
 
     async def search(self, request: Request) -> Response:
-        return as_json(await run_in(self.queue, self.answers.of_sentence, text_of(request, "q") or "", k_of(request)))
-
-    async def similar(self, request: Request) -> Response:
-        return as_json(await self.answer_similar(id_of(request, "id") or "", k_of(request)))
+        return as_json(await self.answer(Query.of(request)))
 
     async def upload(self, request: Request) -> Response:
-        return as_json((await self.answer_upload(request))[0])
+        query = await self.keep(request)
+        return as_json(await self.answer(query) | {"upload": query.upload})
 
-    async def answer_similar(self, image: str, k: int) -> dict[str, Any]:
-        if self.searcher.index.row_of(image) is None:
-            raise HTTPException(404, f"the index has no image {plain(image)[:200]}; it may have been taken out since")
-        await self.emoji_read()
-        return await run_in(self.queue, self.answers.of_image, image, k)
+    async def export(self, request: Request) -> Response:
+        """Send the images of an answer as a CSV file."""
+        answer, ranks = await self.answer(Query.of(request)), text_of(request, "ranks")
+        rows = [row for row in answer["images"] if not ranks or str(row["rank"]) in ranks.split(",")]
+        headers = {"Content-Disposition": 'attachment; filename="results.csv"'}
+        return Response(results_csv(rows, self.name_of), headers=headers, media_type="text/csv; charset=utf-8")
 
-    async def answer_upload(self, request: Request) -> tuple[dict[str, Any], bytes, int]:
-        """Return the answer, the image that was sent as a small JPEG, and the number of images asked for."""
-        k = k_of(request)
-        image = await run_in(self.decoders, open_upload, await body_of(request))
-        await self.emoji_read()
-        answer = await run_in(self.queue, self.answers.of_upload, image, k)
-        return answer, await run_in(self.decoders, jpeg_bytes, image, PREVIEW_PIXELS, QUALITY), k
+    def name_of(self, image: str) -> str:
+        """Return the path of an image's file where only this machine asks; else its id."""
+        path = self.searcher.path(image)
+        return str(path) if self.paths and path is not None else image
+
+    async def answer(self, query: Query) -> dict[str, Any]:
+        if query.like and self.searcher.index.row_of(query.like) is None:
+            raise HTTPException(
+                404, f"the index has no image {plain(query.like)[:200]}; it may have been taken out since"
+            )
+        if query.only_image:
+            await self.emoji_read()
+        return await run_in(self.queue, self.answers.of, query)
+
+    async def keep(self, request: Request) -> Query:
+        """Keep the image that a request brings; return the question for what it finds."""
+        query = Query(k=k_of(request))
+        data = await body_of(request)
+        image = await run_in(self.decoders, open_upload, data)
+        jpeg = await run_in(self.decoders, jpeg_bytes, image.copy(), PREVIEW_PIXELS, QUALITY)
+        return replace(query, upload=await run_in(self.queue, self.answers.keep_upload, data, image, jpeg))
 
     async def emoji_read(self) -> None:
         """Wait for the emoji, soon after the start."""
@@ -181,16 +195,37 @@ class Page:
 
     async def image(self, request: Request) -> Response:
         """Send an image from its file, encoded anew; its thumbnail if the file has gone or is no image any more."""
+        return await self.encoded(request, VIEW_PIXELS, QUALITY)
+
+    async def full(self, request: Request) -> Response:
+        """Send the same in all its pixels."""
+        return await self.encoded(request, FULL_PIXELS, FULL_QUALITY)
+
+    async def encoded(self, request: Request, side: int, quality: int) -> Response:
         row = self.row_of(request)
         path = self.searcher.index.path(row)
         version = version_of(path)
         if path is None or version is None:
             return await self.thumbnail(request)
-        etag = f"{self.digest(row)}-{version}"
+        etag = f"{self.digest(row)}-{version}-{side}"
         if is_known(request, etag):
             return jpeg_response(request, etag, b"")
-        jpeg = await run_in(self.decoders, large_jpeg, path)
+        jpeg = await run_in(self.decoders, large_jpeg, path, side, quality)
         return await self.thumbnail(request) if jpeg is None else jpeg_response(request, etag, jpeg)
+
+    async def about(self, request: Request) -> Response:
+        row = self.row_of(request)
+        image = self.searcher.index.ids[row]
+        facts = await run_in(self.decoders, file_facts, self.searcher.index.path(row))
+        (caption,) = await run_in(self.queue, self.answers.tiles.describe, [row])
+        return as_json({"image": image, "path": self.name_of(image), "caption": caption, **facts})
+
+    async def sent(self, request: Request) -> Response:
+        digest = request.path_params["digest"]
+        try:
+            return jpeg_response(request, digest, self.answers.uploads.get(digest).jpeg)
+        except BadInput as error:
+            raise HTTPException(404, str(error)) from None
 
     def row_of(self, request: Request) -> int:
         row = request.path_params["row"]
@@ -216,111 +251,37 @@ class Page:
                 sentence = GENERAL_ERRORS.get(status, sentence)
         if request.url.path != "/":
             return as_json({"error": sentence}, status)
-        k = DEFAULT_K
+        query = Query(asked=False)
         with contextlib.suppress(BadInput):
-            k = k_of(request)
-        return self.html(k, status, error=sentence, sentence=(text_of(request, "q") or "")[:MAX_QUERY_CHARS])
+            query = Query.of(request)
+        return self.html(replace(query, sentence=query.sentence[:MAX_QUERY_CHARS]), None, status, sentence)
 
-    def html(self, k: int, status_code: int = 200, **facts: Any) -> Response:
-        """Render the page. facts: those of NO_FACTS that differ."""
-        text = self.template.render(NO_FACTS | facts, k=k, choices=sorted({*K_CHOICES, k}))
+    def html(self, query: Query, answer: dict[str, Any] | None, status_code: int = 200, error: str = "") -> Response:
+        """Render the page with an answer, or without; error: a sentence that stands in it."""
+        preview, rows = None, answer["images"] if answer else []
+        if query.upload:
+            preview = f"/upload/{query.upload}"
+        elif (row := self.searcher.index.row_of(query.like)) is not None:
+            preview = f"/thumbnail/{row}"
+        copies: dict[int, list[Any]] = {}
+        for tile in rows:
+            if tile["copy_of"] is not None:
+                copies.setdefault(tile["copy_of"], []).append(tile)
+        groups = [(tile, copies.get(tile["rank"], [])) for tile in rows if tile["copy_of"] is None]
+        more = query.address(k=min(query.k + MORE_K, MAX_K)) if self.has_more(query, rows) else None
+        facts = {"query": query, "answer": answer, "error": error, "preview": preview, "groups": groups, "more": more}
         headers = {"Cache-Control": "no-store"}
+        text = self.template.render(facts)
         return Response(text.encode("utf-8", "replace"), status_code, headers, "text/html; charset=utf-8")
 
-
-class Guard:
-    """An application around another: refuses requests for other hosts and too large ones, and adds HEADERS."""
-
-    def __init__(self, app: ASGIApp, hosts: set[str] | None, max_bytes: int):
-        self.app, self.hosts, self.max_bytes = app, hosts, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        headers = Headers(scope=scope)
-        length = headers.get("content-length", "")
-        announced, received = int(length) if length.isdecimal() else 0, 0
-
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": [*message.get("headers", ()), *added]}
-            await send(message)
-
-        async def receive_guarded() -> Message:
-            nonlocal received
-            if announced <= self.max_bytes:
-                message = await receive()
-                received += len(message.get("body", b""))
-                if received <= self.max_bytes:
-                    return message
-            raise HTTPException(413, f"the file is too large; choose one of {self.max_bytes / 1e6:g} MB at most")
-
-        if self.hosts is not None and host_of(headers.get("host", "")) not in self.hosts:
-            refused = as_json({"error": "this page answers to its own address only, as app.py has printed it"}, 400)
-            return await refused(scope, receive, send_guarded)
-        await self.app(scope, receive_guarded, send_guarded)
+    def has_more(self, query: Query, rows: list[Any]) -> bool:
+        """Return whether more images can be asked for than are shown."""
+        shown = sum(not row["below"] for row in rows)
+        return shown == query.k < min(MAX_K, len(self.searcher.index))
 
 
 async def run_in(pool: Executor, work: Callable[..., Any], *args: Any) -> Any:
     return await asyncio.get_running_loop().run_in_executor(pool, work, *args)
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
-def host_of(header: str) -> str:
-    """Return the name in a Host header.
-
-    >>> host_of("LOCALHOST:7860"), host_of("[::1]:7860")
-    ('localhost', '[::1]')
-    """
-    host, bracket, _ = header.lower().partition("]")
-    return host + bracket if bracket else host.partition(":")[0]
-
-
-def text_of(request: Request, name: str, errors: str = "replace") -> str | None:
-    """Return a parameter of an address; None without it."""
-    query = request.scope["query_string"].decode("latin-1")
-    values = parse_qs(query, keep_blank_values=True, encoding="latin-1").get(name)
-    return values[-1].encode("latin-1").decode("utf-8", errors) if values else None
-
-
-def id_of(request: Request, name: str) -> str | None:
-    """Return an id as `retrieval.web.answers.address` writes it: it need not be Unicode."""
-    try:
-        return text_of(request, name, "surrogatepass")
-    except UnicodeDecodeError:
-        return text_of(request, name)  # no id of the index
-
-
-def k_of(request: Request) -> int:
-    """Return how many images are asked for. Raises BadInput unless it is 1 to MAX_K."""
-    text = text_of(request, "k")
-    if text is None:
-        return DEFAULT_K
-    try:
-        k = int(text)
-    except ValueError:
-        k = 0
-    if not 1 <= k <= MAX_K:
-        raise BadInput(f"k={text[:20]}: is no number of images; choose one from 1 to {MAX_K}")
-    return k
-
-
-async def body_of(request: Request) -> bytes:
-    """Read the image that a request brings: its body, or the field `image` of a form."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        return await request.body()
-    async with request.form(max_files=1, max_fields=10) as form:
-        image = form.get("image")
-        if not isinstance(image, UploadFile):
-            raise BadInput("no image came along; choose one, or send it as the field `image`")
-        return await image.read()
 
 
 def is_known(request: Request, etag: str) -> bool:

@@ -1,22 +1,29 @@
-// Answers come as the same page that the server writes without this script; here they are put into the one that is open.
-"use strict";
+// Asking. Answers come as the same page that the server writes without scripts; here they are put into the one that is
+// open: a later question takes the place of an earlier one, and the old answer stays until a new one has come.
+import { connect, larger } from "./larger.js";
+import { arrange, leaveOut, move, tiles } from "./tiles.js";
 
 const at = (id) => document.getElementById(id);
-const answer = at("answer"), larger = at("larger"), field = at("q");
-const sent = []; // images that were searched with: they cannot stand in an address, but back and forward find them
+const answer = at("answer"), field = at("q"), less = at("less"), chips = at("chips");
+const PAUSE = 200; // milliseconds without a key, after which what stands in the field is asked
 let asking = new AbortController();
-let tiles = [], shown = 0;
+let pause = 0;
 
-// One question at a time: a later one takes the place of an earlier one.
-async function ask(address, body) {
+// typing: nobody has asked yet, so what is wrong is not said aloud, and one address stands for all that was typed
+async function ask(address, { body, typing = false, record = true, more = false } = {}) {
   asking.abort();
+  clearTimeout(pause);
   const mine = (asking = new AbortController());
-  say("", "Searching…");
   answer.setAttribute("aria-busy", "true");
   try {
     const reply = await fetch(address, { method: body ? "POST" : "GET", body, signal: mine.signal });
-    const text = await reply.text();
-    if (mine === asking) show(new DOMParser().parseFromString(text, "text/html"));
+    const page = new DOMParser().parseFromString(await reply.text(), "text/html");
+    if (mine !== asking) return;
+    if (!page.getElementById("answer")) return fail("the server has sent no answer; see what app.py says");
+    if (!reply.ok) return typing || fail(page.getElementById("error").textContent);
+    const { pathname, search } = new URL(reply.url);
+    if (record) history[typing && history.state?.typing ? "replaceState" : "pushState"]({ typing }, "", pathname + search);
+    show(page, typing, more);
   } catch (error) {
     if (error.name !== "AbortError") fail("the server does not answer; see whether app.py still runs");
   } finally {
@@ -24,72 +31,93 @@ async function ask(address, body) {
   }
 }
 
-function show(page) {
-  const fresh = page.getElementById("answer");
-  if (!fresh) return fail("the server has sent no answer; see what app.py says");
+function show(page, typing, more) {
+  const fresh = document.importNode(page.getElementById("answer"), true);
+  const known = new Map([...answer.querySelectorAll("img")].map((image) => [image.getAttribute("src"), image]));
+  for (const image of fresh.querySelectorAll("img")) {
+    const same = known.get(image.getAttribute("src")); // it is loaded already, and does not flicker
+    if (same) {
+      same.alt = image.alt;
+      image.replaceWith(same);
+    }
+  }
+  const shown = tiles().length;
   answer.replaceChildren(...fresh.childNodes);
-  say(page.getElementById("error").textContent, page.getElementById("status").textContent);
+  chips.replaceChildren(...document.importNode(page.getElementById("chips"), true).childNodes);
+  field.placeholder = page.getElementById("q").placeholder;
+  if (!typing) field.value = page.getElementById("q").value;
+  less.value = "";
+  at("tools").hidden = page.getElementById("tools").hidden;
+  at("export").href = page.getElementById("export").getAttribute("href");
+  at("status").textContent = page.getElementById("status").textContent;
+  at("error").textContent = "";
   document.title = page.title;
-  field.value = page.getElementById("q").value;
-  const k = page.getElementById("k").value;
-  at("k").replaceChildren(...page.getElementById("k").children);
-  at("k").value = k; // an option that moves forgets that it was chosen
-  leaveOut();
+  arrange();
+  if (more) tiles()[shown]?.focus();
+  else scrollTo(0, 0);
 }
 
-function say(error, status) {
-  at("error").textContent = error;
-  at("status").textContent = status;
-}
-
+// What cannot be answered is said; the last answer stays.
 function fail(sentence) {
   asking.abort();
+  clearTimeout(pause);
   answer.removeAttribute("aria-busy");
-  answer.replaceChildren();
-  leaveOut();
-  say(sentence, "");
+  at("error").textContent = sentence;
 }
 
-function go(address) {
-  history.pushState({}, "", address);
-  return ask(address);
+const pair = (name, value) => new URLSearchParams({ [name]: value }).toString();
+
+// The address of what stands in the bar: words, an image, and what is to be taken away.
+function asked() {
+  const pairs = field.value.trim() ? [pair("q", field.value)] : [];
+  for (const { dataset, name, value } of chips.querySelectorAll("input")) pairs.push(dataset.pair ?? pair(name, value));
+  if (less.value.trim()) pairs.push(pair("minus", less.value));
+  return pairs.length ? `/?${pairs.join("&")}` : null;
 }
 
-function askSentence() {
-  const most = Number(document.body.dataset.maxQueryChars);
-  if (!field.value.trim()) return fail("the query is empty; describe the image you look for in a sentence");
-  if (field.value.length > most) {
-    const [has, may] = [field.value.length, most].map((number) => number.toLocaleString("en"));
+const tooLong = () => field.value.length > Number(document.body.dataset.maxQueryChars);
+
+function askBar() {
+  const address = asked();
+  if (!address) return fail("the query is empty; describe the image you look for in a sentence");
+  if (tooLong()) {
+    const [has, may] = [field.value.length, Number(document.body.dataset.maxQueryChars)].map((n) => n.toLocaleString("en"));
     return fail(`the query has ${has} characters; say it in ${may} at most`);
   }
-  return go(`/?${new URLSearchParams({ q: field.value, k: at("k").value })}`);
+  return ask(address, { typing: false, record: address !== location.pathname + location.search });
+}
+
+function askTyped() {
+  const address = asked();
+  if (address && !tooLong() && address !== location.pathname + location.search) ask(address, { typing: true });
 }
 
 function askImage(file) {
   const most = Number(document.body.dataset.maxUpload);
   if (!file) return fail("no file came along; drop one that holds an image");
   if (file.size > most * 1e6 - 1000) return fail(`the file is too large; choose one of ${most} MB at most`);
-  history.pushState({ sent: sent.push(file) - 1, k: at("k").value }, "", "/");
-  return sendImage(file, at("k").value);
-}
-
-async function sendImage(file, k) {
   const body = new FormData();
   body.append("image", file);
-  field.value = "";
-  await ask(`/?k=${k}`, body);
+  return ask("/", { body });
 }
 
+const plainClick = (event) => event.button === 0 && !(event.metaKey || event.ctrlKey || event.shiftKey || event.altKey);
+for (const place of [answer, chips]) {
+  place.addEventListener("click", (event) => {
+    const link = event.target.closest("a:not(.tile)");
+    if (!link || !plainClick(event)) return;
+    event.preventDefault();
+    ask(link.getAttribute("href"), { more: link.id === "more" });
+    if (place === chips) field.focus();
+  });
+}
 at("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  askSentence();
+  askBar();
 });
-at("k").addEventListener("change", () => {
-  if (history.state?.sent !== undefined && sent[history.state.sent]) {
-    askImage(sent[history.state.sent]);
-  } else if (/[?&](q|similar)=/.test(location.search)) {
-    go(`/${location.search.replace(/&?\bk=[^&]*/, "")}&k=${at("k").value}`); // as it stands: an id may be no Unicode
-  }
+field.addEventListener("input", () => {
+  clearTimeout(pause);
+  pause = setTimeout(askTyped, PAUSE);
 });
 at("file").addEventListener("change", (event) => {
   const [file] = event.target.files;
@@ -104,9 +132,17 @@ addEventListener("paste", (event) => {
 });
 addEventListener("popstate", () => {
   if (larger.open) larger.close();
-  const file = sent[history.state?.sent];
-  if (file) sendImage(file, history.state.k);
-  else ask(location.pathname + location.search);
+  ask(location.pathname + location.search, { record: false });
+});
+
+// Keys: "/" leads to the field, arrows from image to image, Escape back to the field.
+addEventListener("keydown", (event) => {
+  if (larger.open || event.ctrlKey || event.metaKey || event.altKey) return;
+  const writes = event.target.matches("input:not([type=checkbox], [type=range])");
+  if (event.key === "/" && !writes) field.select();
+  else if (event.key === "Escape" && event.target.closest(".item")) field.focus();
+  else if (!move(event.key, event.target === field && event.key === "ArrowDown" ? null : event.target)) return;
+  event.preventDefault();
 });
 
 // Dropping: the whole page takes it.
@@ -124,59 +160,7 @@ addEventListener("drop", (event) => {
   askImage(event.dataTransfer.files[0]);
 });
 
-// What is less likely than the slider says is hidden, in this answer and in those to come.
-function leaveOut() {
-  const rows = [...answer.querySelectorAll("[data-probability]")];
-  at("likely").hidden = !rows.length;
-  at("least").ariaValueText = at("least-text").textContent = `${at("least").value} %`;
-  for (const row of rows) row.hidden = 100 * row.dataset.probability < Number(at("least").value);
-  at("none").hidden = !rows.length || rows.some((row) => !row.hidden);
-  tiles = [...answer.querySelectorAll("li:not([hidden]) > .tile")];
-}
+connect(ask);
 at("least").addEventListener("input", leaveOut);
-
-// The larger view.
-
-function open(index) {
-  shown = (index + tiles.length) % tiles.length; // behind the last comes the first
-  index = shown;
-  const tile = tiles[index], small = tile.querySelector("img"), large = new Image();
-  at("large").src = small ? small.src : "/icon.svg";
-  at("large").alt = tile.title;
-  large.onload = () => shown === index && (at("large").src = large.src);
-  large.src = tile.href;
-  const [rank, score] = ["rank", "score"].map((name) => tile.parentElement.querySelector(`.${name}`).textContent);
-  at("large-text").textContent = `${rank} · ${score} · ${tile.title}`;
-  at("similar").href = tile.dataset.similar;
-  if (!larger.open) larger.showModal();
-}
-
-const plainClick = (event) => event.button === 0 && !(event.metaKey || event.ctrlKey || event.shiftKey || event.altKey);
-answer.addEventListener("click", (event) => {
-  const link = event.target.closest("a");
-  if (!link || !plainClick(event)) return;
-  event.preventDefault();
-  if (link.matches(".tile")) open(tiles.indexOf(link));
-  else go(link.getAttribute("href"));
-});
-at("similar").addEventListener("click", async (event) => {
-  if (!plainClick(event)) return;
-  event.preventDefault();
-  larger.close();
-  await go(at("similar").getAttribute("href"));
-  scrollTo(0, 0);
-  answer.querySelector("h2")?.focus();
-});
-at("previous").addEventListener("click", () => open(shown - 1));
-at("next").addEventListener("click", () => open(shown + 1));
-at("close").addEventListener("click", () => larger.close());
-larger.addEventListener("click", (event) => event.target === larger && larger.close()); // beside its content
-larger.addEventListener("close", () => tiles[shown]?.focus());
-addEventListener("keydown", (event) => {
-  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (!step || !larger.open) return;
-  event.preventDefault();
-  open(shown + step);
-});
-
-leaveOut();
+document.body.classList.add("scripts");
+arrange();

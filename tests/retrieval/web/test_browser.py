@@ -1,15 +1,19 @@
 """The page in a real browser: Chromium without a window, driven by Playwright. Skipped where either is missing."""
 
 import base64
+import csv
+import io
 import shutil
+from importlib.resources import files
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
-from retrieval.searcher import MAX_QUERY_CHARS
-from tests.page_helpers import HOSTILE, LIMIT, SVG, jpeg, served
+from retrieval.searcher import MAX_QUERY_CHARS, Searcher
+from tests.page_helpers import HOSTILE, LIMIT, ODD, SVG, jpeg, served
 
 playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("starlette")
 CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
     pytest.skip("no chromium here", allow_module_level=True)
@@ -26,9 +30,20 @@ DROP = """([type, name, bytes]) => {
         }
     }
 }"""
-# the label stands for the file field, which is not seen itself
-SEEN = "(document.activeElement.id === 'file' ? document.querySelector('[for=file]') : document.activeElement)"
+# the label stands for the file field, which is not seen itself, and what is around the field of words for that
+SEEN = """(document.activeElement.id === 'file' ? document.querySelector('[for=file].icon')
+    : document.activeElement.id === 'q' ? document.querySelector('.field') : document.activeElement)"""
+WIDTH = "image => image.decode().then(() => image.naturalWidth)"
 QUERY = "a red circle"
+SERIOUS = ("serious", "critical")
+SWIPE = """() => {
+    const stage = document.querySelector(".stage");
+    const touch = (x) => new Touch({ identifier: 1, target: stage, clientX: x, clientY: 300 });
+    for (const [type, x] of [["touchstart", 300], ["touchend", 120]]) {
+        const touches = type === "touchstart" ? [touch(x)] : [];
+        stage.dispatchEvent(new TouchEvent(type, { touches, changedTouches: [touch(x)], bubbles: true }));
+    }
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +83,40 @@ def type_query(page, query):
     page.keyboard.press("Enter")
 
 
-def tiles(page):
-    """Ids of the images shown, in order; waits for them."""
-    page.locator(".tile").first.wait_for()
-    return page.locator(".tile").evaluate_all("all => all.map((tile) => tile.title)")
+def settled(page):
+    """The page, once the answer to what was asked last is in it."""
+    page.locator("main:not([aria-busy])").wait_for()
+    return page
+
+
+def asks(page, query):
+    """Ask with a sentence, and wait for its answer."""
+    type_query(page, query)
+    page.wait_for_url(f"**q={quote(query).replace('%20', '+')}*")
+    return tiles(page)
+
+
+def asked(page):
+    """What the address asks, without lists of one."""
+    return {name: value[0] if len(value) == 1 else value for name, value in parse_qs(urlsplit(page.url).query).items()}
+
+
+def tiles(page, seen=""):
+    """Ids of the images, in order, copies behind their originals; seen=":visible": without what is folded or hidden."""
+    page.locator("#tools:visible .switch").first.wait_for()
+    return settled(page).locator(f".tile{seen}").evaluate_all("all => all.map((tile) => tile.title)")
+
+
+def ranked(names, rows):
+    """The ids of an answer's rows as the page has them: copies behind their originals."""
+    original = {row["image"]: row["copy_of"] or row["rank"] for row in rows}
+    assert sorted(names) == sorted(original)
+    return sorted(original, key=lambda image: (original[image], next(r["rank"] for r in rows if r["image"] == image)))
+
+
+def answer_of(page, path):
+    """The answer of the server, as JSON, to what the page asks."""
+    return page.request.get(path.replace("/?", "/api/search?")).json()
 
 
 def error(page):
@@ -89,62 +134,118 @@ def bring(page, way, data, name="image.jpg"):
 
 
 def test_typing_a_query_shows_tiles_and_its_address(page, searcher):
-    page.wait_for_function("document.activeElement.id === 'q'")  # autofocus comes with the first frame, not with load
-    type_query(page, QUERY)
-    wanted = [image for image, _ in searcher.search(QUERY, 20)]
-    assert tiles(page)[:20] == wanted
-    assert "20 of 24 images in" in page.get_by_role("status").inner_text()
-    assert parse_qs(urlsplit(page.url).query) == {"q": [QUERY], "k": ["20"]}
+    page.wait_for_function(
+        "() => document.activeElement.id === 'q'"
+    )  # autofocus comes with the first frame, not with load
+    names = asks(page, QUERY)
+    rows = answer_of(page, page.url)["images"]
+    assert [row["image"] for row in rows[:20]] == [image for image, _ in searcher.search(QUERY, 20)]
+    assert names == ranked(names, rows)
+    assert "20 of 24 images in" in page.locator("#status").inner_text()
+    assert asked(page) == {"q": QUERY}
     assert page.title() == QUERY
-    ranks = page.locator(".tiles .rank").all_inner_texts()[:20]
-    assert ranks == [str(rank) for rank in range(1, 21)]
     assert all(page.locator(".tile img").evaluate_all("all => all.slice(0, 4).map((image) => image.naturalWidth)"))
     with page.context.new_page() as other:
         other.goto(page.url)
-        assert tiles(other) == tiles(page)
+        assert tiles(other) == names
         assert other.get_by_label("Describe the image").input_value() == QUERY
 
 
+def test_it_answers_while_one_types(page):
+    asks(page, QUERY)
+    length = page.evaluate("history.length")
+    seen = []
+    page.on("request", lambda request: seen.append(request.url) if "/?" in request.url else None)
+    field = page.get_by_label("Describe the image")
+    field.fill("")
+    field.press_sequentially("a blue square", delay=20)
+    page.wait_for_url("**q=a+blue+square")
+    assert page.title() == "a blue square"
+    assert len(seen) < len("a blue square"), "not at every key"
+    field.press_sequentially(" or circle", delay=20)
+    page.wait_for_url("**q=a+blue+square+or+circle")
+    assert page.evaluate("history.length") == length + 1, "one address for all that was typed"
+    assert page.evaluate("document.activeElement.id") == "q"
+    names = tiles(page)
+    with page.expect_response("**q=xyzzy"):
+        field.fill("xyzzy")
+    assert tiles(page) == names, "what means nothing yet changes nothing,"
+    assert page.locator("#error").inner_text() == "", "and nobody complains"
+    page.go_back()
+    page.wait_for_url(f"**q={QUERY.replace(' ', '+')}")
+
+
+def test_an_answer_that_comes_late_is_dropped(page):
+    asks(page, QUERY)
+    held = []
+    page.route("**/?q=a+slow*", lambda route: held.append(route))
+    type_query(page, "a slow square")
+    assert page.locator("main[aria-busy]").count() == 1
+    assert page.locator(".tile").count() >= 20, "the old answer stays"
+    names = asks(page, "a blue square")
+    for route in held:
+        route.fulfill(body="<main id=answer>late</main>")
+    settled(page)
+    assert tiles(page) == names
+    assert "slow" not in page.url
+
+
 def test_back_and_forward(page):
-    type_query(page, QUERY)
-    first = tiles(page)
+    first = asks(page, QUERY)
     bring(page, "choose", jpeg())
-    page.locator(".asked").wait_for()
-    type_query(page, "a blue square wug")
+    page.locator(".chip").wait_for()
+    asks(page, "a blue square wug")
+    assert asked(page)["q"] == "a blue square wug"
     page.get_by_text("Unknown words, left out: wug").wait_for()
     page.go_back()
-    page.locator(".asked").wait_for()
-    assert page.get_by_label("Describe the image").input_value() == ""
+    page.wait_for_function("() => document.getElementById('q').value === ''")
+    assert page.locator(".chip").count() == 1
     page.go_back()
-    page.locator(".asked").wait_for(state="detached")
+    page.locator(".chip").wait_for(state="detached")
     assert tiles(page) == first
     assert page.get_by_label("Describe the image").input_value() == QUERY
     page.go_back()
-    page.get_by_text("images can be found with a sentence").wait_for()
+    page.get_by_role("list", name="Examples").wait_for()
     page.go_forward()
+    page.get_by_role("list", name="Examples").wait_for(state="detached")
     assert tiles(page) == first
 
 
-def test_how_many_are_shown(page):
-    type_query(page, QUERY)
-    tiles(page)
-    page.get_by_label("Show").select_option("10")
-    page.get_by_text("10 of 24 images").wait_for()
-    assert parse_qs(urlsplit(page.url).query)["k"] == ["10"]
-    assert page.get_by_label("Show").input_value() == "10"
-    type_query(page, "a blue square")
-    page.wait_for_url("**q=a+blue+square*")
-    page.get_by_text("10 of 24 images").wait_for()
+def test_home_is_a_wall_with_examples(page):
+    assert page.locator(".tile").count() == 24
+    assert page.get_by_role("heading", name="index", exact=True).is_visible()
+    assert page.get_by_text("asked through strong-").is_visible()
+    page.locator(".tile").nth(3).click()
+    assert page.get_by_role("dialog").is_visible()
+    page.keyboard.press("Escape")
+    example = page.locator(".examples a").first
+    text = example.inner_text()
+    example.click()
+    page.wait_for_url("**/?q=*")
+    assert asked(page) == {"q": text}
+    page.locator("a.home").click()
+    page.get_by_role("list", name="Examples").wait_for()
+
+
+def test_show_more(page, searcher):
+    page.goto(f"/?q={quote(QUERY)}&k=4")
+    names = tiles(page, ":visible")
+    page.get_by_text("Show 20 more").click()
+    page.wait_for_url("**k=24")
+    assert page.locator("#more").count() == 0, "there are no more"
+    assert set(names) < set(tiles(page))
+    assert len(tiles(page)) == 24
+    focused = page.evaluate("document.activeElement.title")
+    assert focused == tiles(page, ":visible")[len(names)], "reading goes on where it was"
 
 
 def test_the_true_image_is_framed(page, searcher):
     caption = max(searcher.index.known, key=lambda text: -len(searcher.true_images(text)))
-    type_query(page, caption)
-    tiles(page)
+    asks(page, caption)
     (true,) = searcher.true_images(caption)
     framed = page.locator("li.true")
     assert framed.locator(".tile").get_attribute("title") == true
-    assert framed.get_by_text("true image").is_visible()
+    assert framed.get_by_text("true image").count() == 1
     position = searcher.rank_of(caption, true)
     assert page.get_by_text(f"its image stands at position {position} of 24").is_visible()
 
@@ -153,48 +254,156 @@ def test_a_true_image_far_down_stands_behind_a_gap(page, searcher):
     caption = next(text for text in searcher.index.known if searcher.ask(text, 1).hits[-1].below)
     page.goto(f"/?q={quote(caption)}&k=1")
     assert len(tiles(page)) == 2
-    shown = page.locator(".tiles li").evaluate_all("all => all.map((item) => item.className)")
-    assert shown == ["", "gap", "true"]
+    shown = page.locator(".tiles li").evaluate_all("all => all.map((item) => item.className.trim())")
+    assert shown == ["item", "gap", "item true"]
+
+
+def test_rank_and_cosine_stand_behind_a_switch(page, searcher):
+    asks(page, QUERY)
+    ((_, score),) = searcher.search(QUERY, 1)
+    detail = page.locator(".detail").first
+    assert not detail.is_visible()
+    page.get_by_label("Details").check()
+    assert detail.inner_text() == f"1 · {score:.3f}".replace("-", "−")
+    probability = searcher.ask(QUERY, 1).hits[0].probability
+    assert page.locator(".likely").first.inner_text() == f"{100 * probability:.0f} %"
 
 
 def test_what_is_not_likely_is_hidden(page, searcher):
-    type_query(page, QUERY)
-    tiles(page)
+    asks(page, QUERY)
     likely = [hit.probability for hit in searcher.ask(QUERY, 20).hits if not hit.below]
-    rows, seen = page.locator("li[data-probability]"), page.locator("li[data-probability]:visible")
+    rows, left_out = page.locator("li[data-probability]"), page.locator("li[data-probability][hidden]")
     assert rows.count() == len(likely) == 20
-    assert page.locator(".tiles .score").first.text_content() == f"{100 * likely[0]:.0f} %"
     middle = 5 * round(20 * sorted(likely)[10])
     for least in (middle, 100, 0):
         page.locator("#least").fill(str(least))
         left = sum(100 * round(p, 4) >= least for p in likely)
-        assert seen.count() == left
+        assert left_out.count() == 20 - left
         assert page.locator("#none").is_visible() == (left == 0)
-        assert page.locator("#least-text").text_content() == f"{least} %"
+        assert page.locator("#least-text").text_content() == f"{least} % likely"
     page.locator("#least").fill(str(middle))
-    type_query(page, "a blue square")
-    page.wait_for_url("**q=a+blue+square*")
-    page.locator("#answer:not([aria-busy])").wait_for()
+    asks(page, "a blue square")
     kept = [hit.probability for hit in searcher.ask("a blue square", 20).hits if not hit.below]
-    assert seen.count() == sum(100 * round(p, 4) >= middle for p in kept), "of the next answer, too"
+    assert left_out.count() == 20 - sum(100 * round(p, 4) >= middle for p in kept), "of the next answer, too"
+    page.locator("#least").fill("100")
+    page.get_by_role("button", name="Show all").click()
+    assert left_out.count() == 0
 
 
 @pytest.mark.parametrize("way", ["drop", "paste", "choose"])
-def test_an_image_finds_captions_similar_images_and_emoji(page, way, page_folder):
+def test_an_image_finds_similar_images_captions_and_emoji(page, way, page_folder):
     bring(page, way, (page_folder / "images/3.png").read_bytes())
-    for heading in ("Captions", "Emoji", "Similar images"):
-        page.get_by_role("heading", name=heading).wait_for()
+    page.wait_for_url("**upload=*")
     assert tiles(page)[0] == "3.png"
+    assert page.get_by_role("heading", name="Similar images").count() == 1
     assert page.locator(".lines").first.locator("li").count() == 10
-    assert page.locator(".emoji").count() == 10
-    assert page.locator(".asked img").evaluate("image => image.complete && image.naturalWidth") == 64
-    assert urlsplit(page.url).query == ""
+    assert not page.locator(".emoji").first.is_visible(), "folded"
+    page.locator("summary", has_text="Emoji").click()
+    assert page.locator(".emoji:visible").count() == 10
+    assert page.locator(".chip img").evaluate(WIDTH) == 64
     assert not page.locator("body.over").count()
+    order = page.evaluate("[...document.querySelectorAll('main h2, main summary')].map((head) => head.innerText)")
+    assert order == ["Similar images", "Captions", "Emoji"]
     caption = page.locator(".lines a").first
     text = caption.inner_text()
     caption.click()
-    page.locator(".asked").wait_for(state="detached")
+    page.locator(".chip").wait_for(state="detached")
     assert page.get_by_label("Describe the image").input_value() == text
+
+
+def test_an_image_that_was_sent_survives_a_reload(page, page_folder, searcher):
+    bring(page, "choose", (page_folder / "images/3.png").read_bytes())
+    page.wait_for_url("**upload=*")
+    names = tiles(page)
+    page.reload()
+    assert tiles(page) == names
+    assert page.locator(".chip img").evaluate(WIDTH) == 64
+    page.get_by_label("Describe the image").fill("a circle")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**q=a+circle&upload=*")
+    wanted = [image for image, _ in searcher.combined("a circle", like=page_folder / "images/3.png")]
+    assert sorted(tiles(page)) == sorted(wanted)
+
+
+def test_a_search_that_adds_and_subtracts(page, searcher):
+    asks(page, QUERY)
+    tile = page.locator(".tile:visible").nth(1)
+    name = tile.get_attribute("title")
+    tile.click()
+    page.get_by_label("Add words").fill("a square")
+    page.locator("#minus").fill("yellow")
+    page.get_by_role("button", name="More like this").click()
+    page.wait_for_url("**like=*")
+    assert asked(page) == {"like": name, "q": "a square", "minus": "yellow"}
+    assert page.locator(".chip").count() == 2
+    wanted = [image for image, _ in searcher.combined("a square", like=name, minus=["yellow"])]
+    assert sorted(tiles(page)) == sorted(wanted)
+    page.locator("#less").fill("green")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**minus=green*")
+    assert asked(page) == {"like": name, "q": "a square", "minus": ["yellow", "green"]}
+    assert page.locator("#less").input_value() == ""
+    page.get_by_label("No longer less of yellow").click()
+    page.wait_for_function("() => !location.search.includes('yellow')")
+    page.get_by_label("Without this image").click()
+    page.wait_for_function("() => !location.search.includes('like')")
+    assert asked(page) == {"q": "a square", "minus": "green"}
+    wanted = [image for image, _ in searcher.combined("a square", minus=["green"])]
+    assert sorted(tiles(page)) == sorted(wanted)
+
+
+def test_images_of_odd_names_can_be_asked_with(browser, page_folder):
+    from retrieval.web.query import Query  # needs starlette
+
+    with served(Searcher.open(page_folder / "odd.index")) as port, browser.new_context() as context:
+        page = context.new_page()
+        for name in ODD:
+            page.goto(f"http://127.0.0.1:{port}{Query(like=name).address()}")
+            assert len(tiles(page)) == 3
+            type_query(page, "a circle")
+            page.wait_for_url("**q=a+circle&like=*")
+            assert len(tiles(page)) == 3
+            assert page.locator("#error").inner_text() == ""
+
+
+def exported(page):
+    with page.expect_download() as download:
+        page.locator("#export").click()
+    return list(csv.DictReader(io.StringIO(download.value.path().read_text())))
+
+
+def test_selected_images_are_exported(page, searcher):
+    asks(page, QUERY)
+    hits = searcher.ask(QUERY, 20).hits
+    assert [row["path"] for row in exported(page)] == [str(searcher.path(hit.image)) for hit in hits]
+    names = tiles(page, ":visible")
+    page.get_by_label("Select", exact=True).check()
+    page.get_by_label(f"Select {names[0]}", exact=True).check()
+    page.locator(".tile:visible").nth(2).click()
+    assert not page.get_by_role("dialog").is_visible(), "a click selects"
+    assert page.locator("#export").inner_text() == "Export 2 as CSV"
+    assert [row["path"] for row in exported(page)] == [str(searcher.path(names[n])) for n in (0, 2)]
+    page.get_by_label("Select", exact=True).uncheck()
+    least = 5 * round(20 * sorted(hit.probability for hit in hits if not hit.below)[10])
+    page.locator("#least").fill(str(least))
+    kept = [hit.image for hit in hits if hit.below or 100 * round(hit.probability, 4) >= least]
+    assert [row["path"] for row in exported(page)] == [str(searcher.path(image)) for image in kept]
+
+
+def test_near_duplicates_are_stacked(page, searcher):
+    page.goto("/?q=circle&k=24")
+    rows = answer_of(page, page.url)["images"]
+    copies = {row["image"]: row["copy_of"] for row in rows if row["copy_of"]}
+    assert copies, "the drawn images have some"
+    assert len(tiles(page, ":visible")) == 24 - len(copies)
+    button = page.locator(".copies").first
+    rank = int(button.get_attribute("data-rank"))
+    assert button.inner_text() == f"+{list(copies.values()).count(rank)}"
+    button.click()
+    opened = {image for image, original in copies.items() if original == rank}
+    assert opened < set(tiles(page, ":visible"))
+    button.click()
+    assert not opened & set(tiles(page, ":visible"))
 
 
 def test_empty_and_very_long_queries_show_a_message(page):
@@ -202,31 +411,31 @@ def test_empty_and_very_long_queries_show_a_message(page):
     assert error(page).lower().startswith("the query is empty")
     type_query(page, "a " * MAX_QUERY_CHARS)
     assert "characters; say it in 5,000 at most" in error(page)
-    type_query(page, "a dog " * (MAX_QUERY_CHARS // 6))
-    page.locator(".tile").first.wait_for()
+    names = asks(page, QUERY)
+    assert page.locator("#error").inner_text() == ""
     type_query(page, "xyzzy")
     assert "unknown words only (xyzzy)" in error(page)
-    assert page.locator(".tile").count() == 0
-    type_query(page, QUERY)
-    tiles(page)
+    assert tiles(page) == names, "an error keeps the last answer"
+    asks(page, "a blue square")
     assert page.locator("#error").inner_text() == ""
 
 
 def test_hostile_uploads_show_a_message(page):
+    asks(page, QUERY)
     for number, (name, data, sentence) in enumerate(HOSTILE):
         bring(page, ("drop", "paste", "choose")[number % 3], data, name)
         page.locator("#error", has_text=sentence).wait_for()
-        type_query(page, QUERY)  # and the page goes on
-        tiles(page)
+        assert page.locator(".tile").count() >= 20, "an error keeps the last answer"
     bring(page, "choose", bytes(int(LIMIT * 1.1e6)))
-    assert f"choose one of {LIMIT:g} MB at most" in error(page)
+    page.locator("#error", has_text=f"choose one of {LIMIT:g} MB at most").wait_for()
     bring(page, "drop", SVG, "drawing.svg")
     page.locator("#error", has_text="no image that can be read").wait_for()
+    asks(page, "a blue square")
 
 
 def test_the_larger_view_with_the_keyboard(page):
-    type_query(page, QUERY)
-    names = tiles(page)
+    asks(page, QUERY)
+    names = tiles(page, ":visible")
     larger = page.get_by_role("dialog")
     page.locator(".tile").first.focus()
     page.keyboard.press("Enter")
@@ -241,42 +450,111 @@ def test_the_larger_view_with_the_keyboard(page):
     page.locator(".tile:focus").wait_for()
     assert page.locator(".tile:focus").get_attribute("title") == names[1]
     page.keyboard.press("Enter")
-    larger.get_by_text("Similar images").focus()
+    page.keyboard.press("Tab")
+    larger.get_by_role("button", name="More like this").focus()
     page.keyboard.press("Enter")
-    page.locator(".asked").wait_for()
-    assert parse_qs(urlsplit(page.url).query)["similar"] == [names[1]]
+    page.locator(".chip").wait_for()
+    assert asked(page) == {"like": names[1]}
     assert names[1] not in tiles(page)
     assert not larger.is_visible()
     page.go_back()
-    page.locator(".asked").wait_for(state="detached")
-    assert tiles(page) == names
+    page.locator(".chip").wait_for(state="detached")
+    assert tiles(page, ":visible") == names
 
 
-def test_the_larger_view_with_the_mouse(page):
-    type_query(page, QUERY)
-    names = tiles(page)
-    page.locator(".tile").nth(2).click()
+def test_the_larger_view_with_the_mouse_tells_of_the_file(page, searcher):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    asks(page, QUERY)
+    names = tiles(page, ":visible")
+    page.locator(".tile:visible").nth(2).click()
     larger = page.get_by_role("dialog")
-    larger.wait_for()
-    larger.get_by_label("Previous image").click()
-    larger.get_by_label("Previous image").click()
-    larger.get_by_label("Previous image").click()
+    larger.get_by_text("Copy path").click()
+    larger.get_by_text("Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == str(searcher.path(names[2]))
+    told = larger.inner_text()
+    assert "64 × 64" in told
+    assert str(searcher.path(names[2])) in told
+    with page.context.expect_page() as opened:
+        larger.get_by_text("Open full size").click()
+    assert "/full/" in opened.value.url
+    opened.value.close()
+    for _ in range(3):
+        larger.get_by_label("Previous image").click()
     assert names[-1] in larger.inner_text(), "before the first comes the last"
-    page.mouse.click(5, 5)
+    larger.get_by_label("Close").click()
     larger.wait_for(state="hidden")
 
 
+def test_keys_lead_from_image_to_image(page):
+    asks(page, QUERY)
+    names = tiles(page, ":visible")
+
+    def focused():
+        return page.evaluate("document.activeElement.title || document.activeElement.id")
+
+    page.keyboard.press("ArrowDown")
+    assert focused() == names[0]
+    page.keyboard.press("ArrowRight")
+    assert focused() == names[1]
+    page.keyboard.press("ArrowDown")
+    below = focused()
+    assert page.locator(".tile:focus").bounding_box()["y"] > page.locator(".tile").first.bounding_box()["y"] + 50
+    page.keyboard.press("ArrowUp")
+    assert focused() == names[1]
+    assert below in names[2:]
+    page.keyboard.press("End")
+    assert focused() == names[-1]
+    page.keyboard.press("Escape")
+    assert focused() == "q"
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("/")
+    assert focused() == "q"
+    page.keyboard.type("/")
+    assert page.get_by_label("Describe the image").input_value() == "/", "what was there is selected"
+
+
 def test_every_control_is_reached_and_seen_with_the_keyboard(page):
-    type_query(page, QUERY)
-    tiles(page)
-    page.locator("h1 a").focus()
+    asks(page, QUERY)
+    page.locator("a.home").focus()
     seen = []
-    for _ in range(8):
+    for _ in range(6):
         seen.append(page.evaluate("document.activeElement.id || document.activeElement.className || 'other'"))
-        outlined = page.evaluate(f"getComputedStyle({SEEN}).outlineStyle")
-        assert outlined == "solid", seen
+        assert page.evaluate(f"getComputedStyle({SEEN}).outlineStyle") == "solid", seen
         page.keyboard.press("Tab")
-    assert seen == ["other", "q", "k", "other", "file", "least", "tile", "tile"]
+    assert seen == ["home", "q", "file", "main", "tile", "tile"]
+
+
+def test_rows_are_filled_and_keep_proportions(page):
+    asks(page, QUERY)
+    boxes = page.locator(".tile:visible img").evaluate_all(
+        "all => all.map((image) => [image.getBoundingClientRect().toJSON(), image.width, image.height])"
+    )
+    rows = {}
+    for box, width, height in boxes:
+        rows.setdefault(round(box["top"]), []).append(box)
+        assert width / height == pytest.approx(1, abs=0.02), "the images are squares"
+    first, *_, last = (rows[top] for top in sorted(rows))
+    edge = page.evaluate("document.documentElement.clientWidth") - 16
+    assert len({round(box["height"]) for box in first}) == 1
+    assert first[0]["left"] == pytest.approx(16, abs=1)
+    assert first[-1]["right"] == pytest.approx(edge, abs=1), "up to the edge"
+    assert last[-1]["right"] <= edge + 1
+
+
+@pytest.mark.parametrize("width", [360, 390, 430, 460])
+def test_the_bar_is_one_row_on_a_phone_and_stays_in_sight(browser, site, width):
+    with browser.new_context(base_url=site, viewport={"width": width, "height": 740}) as context:
+        page = context.new_page()
+        page.goto(f"/?q={quote(QUERY)}")
+        button = page.get_by_role("button", name="Search", exact=True).bounding_box()
+        field = page.locator(".field").bounding_box()
+        assert button["height"] < 50, "it does not break in two"
+        assert abs(button["y"] - field["y"]) < 4
+        first = page.locator(".tile, .note:visible").first.bounding_box()
+        assert first["y"] < 100, "nothing stands before the first image but what is wrong"
+        page.mouse.wheel(0, 600)
+        page.wait_for_function("() => scrollY > 0")
+        assert page.locator("#q").bounding_box()["y"] < 20
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -297,13 +575,16 @@ def test_a_phone_needs_no_sideways_scrolling(browser, site, page_folder, scheme)
         dialog = page.get_by_role("dialog")
         dialog.wait_for()
         fits()
+        name = page.locator("#name").inner_text()
+        page.evaluate(SWIPE)
+        assert page.locator("#name").inner_text() != name
         box = dialog.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 360
         assert box["y"] + box["height"] <= 740
-        dialog.get_by_text("Close").tap()
+        dialog.get_by_label("Close").tap()
         bring(page, "choose", (page_folder / "images/3.png").read_bytes())
-        page.locator(".asked").wait_for()
+        page.locator(".chip").wait_for()
         fits()
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == (
             "rgb(255, 255, 255)" if scheme == "light" else "rgb(22, 24, 27)"
@@ -315,8 +596,12 @@ def test_without_its_script(browser, site, page_folder):
         page = context.new_page()
         page.goto("/")
         type_query(page, QUERY)
-        page.locator(".tile").first.wait_for()
-        assert parse_qs(urlsplit(page.url).query)["q"] == [QUERY]
+        page.wait_for_url("**q=*")
+        assert asked(page)["q"] == QUERY
+        page.locator("#less").fill("a square")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**minus=a+square*")
+        assert page.locator(".chip").count() == 1
         page.set_input_files("#file", page_folder / "images/3.png")
         page.get_by_role("button", name="Search with it").click()
         page.get_by_role("heading", name="Captions").wait_for()
@@ -324,6 +609,44 @@ def test_without_its_script(browser, site, page_folder):
 
 
 def test_a_server_that_has_ended(page):
+    names = asks(page, QUERY)
     page.route("**/*", lambda route: route.abort())
-    type_query(page, QUERY)
+    type_query(page, "a blue square")
     assert "does not answer" in error(page)
+    assert tiles(page) == names
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_serious_is_inaccessible(browser, site, scheme, width):
+    """By axe-core, on home, an answer, the larger view, and where nothing matches."""
+    pytest.importorskip("axe_playwright_python")
+    axe = files("axe_playwright_python").joinpath("axe.min.js").read_text()
+    size = {"width": width, "height": 800}
+    with browser.new_context(base_url=site, viewport=size, color_scheme=scheme) as context:
+        page = context.new_page()
+
+        def check(state):
+            page.evaluate(axe)
+            found = page.evaluate("axe.run().then((result) => result.violations)")
+            grave = [(v["id"], [node["html"] for node in v["nodes"]]) for v in found if v["impact"] in SERIOUS]
+            assert not grave, f"{state}: {grave}"
+
+        page.goto("/")
+        page.locator(".scripts").wait_for()
+        check("home")
+        page.goto(f"/?q={quote(QUERY)}")
+        tiles(page)
+        page.get_by_label("Details").check()
+        page.get_by_label("Select", exact=True).check()
+        check("an answer, with details and selecting")
+        page.locator("#least").fill("100")
+        check("where nothing is as likely")
+        page.goto("/?like=3.png&minus=red")
+        tiles(page)
+        check("an image and less of something")
+        page.locator(".tile").first.click()
+        page.locator("dialog dd").first.wait_for()
+        check("the larger view")
+        page.goto("/?q=xyzzy")
+        check("an error")

@@ -1,6 +1,7 @@
 """The page's server, asked over real connections: every address, hostile requests, a hundred queries at once."""
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -13,13 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from urllib.parse import quote, urlsplit
 
+import numpy as np
 import pytest
 from PIL import Image as PILImage
 
 import app
 from retrieval.build import build_index
 from retrieval.searcher import MAX_QUERY_CHARS, Searcher
-from retrieval.web.answers import Answers, address
+from retrieval.web.answers import Answers
+from retrieval.web.export import no_formula
+from retrieval.web.query import MAX_MINUS, Query
+from retrieval.web.uploads import Upload, Uploads
 from tests.helpers import ROOT, FakeRun, call
 from tests.page_helpers import HOSTILE, LIMIT, ODD, SVG, ask, jpeg, served
 
@@ -89,8 +94,8 @@ def test_a_sentence_finds_images(port, searcher):
     status, answer = ask_json(port, "/api/search?q=a+red+frisbeee+wug")
     assert (status, answer["notes"][-1]) == (200, "Unknown words, left out: frisbeee, wug.")
     likeliest = max(row["probability"] for row in answer["images"] if row["probability"] is not None)
-    doubts = [f"Nothing here matches: the likeliest image has a probability of {likeliest:.2f}."]
-    assert answer["notes"][:-1] == (doubts if likeliest < 0.5 else [])
+    doubt = f"Nothing here matches: the likeliest image has a probability of {likeliest:.2f}."
+    assert [note.startswith(doubt) for note in answer["notes"][:-1]] == [True] * (likeliest < 0.5)
 
 
 def test_the_true_image_of_a_caption_is_marked_and_its_position_said(port, searcher):
@@ -102,7 +107,7 @@ def test_the_true_image_of_a_caption_is_marked_and_its_position_said(port, searc
         true, key=lambda image: searcher.rank_of(caption, image)
     )
     positions = ", ".join(str(rank) for rank in sorted(searcher.rank_of(caption, image) for image in true))
-    assert f"images stand at positions {positions} of 24." in answer["notes"][0]
+    assert f"images stand at positions {positions} of 24." in answer["asides"][0]
 
 
 def test_an_image_finds_captions_similar_images_and_emoji(port, searcher, page_folder):
@@ -119,34 +124,106 @@ def test_an_image_finds_captions_similar_images_and_emoji(port, searcher, page_f
     assert [same[part] for part in ("images", "captions", "emoji")] == [
         answer[part] for part in ("images", "captions", "emoji")
     ]
-    status, similar = ask_json(port, "/api/similar?id=3.png&k=3")
+    status, similar = ask_json(port, "/api/search?like=3.png&k=3")
     assert [row["image"] for row in similar["images"]] == [image for image, _ in searcher.similar_to("3.png", 3)]
     assert similar["captions"]
     assert similar["emoji"]
+
+
+def test_a_search_that_adds_and_subtracts(port, searcher, page_folder):
+    def ids(address):
+        status, answer = ask_json(port, f"/api/search?{address}&k=6")
+        assert (status, answer["captions"], answer["emoji"]) == (200, [], [])
+        assert all(row["probability"] is None for row in answer["images"])
+        return [(row["image"], row["score"]) for row in answer["images"]]
+
+    assert ids("like=3.png&q=a+circle") == searcher.combined("a circle", like="3.png", k=6)
+    assert ids("like=3.png&minus=red") == searcher.combined(like="3.png", minus=["red"], k=6)
+    assert ids("q=a+circle&minus=red&minus=blue&minus=") == searcher.combined("a circle", minus=["red", "blue"], k=6)
+    file = page_folder / "images/3.png"
+    digest = ask_json(port, "/api/image", file.read_bytes())[1]["upload"]
+    assert ids(f"upload={digest}&q=a+circle&minus=red") == searcher.combined("a circle", like=file, minus=["red"], k=6)
+    _, answer = ask_json(port, "/api/search?like=3.png&q=a+circle+wug&minus=a+red+wag")
+    assert answer["notes"] == ["Unknown words, left out: wug.", "Unknown words, left out: wag."]
+
+
+def test_the_images_of_an_answer_as_a_table(port, searcher):
+    status, headers, content = ask(port, "/api/search.csv?q=a+red+circle&k=5")
+    assert (status, headers["Content-Type"]) == (200, "text/csv; charset=utf-8")
+    assert headers["Content-Disposition"] == 'attachment; filename="results.csv"'
+    rows = list(csv.DictReader(io.StringIO(content.decode())))
+    hits = searcher.ask("a red circle", 5).hits
+    assert list(rows[0]) == ["rank", "path", "score", "probability"]
+    assert [row["path"] for row in rows] == [str(searcher.path(hit.image)) for hit in hits]
+    for row, hit in zip(rows, hits, strict=True):
+        assert int(row["rank"]) == hit.rank
+        assert float(row["score"]) == pytest.approx(hit.score, abs=1e-6)
+        likely = None if row["probability"] == "" else float(row["probability"])
+        assert likely == (None if hit.below else pytest.approx(hit.probability, abs=1e-4))
+    _, _, few = ask(port, "/api/search.csv?q=a+red+circle&k=5&ranks=2,4")
+    assert [row["rank"] for row in csv.DictReader(io.StringIO(few.decode()))] == ["2", "4"]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "＝"])
+def test_no_cell_is_a_formula(start):
+    assert no_formula(f"{start}cmd|' /C calc'!A0") == f"'{start}cmd|' /C calc'!A0"
+    assert no_formula("a=b.jpg") == "a=b.jpg"
+
+
+def test_only_this_machine_reads_where_files_lie(port, searcher):
+    row, path = searcher.row_of("7.png"), searcher.path("7.png")
+    status, about = ask_json(port, f"/about/{row}")
+    assert (status, about["image"], about["path"]) == (200, "7.png", str(path))
+    assert (about["width"], about["height"], about["bytes"]) == (64, 64, path.stat().st_size)
+    assert about["caption"] in searcher.index.known
+    assert about["taken"] is False
+    with served(searcher, "0.0.0.0") as everywhere:
+        assert ask_json(everywhere, f"/about/{row}")[1]["path"] == "7.png"
+        assert str(path.parent).encode() not in ask(everywhere, "/api/search.csv?q=a+red+circle")[2]
+
+
+def test_uploads_are_kept_up_to_a_number():
+    uploads = Uploads(most=2)
+    digests = [uploads.keep(bytes([n]), Upload(np.zeros((1, 2)), bytes([n]))) for n in range(2)]
+    assert uploads.get(digests[0]).jpeg == b"\0", "asked for again: it is the last to go"
+    last = uploads.keep(b"x", Upload(np.zeros((1, 2)), b"x"))
+    assert [digest in uploads.kept for digest in (*digests, last)] == [True, False, True]
 
 
 def test_the_page_holds_the_answer_of_its_address(port):
     _, headers, content = ask(port, "/")
     assert headers["Content-Type"] == "text/html; charset=utf-8"
     start = Page(content)
-    assert "24 images can be found" in start.texts["answer"]
-    for path in ("/?q=a+blue+square&k=7", "/?similar=5.png&k=7"):
+    assert "24 images · asked through strong-" in start.texts["answer"]
+    assert sum(url.startswith("/thumbnail/") for url in start.addresses) == 24, "a wall of them"
+    for path in ("/?q=a+blue+square&k=7", "/?like=5.png&k=7"):
         status, _, content = ask(port, path)
         page = Page(content)
         assert status == 200
         assert "7 of 24 images" in page.texts["status"]
-        assert sum(url.startswith("/thumbnail/") for url in page.addresses) == 7 + ("similar" in path)
+        assert sum(url.startswith("/thumbnail/") for url in page.addresses) >= 7 + ("like" in path)
         for url in page.addresses:
             assert not urlsplit(url).netloc, "no other host"
             assert ask(port, url)[0] == 200, url
 
 
 def test_an_image_that_is_sent_to_the_page_without_its_script(port, page_folder):
-    body, kind = form("3.png", (page_folder / "images/3.png").read_bytes())
-    status, _, content = ask(port, "/?k=4", body, Content_Type=kind)
-    assert status == 200
-    assert "4 of 24 images, 4 of " in Page(content).texts["status"]
-    assert b'src="data:image/jpeg;base64,' in content
+    data = (page_folder / "images/3.png").read_bytes()
+    body, kind = form("3.png", data)
+    status, headers, _ = ask(port, "/?k=4", body, Content_Type=kind)
+    assert status == 303
+    for _ in range(2):
+        status, _, content = ask(port, headers["Location"])
+        assert status == 200
+        assert "4 of 24 images in " in Page(content).texts["status"]
+    digest = ask_json(port, "/api/image", data)[1]["upload"]
+    assert f"/?upload={digest}&k=4" == headers["Location"]
+    status, got, small = ask(port, f"/upload/{digest}")
+    assert (status, got["Content-Type"], PILImage.open(io.BytesIO(small)).size) == (200, "image/jpeg", (64, 64))
+    assert refusal(port, f"/upload/{digest[::-1]}") == (
+        404,
+        "the image that was sent is not kept any more; send it again",
+    )
 
 
 @pytest.mark.parametrize(("name", "data", "sentence"), HOSTILE, ids=[f"{name}-{log}" for name, _, log in HOSTILE])
@@ -215,10 +292,20 @@ BAD = [
     ("/api/search?q=a&k=201", 400, "choose one from 1 to 200"),
     ("/api/search?q=a&k=many", 400, "k=many"),
     ("/api/search?q=a&k=" + "9" * 5000, 400, "choose one from 1 to 200"),
-    ("/api/similar?id=none.png", 404, "has no image none.png"),
-    ("/api/similar?id=../../etc/passwd", 404, "has no image ../../etc/passwd"),
-    ("/api/similar?id=%ff", 404, "has no image"),
-    ("/api/similar", 404, "has no image"),
+    ("/api/search?like=none.png", 404, "has no image none.png"),
+    ("/api/search?like=../../etc/passwd", 404, "has no image ../../etc/passwd"),
+    ("/api/search?like=%ff", 404, "has no image"),
+    ("/api/search?like=3.png&minus=xyzzy", 400, "unknown words only (xyzzy)"),
+    ("/api/search?like=3.png&upload=abc", 400, "leave one of them out"),
+    ("/api/search?upload=abc", 400, "not kept any more"),
+    ("/api/search?minus=red", 400, "add a sentence or an image"),
+    ("/api/search?q=a+red+circle&minus=a+red+circle", 400, "the same"),
+    ("/api/search?q=a" + "&minus=red" * (MAX_MINUS + 1), 400, f"leave {MAX_MINUS} at most"),
+    ("/api/search.csv?q=", 400, "the query is empty"),
+    ("/full/24", 404, "no image of number 24"),
+    ("/about/24", 404, "no image of number 24"),
+    ("/upload/..%2f..%2fetc", 404, "nothing at this address"),
+    ("/api/similar?id=3.png", 404, "nothing at this address"),
     ("/thumbnail/24", 404, "no image of number 24"),
     ("/image/99999999999999999999999999", 404, "no image of number"),
     ("/image/-1", 404, "nothing at this address"),
@@ -238,12 +325,12 @@ BAD = [
 def test_what_cannot_be_asked(port, path, status, sentence):
     got, said = refusal(port, path)
     assert (got, sentence in said) == (status, True), said
-    if path.startswith("/api/search"):
-        got, _, content = ask(port, path.replace("/api/search", "/") if "q=" in path else "/?q=")
+    if path.startswith("/api/search") and ".csv" not in path:
+        got, _, content = ask(port, path.replace("/api/search", "/") if "?" in path else "/?q=")
         page = Page(content)
-        assert got == 400
+        assert got == status
         assert sentence in page.texts["error"]
-        assert not any(url.startswith("/thumbnail") for url in page.addresses)
+        assert "status" not in page.texts or not page.texts["status"].strip(), "there is no answer"
 
 
 def test_other_methods(port):
@@ -278,7 +365,7 @@ def test_images_go_out_as_jpeg_from_the_index_only(port, searcher, page_folder):
     status, headers, large = ask(port, f"/image/{row}")
     assert (status, headers["Content-Type"]) == (200, "image/jpeg")
     assert PILImage.open(io.BytesIO(large)).size == (64, 64)
-    for path in (f"/thumbnail/{row}", f"/image/{row}"):
+    for path in (f"/thumbnail/{row}", f"/image/{row}", f"/full/{row}"):
         etag = ask(port, path)[1]["ETag"]
         status, headers, content = ask(port, path, If_None_Match=etag)
         assert (status, content) == (304, b"")
@@ -293,6 +380,8 @@ def test_images_go_out_as_jpeg_from_the_index_only(port, searcher, page_folder):
         file.unlink()
         PILImage.new("RGB", (4000, 1000)).save(file, "PNG")
         assert PILImage.open(io.BytesIO(ask(port, f"/image/{row}")[2])).size == (1600, 400)
+        full = PILImage.open(io.BytesIO(ask(port, f"/full/{row}")[2]))
+        assert (full.format, full.size) == ("JPEG", (4000, 1000))
     finally:
         file.unlink(missing_ok=True)
         file.write_bytes(kept)
@@ -308,7 +397,9 @@ def test_odd_names(odd_port, name):
     assert status == 200
     assert "3 of 4 images" in Page(content).texts["status"]
     assert b"<b>" not in content.replace(b"<b>true image</b>", b""), "names are text, never tags"
-    status, similar = ask_json(odd_port, f"/api/similar?{address(20, id=name).removeprefix('/?')}")
+    status, similar = ask_json(odd_port, Query(like=name).address("/api/search"))
+    status, table = ask(odd_port, Query(like=name).address("/api/search.csv"))[::2]
+    assert (status, len(list(csv.reader(io.StringIO(table.decode()))))) == (200, 4)
     assert (status, similar["query"]) == (200, name)
 
 
@@ -371,21 +462,21 @@ def test_answers_without_captions_or_emoji_and_a_true_image_far_down(tmp_path, s
     far = max(range(10), key=lambda n: searcher.rank_of(f"picture {n} of a dog", f"{n}.png"))
     rank = searcher.rank_of(f"picture {far} of a dog", f"{far}.png")
     assert rank > 2
-    answer = answers.of_sentence(f"picture {far} of a dog", 2)
+    answer = answers.of(Query(f"picture {far} of a dog", k=2))
     assert [(row["rank"], row["true"]) for row in answer["images"]] == [(1, False), (2, False), (rank, True)]
     assert [row["below"] for row in answer["images"]] == [False, False, True]
-    assert answer["notes"] == [f"A caption of the dataset; its image stands at position {rank} of 10."]
+    assert answer["asides"] == [f"A caption of the dataset; its image stands at position {rank} of 10."]
     assert answer["status"].startswith("2 of 10 images in ")
     monkeypatch.setitem(sys.modules, "emoji", None)
     answers.read_emoji(lambda work, *args: work(*args))
-    answer = answers.of_image("3.png", 4)
+    answer = answers.of(Query(like="3.png", k=4))
     assert (len(answer["captions"]), len(answer["images"]), answer["emoji"]) == (4, 4, [])
-    assert "not installed" in answer["notes"][0]
+    assert "not installed" in answer["asides"][0]
     other = FakeRun(tmp_path, similarity, "other")  # whose prepared folder is not there
     build_index(other, [tmp_path / "images"], tmp_path / "other.index")
-    answer = Answers(Searcher.open(tmp_path / "other.index", other)).of_image("3.png", 2)
+    answer = Answers(Searcher.open(tmp_path / "other.index", other)).of(Query(like="3.png", k=2))
     assert (answer["captions"], len(answer["images"])) == ([], 2)
-    assert answer["notes"][0] == "The index has no captions: it was built without any."
+    assert answer["asides"][0].startswith("The index has no captions: ")
 
 
 def run_app(*args):
