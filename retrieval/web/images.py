@@ -8,11 +8,11 @@ import io
 import os
 import stat
 import warnings
-from pathlib import Path
 
 from PIL import Image as PILImage
 
 from features.images.decode import Unreadable, formats, jpeg_bytes, read_image, thumbnail, wanting
+from features.images.files import ImageFile, file_on_disk
 from utils import BadInput
 
 FORMATS = {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF"}
@@ -49,18 +49,18 @@ def open_upload(data: bytes) -> PILImage.Image:
         raise BadInput(f"the image cannot be read ({error}); choose another one") from None
 
 
-def version_of(path: Path | None) -> str | None:
+def version_of(path: ImageFile | None) -> str | None:
     """Return what changes when a file is written again; None if it has gone, or is a pipe or the like."""
     if path is None:
         return None
     try:
-        status = os.stat(path)
+        status = os.stat(file_on_disk(path))
     except (OSError, ValueError):  # ValueError: a zero byte in its name
         return None
     return f"{status.st_size:x}-{status.st_mtime_ns:x}" if stat.S_ISREG(status.st_mode) else None
 
 
-def large_jpeg(path: Path) -> bytes | None:
+def large_jpeg(path: ImageFile) -> bytes | None:
     """Encode an image of the index as a JPEG of at most VIEW_PIXELS; None if it cannot be read any more."""
     image = thumbnail(path, VIEW_PIXELS)
     return None if image is None else jpeg_bytes(image, VIEW_PIXELS, QUALITY)
