@@ -240,13 +240,13 @@ def _inside(file: Path, name: str, failed: list[tuple[str, str]]) -> Iterator[En
     """Yield the images in a tar or a table, with their names there behind its own; if it is damaged, those before."""
     seen = set()
     try:
-        for member, place, reason in _in_tar(file) if file.suffix.lower() == TAR else _in_table(file):
+        for member, inside, reason in _in_tar(file) if file.suffix.lower() == TAR else _in_table(file):
             image = f"{name}/{member}"
-            if place is None or image in seen:
+            if inside is None or image in seen:
                 failed.append((image, reason or "its name stands in the file twice"))
             else:
                 seen.add(image)
-                yield Entry(image, place)
+                yield Entry(image, inside)
     except BadInput as error:
         failed.append((name, str(error).removeprefix(f"{file}: ")))
 
@@ -258,8 +258,8 @@ def _in_tar(file: Path) -> Iterator[tuple[str, ImageFile | None, str]]:
 
 
 def _in_table(file: Path) -> Iterator[tuple[str, ImageFile | None, str]]:
-    for name, place in table_images(file):
-        yield name, place, "its bytes are not in the file"
+    for name, inside in table_images(file):
+        yield name, inside, "its bytes are not in the file"
 
 
 def files_below(root: str, failed: list[tuple[str, str]], seen: set[tuple[int, int]]) -> Iterator[str]:

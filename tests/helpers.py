@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from features.datasets.dataset import Dataset
 from features.datasets.dataset import Image as DatasetImage
 from features.images.backbones import Backbone
-from features.images.decode import Unreadable, as_images, read_image
+from features.images.decode import Unreadable, as_images, jpeg_bytes, read_image, thumbnail
 from features.images.store import write_store
 from features.prepared import Split, write_prepared
 from features.text.sentences import TextProcessor
 from features.text.vocabulary import Vocabulary, tokenize
+from retrieval.build import THUMBNAIL_PIXELS
 from settings import Settings, override
 from training import sweep, trainer
 from training.run import RunInfo, RunPlan, encoding_settings, known_sentences
@@ -275,6 +276,13 @@ def make_images(folder: Path, count: int) -> list[DatasetImage]:
 
 DIM = 24
 WORDS = {"a", "red", "house", "dog", "cat", "picture", "of", "two", "pictures", "one", "caption", *map(str, range(20))}
+
+
+def small_jpeg(path):
+    """The thumbnail that an index keeps of an image."""
+    image = thumbnail(path, THUMBNAIL_PIXELS)
+    assert image is not None
+    return jpeg_bytes(image, THUMBNAIL_PIXELS)
 
 
 def paint(path, seed, size=(40, 30)):

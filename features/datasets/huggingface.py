@@ -68,7 +68,8 @@ def _names(path: Path, key: str) -> list[str]:
     """The names that a JSON file lists of what lies beside it. Raises BadInput for one that leads elsewhere."""
     value = read_json(path, AGAIN)
     rows = value.get(key) if isinstance(value, dict) else None
-    names = [row.get("filename") if isinstance(row, dict) else row for row in rows] if isinstance(rows, list) else []
+    rows = rows if isinstance(rows, list) else []
+    names: list[Any] = [row.get("filename") if isinstance(row, dict) else row for row in rows]
     if not names or not all(isinstance(name, str) and Path(name).name == name != ".." for name in names):
         raise BadInput(f"{path}: does not list {key} beside it; {AGAIN}")
     return names
@@ -85,13 +86,13 @@ def _add_table(source: Source, file: Path, name: str, split: str) -> Iterator[st
         raise BadInput(f"{file}: {what}; it needs one of images, and one called {' or '.join(CAPTION_COLUMNS)}")
     columns = [caption, *([known["split"]] if "split" in known else [])]
     for block in table_blocks(file.absolute(), image, columns):
-        for i, place in enumerate(block.images):
+        for i, file_of_row in enumerate(block.images):
             key = f"{name}/{row_name(block, i)}"
-            if place is None:
+            if file_of_row is None:
                 yield key
                 continue
             _add_row(source, key, block, i, columns, split)
-            source.files[key] = place
+            source.files[key] = file_of_row
 
 
 def _add_row(source: Source, key: str, block: Block, i: int, columns: list[str], split: str) -> None:

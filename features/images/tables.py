@@ -96,8 +96,8 @@ def _spans(path: Path, column: Any, whole: Any) -> list[ImageFile | None]:
     ends = np.frombuffer(offsets, kind, len(column) + 1, column.offset * np.dtype(kind).itemsize).tolist()
     valid = column.is_valid().to_pylist()
     return [
-        Span(path, begin + start, end - start) if there else None
-        for start, end, there in zip(ends[:-1], ends[1:], valid, strict=True)
+        Span(path, begin + start, end - start) if is_valid else None
+        for start, end, is_valid in zip(ends[:-1], ends[1:], valid, strict=True)
     ]
 
 
@@ -118,7 +118,7 @@ def _of_parquet(path: Path, image: str, columns: Sequence[str]) -> Iterator[Bloc
             start += len(batch)
 
 
-def _bare(count: int) -> Iterator[range]:
+def _bare(count: int) -> Iterator[Any]:
     """Blocks of rows of which nothing is wanted but that they are there."""
     for start in range(0, count, ROWS_PER_BLOCK):
         yield range(start, min(start + ROWS_PER_BLOCK, count))

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def test_the_command_writes_a_corrected_index_without_its_biases(page_folder, tm
     assert call(monkeypatch, search, "export", index, "--out", out) == 0
     assert f"{out}: 48 rows, one for each caption, of 24 images" in capsys.readouterr().out
     rows, meta = rows_of(out, "img_emb", ["image_id"])
-    opened = Index.open(index)
+    opened: Any = Index.open(index)
     assert opened.embeddings.shape[1] == rows.shape[1] + 1
     np.testing.assert_array_equal(rows, [opened.embedding(opened.row_of(image))[0] for image in meta["image_id"]])
     assert call(monkeypatch, search, "export", index, "--out", out) == 2

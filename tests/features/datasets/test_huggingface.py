@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +11,14 @@ import pytest
 import prep
 from features import parquet
 from features.datasets.readers import read
-from features.images.decode import Unreadable, jpeg_bytes, read_image, thumbnail
+from features.images.decode import Unreadable, read_image
 from features.images.files import Cell, Span, image_file, open_image_file
 from features.images.tables import image_column, table_schema
 from features.prepared import Prepared
 from retrieval.build import build_index
 from retrieval.index import Index
 from retrieval.sources import gather
-from tests.helpers import FakeRun, call, hugging_face, write_tars
+from tests.helpers import FakeRun, call, hugging_face, small_jpeg, write_tars
 from utils import BadInput
 
 datasets = pytest.importorskip("datasets")
@@ -147,7 +148,8 @@ def test_what_is_none_ends_in_a_sentence(tmp_path):
     arrow.unlink()
     with pytest.raises(BadInput, match="cannot be read"):
         read_saved(tmp_path / "saved")
-    for names in ([], ["../a.arrow"], ["/etc/passwd"], [3], {}):
+    lists: tuple[Any, ...] = ([], ["../a.arrow"], ["/etc/passwd"], [3], {})
+    for names in lists:
         (tmp_path / "saved/state.json").write_text(json.dumps({"_data_files": [{"filename": n} for n in names]}))
         with pytest.raises(BadInput, match="does not list _data_files beside it"):
             read_saved(tmp_path / "saved")
@@ -206,10 +208,10 @@ def test_prepared_and_indexed_where_they_lie(tmp_path, monkeypatch, capsys):
         rows.append(store.read(store.rows([row["image"] for row in data.rows])))
         run = FakeRun(tmp_path)
         build_index(run, [data.folder], tmp_path / f"{name}.index")
-        index = Index.open(tmp_path / f"{name}.index")
+        index: Any = Index.open(tmp_path / f"{name}.index")
         (row,) = index.true_rows("a dog 3")
-        assert index.thumbnail(row) == jpeg_bytes(thumbnail(tmp_path / "painted/3.png", 256), 256)
-    np.testing.assert_array_equal(*rows)
+        assert index.thumbnail(row) == small_jpeg(tmp_path / "painted/3.png")
+    np.testing.assert_array_equal(rows[0], rows[1])
     # the files themselves, without captions
     folder = tmp_path / "mixed"
     write_tars(folder, count=4)

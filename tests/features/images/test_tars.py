@@ -5,15 +5,20 @@ import os
 import random
 import shutil
 import tarfile
+from typing import Any
 
 import pytest
 
-from features.images.decode import Unreadable, read_image, thumbnail
-from features.images.files import MAX_IMAGE_BYTES, Span, image_file, open_image_file, size_of
-from features.images.tars import MAX_HEADER_BYTES, members
+from features.images import decode, files, tars
+from features.images.decode import Unreadable, read_image
+from features.images.files import MAX_IMAGE_BYTES, Span, open_image_file, size_of
+from features.images.tars import MAX_HEADER_BYTES
 from tests.helpers import paint
 from utils import BadInput
 
+members: Any = tars.members
+image_file: Any = files.image_file
+thumbnail: Any = decode.thumbnail
 WHAT = b"the bytes of a file"
 
 
@@ -117,7 +122,8 @@ def test_a_tar_that_is_cut_short_gives_what_comes_before_and_says_so(tmp_path):
     for size, count in counts.items():
         path = tmp_path / f"{size}.tar"
         path.write_bytes(whole[:size])
-        listed, listing = [], members(path)
+        listed: list[Any] = []
+        listing = members(path)
         with pytest.raises(BadInput, match=r"cut short|damaged") as error:
             listed.extend(listing)
         assert [member.name for member in listed] == ["a.jpg", "b.jpg", "c.jpg"][:count]
