@@ -18,10 +18,8 @@ from utils import BadInput, did_you_mean
 CAPTIONS, DATASET, VOCABULARY = "captions.jsonl", "dataset.json", "vocabulary.json"
 DATA = Path("data")  # where prepared folders go unless another root is named
 DRAWN = "scenes"  # the dataset that needs no file of anybody's
-CONTAINERS = (
-    "webdataset",
-    "huggingface",
-)  # datasets whose images and captions lie in files together, named by `images`
+# Datasets whose images and captions lie in files together, named by `images`.
+CONTAINERS = ("webdataset", "huggingface")
 DATASETS = (DRAWN, "flickr8k", "flickr30k", "coco", "folder", *CONTAINERS)
 DEFAULT_BACKBONE = "efficientnet_lite0"  # its weights come with the install: no network is needed
 DTYPES = ("float16", "float32")
@@ -117,7 +115,7 @@ def resolve_options(given: Mapping[str, Any]) -> PrepOptions:
             return replace(options, reads_captions=False)
     before, source = _recall(options, "images" in asked, head)
     resolved = replace(options, **_typed({name: value for name, value in before.items() if name not in asked}))
-    names = ("images", "splits") if options.dataset in CONTAINERS else ("images", "captions", "splits", "precomputed")
+    names = ("images", *(() if options.dataset in CONTAINERS else ("captions",)), "splits", "precomputed")
     words = {name: getattr(resolved, name) for name in names}
     filled_in = [f"`{name}` {shlex.quote(str(words[name]))}" for name in words if name in before and name not in asked]
     return replace(resolved, remembered=" ".join(filled_in), precomputed_before=source)
