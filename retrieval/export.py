@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from features.datasets.clip_retrieval import CAPTION, ID, IMAGES, METADATA, PATH, TEXTS
 from features.parquet import import_arrow, write_parquet
+from features.progress import progress_bar
 from retrieval.index import write_rows
 from retrieval.searcher import Searcher
 from utils import BadInput, atomic_write, make_folder
@@ -88,7 +88,7 @@ class _Rows:
         with atomic_write(metadata, "wb") as file:
             write_parquet(file, metadata, self.columns, map(self._metadata, blocks))
         if self.captions:
-            bar = tqdm(blocks, "captions", unit=" blocks", delay=2, leave=False)
+            bar = progress_bar(blocks, "captions", unit=" blocks", delay=2, leave=False)
             texts = (run.embed_sentences(self._captions(block)) for block in bar)
             write_rows(folder / TEXTS / f"text_emb_{number}.npy", shape, texts)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from features.datasets.dataset import clean_caption
 from features.images.decode import IMAGE_SUFFIXES
@@ -17,6 +16,7 @@ from features.images.tars import SUFFIX as TAR
 from features.images.tars import members
 from features.images.views import join_features
 from features.prepared import CAPTIONS, DATASET, Prepared
+from features.progress import progress_bar
 from training.run import Run
 from utils import BadInput, log, read_text
 
@@ -223,7 +223,7 @@ def _numbered(named: Sequence[Path], failed: list[tuple[str, str]]) -> Iterator[
     first: dict[str, str] = {}
     named_files = {os.path.abspath(path) for path in named}
     clashing = {image for file, image in ids.items() if first.setdefault(image, file) != file}
-    for file, image in tqdm(ids.items(), "list", unit=" files", delay=2, leave=False):
+    for file, image in progress_bar(ids.items(), "list", unit=" files", delay=2, leave=False):
         name = file if image in clashing else image
         if not file.lower().endswith(CONTAINERS):
             yield Entry(name, Path(file))

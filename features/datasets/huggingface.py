@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from features.datasets.json_files import RESTVAL, TRAIN_OR_VAL
 from features.datasets.line_files import CAPTION_COLUMNS, SPLIT_WORDS, Source
 from features.images.tables import ARROW, PARQUET, Block, image_column, row_name, table_blocks, table_schema
+from features.progress import progress_bar
 from utils import BadInput, read_json
 
 DICT, STATE = "dataset_dict.json", "state.json"
@@ -33,7 +32,7 @@ def read_huggingface(images: Path) -> Source:
     root = images if images.is_dir() else images.parent
     names = {split for split, _ in files}
     without: list[str] = []
-    for split, file in tqdm(files, "read tables", unit=" files", delay=2, leave=False):
+    for split, file in progress_bar(files, "read tables", unit=" files", delay=2, leave=False):
         halved = SPLIT_WORDS.get(split) == "train" and not any(SPLIT_WORDS.get(name) == "val" for name in names)
         word = "" if len(names) == 1 else TRAIN_OR_VAL if halved else split
         without += _add_table(source, file, file.relative_to(root).as_posix(), word)

@@ -9,12 +9,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from features.datasets.line_files import Source
 from features.images import tars
 from features.images.decode import IMAGE_SUFFIXES
 from features.images.tars import Member
+from features.progress import progress_bar
 from utils import BadInput
 
 MAX_TEXT_BYTES = 2**20  # of a caption or a JSON object
@@ -35,7 +34,7 @@ def read_webdataset(images: Path) -> Source:
     files = [Path(os.path.abspath(path)) for path in find_tars(images)]
     root = os.path.abspath(images) if images.is_dir() else os.path.commonpath([file.parent for file in files])
     left_out: list[str] = []
-    for file in tqdm(files, "read tars", unit=" tars", delay=2, leave=False):
+    for file in progress_bar(files, "read tars", unit=" tars", delay=2, leave=False):
         name = file.relative_to(root).as_posix()
         for _, group in groupby(tars.members(file), lambda member: _split(member.name)[0]):
             left_out += [f"{name}/{member} ({reason})" for member, reason in _add_sample(source, name, list(group))]
