@@ -40,7 +40,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("dataset", nargs="?", metavar="DATASET", help=f"{', '.join(DATASETS)}; default: scenes")
-    add("--images", type=Path, metavar="DIR", help="the folder of the images")
+    add(
+        "--images",
+        type=Path,
+        metavar="DIR|FILES",
+        help="the folder of the images; of webdataset or huggingface, their files",
+    )
     add("--captions", type=Path, metavar="FILE|DIR", help="the caption file, or the folder that holds it")
     add("--splits", type=Path, metavar="DIR", help="a folder with train.txt, val.txt and test.txt, lists of image ids")
     add("--split-ratio", type=float, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="default: 80 10 10")

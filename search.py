@@ -7,6 +7,7 @@ python search.py find photos.index --image a.jpg            captions of an image
 python search.py a dog on the beach                         the same of the newest index here
 python search.py in the snow --like a.jpg --minus people    images like one, but in the snow, and without people
 python search.py embed a.jpg b.jpg --out images.npy         one float32 row for each image or sentence
+python search.py export photos.index --out embeddings       an index as clip-retrieval's folder, for other tools
 python search.py emoji a.jpg                                emoji by their names, without having seen one
 python search.py emoji --map emoji.png                      where the emoji lie in the run's space
 
@@ -58,7 +59,7 @@ def arguments() -> argparse.Namespace:
     emoji.add_argument("--max-emoji", type=int, metavar="N", help="show so many emoji on the map at most")
 
     index = add("index", "an index of images to search in, built or brought up to date")
-    named = "folders, image files, or one prepared folder"
+    named = "folders, image files, tars or tables of images, or one prepared folder"
     index.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help=named)
     out = "the folder of the index; default: that of the images, with .index at its end"
     index.add_argument("--out", type=Path, metavar="INDEX", help=out)
@@ -91,7 +92,13 @@ def arguments() -> argparse.Namespace:
     least = "leave out images of a smaller probability that they and the sentence belong together"
     find.add_argument("--at-least", type=float, metavar="P", help=least)
     find.add_argument("--exact", action="store_true", help="search all, where the index is made approximate")
-    find.add_argument("--run", type=Path, metavar="RUN", help="the index's run, if it has moved")
+    moved = "the index's run, if it has moved"
+    find.add_argument("--run", type=Path, metavar="RUN", help=moved)
+
+    export = add("export", "an index as clip-retrieval's folder: embeddings and metadata for other tools", False)
+    export.add_argument("index", type=Path, metavar="INDEX")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that is not there yet")
+    export.add_argument("--run", type=Path, metavar="RUN", help=moved)
     given = sys.argv[1:]
     complete(
         parser,

@@ -63,7 +63,7 @@ def sentence_times(
 def image_times(searcher: Searcher, rng: np.random.Generator, args: argparse.Namespace) -> list[float]:
     """Seconds of each image of the index, from its file to captions and similar images."""
     paths = map(searcher.index.path, rng.permutation(len(searcher.index)).tolist())
-    files = list(islice(filter(None, paths), args.images))
+    files = list(islice((path for path in paths if path is not None), args.images))
     times = []
     for path in [*files[:1], *files]:  # the first opens the backbone, which does not count
         began = time.perf_counter()

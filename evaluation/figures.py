@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evaluation.comparison import Group, ProtocolResult, ResultRow
 from evaluation.plots import Drawn, drawn, learning_curves, recall_curves, similarity_matrix, sweep_curve
+from features.images.files import ImageFile
 from metrics.ranks import COLUMNS, DIRECTIONS
 from metrics.similarity import Scores
 from metrics.table import Table, as_csv
@@ -35,7 +36,7 @@ class PairScores:
     scores: np.ndarray
     captions: list[str]
     images: list[str]
-    paths: list[Path | None]
+    paths: list[ImageFile | None]
 
 
 def first_pairs(

@@ -34,6 +34,7 @@ from evaluation.ranking import Ranked, ranks_together
 from evaluation.report import Report, write_report
 from evaluation.share import share_run, write_card
 from evaluation.tables import FORMATS, KENDALL, judgement_tables, parts_of, result_table
+from features.images.files import ImageFile
 from features.prepared import Prepared, Split
 from features.progress import progress_bar
 from metrics.protocols import Protocol, folds_of, protocol_name, protocols_for
@@ -90,7 +91,7 @@ class EmbeddedSplit:
     def similarity(self) -> Scores:
         return RANKING[self.run.settings.similarity]
 
-    def paths(self) -> dict[str, Path | None]:
+    def paths(self) -> dict[str, ImageFile | None]:
         """Return where the images of the split lie."""
         rows = (row for row in self.prepared.rows if row["split"] == self.split.name)
         return {row["image"]: self.prepared.path_of(row) for row in rows}
@@ -204,7 +205,7 @@ class Measurements:
     judged: dict[Path, dict[str, Judgement]] = field(default_factory=dict)
     queries: dict[str, list[Query]] = field(default_factory=dict)
     pairs: PairScores | None = None  # of the first run of the first row
-    paths: dict[str, Path | None] = field(default_factory=dict)
+    paths: dict[str, ImageFile | None] = field(default_factory=dict)
     gallery: str = ""
 
 

@@ -11,13 +11,13 @@ import io
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import ImageOps
 
 from features.images.decode import thumbnail
+from features.images.files import ImageFile
 from metrics.ranks import DIRECTIONS, TITLES, Ranks, recall_at
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def sweep_curve(
 
 @styled
 def similarity_matrix(
-    scores: np.ndarray, captions: Sequence[str], images: Sequence[str], paths: Sequence[Path | None], measure: str
+    scores: np.ndarray, captions: Sequence[str], images: Sequence[str], paths: Sequence[ImageFile | None], measure: str
 ) -> "Figure":
     """Draw scores (N, N) of N images, the rows, against a caption of each, the columns; the true pairs are framed.
 

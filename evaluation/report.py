@@ -12,6 +12,7 @@ from pathlib import Path
 from evaluation.plots import Drawn
 from evaluation.queries import Query
 from features.images.decode import jpeg_bytes, thumbnail
+from features.images.files import ImageFile
 from metrics.ranks import TITLES
 from metrics.table import Table
 from utils import atomic_write
@@ -33,7 +34,7 @@ class Report:
     figures: Mapping[str, Drawn] = field(default_factory=dict)
     queries: Mapping[str, Sequence[Query]] = field(default_factory=dict)
     among: str = ""
-    paths: Mapping[str, Path | None] = field(default_factory=dict)
+    paths: Mapping[str, ImageFile | None] = field(default_factory=dict)
     recipes: Mapping[str, str] = field(default_factory=dict)
 
 

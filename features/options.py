@@ -11,14 +11,16 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from features.datasets.dataset import is_vsepp
+from features.datasets.dataset import brings_features, is_vsepp
 from features.text.hub import text_store_name
 from utils import BadInput, did_you_mean
 
 CAPTIONS, DATASET, VOCABULARY = "captions.jsonl", "dataset.json", "vocabulary.json"
 DATA = Path("data")  # where prepared folders go unless another root is named
 DRAWN = "scenes"  # the dataset that needs no file of anybody's
-DATASETS = (DRAWN, "flickr8k", "flickr30k", "coco", "folder")
+# Datasets whose images and captions lie in files together, named by `images`.
+CONTAINERS = ("webdataset", "huggingface")
+DATASETS = (DRAWN, "flickr8k", "flickr30k", "coco", "folder", *CONTAINERS)
 DEFAULT_BACKBONE = "efficientnet_lite0"  # its weights come with the install: no network is needed
 DTYPES = ("float16", "float32")
 LANGUAGES = ("none", "arabic", "danish", "dutch", "english", "finnish", "french", "german", "hungarian", "italian",
@@ -76,8 +78,9 @@ class PrepOptions:
 
     @property
     def features_file(self) -> Path | None:
-        """The precomputed features: a file, or a VSE++ folder of captions; None if a backbone makes them."""
-        return self.precomputed or (self.captions if self.captions is not None and is_vsepp(self.captions) else None)
+        """The precomputed features: a file, or a folder with captions; None if a backbone makes them."""
+        with_captions = self.captions is not None and brings_features(self.captions)
+        return self.precomputed or (self.captions if with_captions else None)
 
     @property
     def asks_for_features(self) -> bool:
@@ -100,6 +103,8 @@ def resolve_options(given: Mapping[str, Any]) -> PrepOptions:
     for name in asked:
         if name not in known:
             raise BadInput(f"{name}: no option of a preparation; {did_you_mean(name, known)}")
+    if asked.get("dataset") in CONTAINERS and "images" in asked:
+        asked.setdefault("captions", asked["images"])
     options = PrepOptions(**_typed(asked))
     check_given(options)
     head = recorded(options.folder, options.dataset)
@@ -110,7 +115,8 @@ def resolve_options(given: Mapping[str, Any]) -> PrepOptions:
             return replace(options, reads_captions=False)
     before, source = _recall(options, "images" in asked, head)
     resolved = replace(options, **_typed({name: value for name, value in before.items() if name not in asked}))
-    words = {name: getattr(resolved, name) for name in ("images", "captions", "splits", "precomputed")}
+    names = ("images", *(() if options.dataset in CONTAINERS else ("captions",)), "splits", "precomputed")
+    words = {name: getattr(resolved, name) for name in names}
     filled_in = [f"`{name}` {shlex.quote(str(words[name]))}" for name in words if name in before and name not in asked]
     return replace(resolved, remembered=" ".join(filled_in), precomputed_before=source)
 
@@ -166,7 +172,7 @@ def _recall(options: PrepOptions, images_given: bool, head: dict[str, Any]) -> t
     if not options.asks_for_features and not images_given:
         before |= take("precomputed")
     precomputed = options.precomputed or before.get("precomputed")
-    if is_vsepp(captions) or (precomputed and str(Path(precomputed).resolve()) == source.get("precomputed")):
+    if brings_features(captions) or (precomputed and str(Path(precomputed).resolve()) == source.get("precomputed")):
         before |= take("ids", *(() if options.backbone else ("backbone", "crops")))
     return before, take("precomputed", "ids", "backbone", "crops")
 
@@ -196,6 +202,11 @@ def check_sources(options: PrepOptions) -> None:
     if options.dataset == DRAWN:
         yours = f"goes with a dataset of yours; name it: {', '.join(DATASETS[1:])}"
         return _refuse(options, ("images", "captions", "splits", "precomputed", "ids"), yours)
+    if options.dataset in CONTAINERS:
+        if options.images is None:
+            raise BadInput(f"`images` is missing: name the files of {options.dataset}, or their folder")
+        if options.captions != options.images:
+            raise BadInput(f"`captions` {options.captions}: those of {options.dataset} are in its files; leave it out")
     if options.captions is None:
         raise BadInput(f"`captions` is missing: name the caption file or folder of {options.dataset}")
     if options.images is None and options.features_file is None:

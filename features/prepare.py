@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from features.datasets.dataset import SPLITS, Dataset, check_on_disk
+from features.datasets.clip_retrieval import open_clip_folder
+from features.datasets.dataset import SPLITS, Dataset, check_on_disk, is_clip_retrieval
 from features.datasets.precomputed import load_precomputed
 from features.datasets.readers import read
 from features.datasets.scenes import scenes
@@ -15,7 +16,7 @@ from features.images.store import FeatureStore, store_name, write_store
 from features.options import CAPTIONS, DEFAULT_BACKBONE, DRAWN, VOCABULARY, PrepOptions, check_sources, source_of
 from features.prepared import Prepared, write_prepared
 from features.text.hub import text_store_name
-from features.text.store import SUFFIX, update_text_store
+from features.text.store import POOLINGS, PRECOMPUTED, SUFFIX, TextStore, keys_of, update_text_store, write_text_store
 from features.text.vocabulary import Vocabulary, make_stemmer
 from utils import BadInput, lock_folder, log, make_folder, warn
 
@@ -64,6 +65,7 @@ def prepare_images(options: PrepOptions) -> None:
         dataset = without_unknown(dataset, options.folder)
     elif precomputed:
         store_precomputed(options, dataset)
+        store_sentences(options, dataset)
     else:
         dataset = extract_features(options, dataset, backbones)
     write_captions(options, dataset, images)
@@ -154,7 +156,7 @@ def store_precomputed(options: PrepOptions, dataset: Dataset) -> None:
     """Turn precomputed features into a store. Raises BadInput if there is one of another file under its name."""
     file = options.features_file
     assert file is not None
-    name = store_name((options.backbone or (file.resolve().stem,))[0], None, False, options.crops)
+    name = features_name(options, file)
     path = options.folder / f"{name}.h5"
     precomputed = load_precomputed(file, dataset, options.ids)
     for note in precomputed.notes:
@@ -175,6 +177,32 @@ def store_precomputed(options: PrepOptions, dataset: Dataset) -> None:
         "crops": options.crops,
     }
     write_store(path, precomputed.ids, precomputed.shape, precomputed.dtype, attributes, precomputed.blocks())
+
+
+def store_sentences(options: PrepOptions, dataset: Dataset) -> None:
+    """Turn the sentence features of clip-retrieval's folder, if it has them, into a store under the same name."""
+    folder, file = options.captions, options.features_file
+    if folder is None or file != folder or not is_clip_retrieval(folder):
+        return
+    clip = open_clip_folder(folder)
+    if not clip.texts:
+        return
+    name = f"{PRECOMPUTED}{features_name(options, folder)}"
+    path = options.folder / f"{text_store_name(name)}{SUFFIX}"
+    keys = keys_of([{"image": image.id, "captions": image.captions} for image in dataset.images])
+    images = FeatureStore.open(options.folder / f"{features_name(options, folder)}.h5")
+    attributes = {"encoder": name, "digest": images.attributes["digest"], "size": clip.texts[0].shape[1], "longest": 0}
+    if path.exists() and not options.fresh:
+        store = TextStore.open(path)
+        if store.keys == keys and store.attributes["digest"] == attributes["digest"]:
+            return
+    write_text_store(path, keys, attributes, {POOLINGS[0]: clip.sentence_features(dataset)})
+    log(f"{path}: {len(keys):,} captions; take them with train.py and `text.encoder`={name}")
+
+
+def features_name(options: PrepOptions, file: Path) -> str:
+    """Return the name of the store of precomputed features."""
+    return store_name((options.backbone or (file.resolve().stem,))[0], None, False, options.crops)
 
 
 def without_unknown(dataset: Dataset, folder: Path) -> Dataset:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from features.datasets.dataset import SPLITS, Dataset, Image
+from features.images.files import ImageFile, image_file
 from features.images.maps import FeatureMaps
 from features.images.store import FeatureStore
 from features.images.views import Features, FeatureViews, join_features
@@ -60,7 +61,7 @@ def write_prepared(
     """Write captions.jsonl, vocabulary.json and dataset.json (where the images lie, and what was left out).
 
     source: what prep.py needs besides the images to repeat its command, see `features.options.source_of`.
-    A line of captions.jsonl has a "path" only where the image is not at `images` / its id.
+    A line of captions.jsonl has a "path" only where the image is not at `images` / its id: str(Image.path).
     """
 
     def line(image: Image) -> dict[str, Any]:
@@ -116,10 +117,10 @@ class Prepared:
         rows = [[row["image"], row["split"], row["captions"]] for row in self.rows]
         return digest_text(json.dumps([rows, self.vocabulary.language]))[:16]
 
-    def path_of(self, row: dict[str, Any]) -> Path | None:
+    def path_of(self, row: dict[str, Any]) -> ImageFile | None:
         """Return where the image of a line of captions.jsonl lies; None where features came precomputed."""
         if "path" in row:
-            return Path(row["path"])
+            return image_file(row["path"])
         return None if self.images_folder is None else self.images_folder / row["image"]
 
     def stores(self) -> list[str]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from features.blocks import Blocks, clear, refuse_link
 from features.images.decode import jpeg_bytes, thumbnail
+from features.images.files import ImageFile
 from features.progress import progress_bar
 from retrieval import index as files
 from retrieval.build_report import BuildReport
@@ -393,7 +394,7 @@ def _content(row: np.void) -> str:
     return row["digest"].tobytes().hex()
 
 
-def _jpeg_thumbnail(path: Path | None) -> bytes:
+def _jpeg_thumbnail(path: ImageFile | None) -> bytes:
     """Return an image as a small JPEG; nothing if it cannot be read."""
     small = thumbnail(path, THUMBNAIL_PIXELS)
     return b"" if small is None else jpeg_bytes(small, THUMBNAIL_PIXELS)

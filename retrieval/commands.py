@@ -1,4 +1,4 @@
-"""The four commands of search.py, as functions: results are printed, whatever else is to be said is logged.
+"""The commands of search.py, as functions: results are printed, whatever else is to be said is logged.
 
 `run` is everywhere a run folder, a name under `runs`, a pattern that one run matches, or None for a model that ships.
 """
@@ -18,6 +18,7 @@ from retrieval import emoji_map
 from retrieval.build import build_index
 from retrieval.contact_sheet import Tile, write_sheet
 from retrieval.emoji import EMOJI_FORMATS, embed_emoji, rank_emoji
+from retrieval.export import export_index
 from retrieval.index import META, Index, Meta
 from retrieval.models import shipped_run
 from retrieval.nearest import check_k
@@ -181,6 +182,13 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
         title = " − ".join([" + ".join(filter(None, [plain(like or image or ""), sentence])), *minus])
         write_answer_sheet(sheet, searcher, title, result, query_image)
         log(f"wrote {sheet}")
+
+
+def export(index: Path, out: Path, *, run: Path | None = None) -> None:
+    """Write an index as clip-retrieval's folder, and print what it holds; see `export_index`."""
+    report = export_index(Searcher.open(index, run), out)
+    what = "one for each caption" if report.captions else "one for each image"
+    print(f"{out}: {report.rows:,} rows, {what}, of {report.images:,} images")
 
 
 def index_and_sentence(words: Sequence[str], folder: Path = Path()) -> tuple[Path, str | None]:

@@ -3,7 +3,7 @@
 meta.json             which file holds which column; it is renamed into place last, so the folder holds the old index or
                       the new one
 embeddings-000001.npy (N, dim) float32, rows in the order of the ids; one column more where scores are corrected
-ids-…, paths-….bin    of every row; a path is empty where the image has no file
+ids-…, paths-….bin    of every row; a path is empty where the image has no file, FILE#bytes=START+LENGTH inside one
 files-….npy           of every row: digest of the content, size and time of the file, where its thumbnail lies
 pack-….bin            thumbnails, JPEG, end to end; later builds add packs and leave those before as they are
 captions-….bin        distinct captions to search from images, sorted; caption_embeddings-….npy, their rows
@@ -26,6 +26,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from features.images.files import ImageFile, image_file
 from retrieval.nearest import Graph
 from utils import BadInput, atomic_write, read_json, write_json
 
@@ -267,10 +268,10 @@ class Index:
         """Return the embedding (1, dim) of the image of a row."""
         return self.embeddings[row : row + 1, : self.meta.dim]
 
-    def path(self, row: int) -> Path | None:
+    def path(self, row: int) -> ImageFile | None:
         """Return where the image of a row lay when it was indexed."""
         text = self.paths[row]
-        return Path(text) if text else None
+        return image_file(text) if text else None
 
     def thumbnail(self, row: int) -> bytes | None:
         """Return the image of a row, small, as a JPEG; None where there was no file."""

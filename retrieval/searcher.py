@@ -10,6 +10,7 @@ import torch
 
 from features.datasets.dataset import clean_caption
 from features.images.decode import ImageSource
+from features.images.files import ImageFile
 from metrics.similarity import pair_scores
 from retrieval.combination import add_up
 from retrieval.correction import Corrector, asking, not_asking
@@ -252,7 +253,7 @@ class Searcher:
         """The words that the run knows."""
         return WordNeighbors(self.run.processor)
 
-    def path(self, image_id: str) -> Path | None:
+    def path(self, image_id: str) -> ImageFile | None:
         """Return where an image of the index lies; None where it has no file."""
         return self.index.path(self.row_of(image_id))
 

@@ -1,8 +1,7 @@
-"""What an index is made of: folders of images and single files, or the images of a prepared folder."""
+"""What an index is made of: folders of images, files, tars and tables of them, or the images of a prepared folder."""
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +10,18 @@ import numpy as np
 
 from features.datasets.dataset import clean_caption
 from features.images.decode import IMAGE_SUFFIXES
+from features.images.files import ImageFile, file_on_disk, open_image_file, size_of
+from features.images.tables import ARROW, PARQUET, table_images
+from features.images.tars import SUFFIX as TAR
+from features.images.tars import members
 from features.images.views import join_features
 from features.prepared import CAPTIONS, DATASET, Prepared
+from features.progress import progress_bar
 from training.run import Run
 from utils import BadInput, log, read_text
 
 ROWS_PER_BLOCK = 256  # rows of cached features read at a time
+CONTAINERS = (TAR, ARROW, PARQUET)  # files that hold images
 CHUNK_BYTES = 2**20  # bytes of a file read at a time
 
 
@@ -24,7 +29,7 @@ class Entry(NamedTuple):
     """An image to be indexed. path: None where features came precomputed."""
 
     id: str
-    path: Path | None
+    path: ImageFile | None
 
 
 class Source:
@@ -42,7 +47,7 @@ class Source:
         notes: Sequence[str] = (),
         failed: Sequence[tuple[str, str]] = (),
     ):
-        self.entries = sorted(entries)
+        self.entries = sorted(entries, key=lambda entry: entry.id)
         self.known, self.features, self.notes, self.failed = known, features, notes, failed
 
     def stamp(self, entry: Entry) -> tuple[int, int] | None:
@@ -53,7 +58,7 @@ class Source:
         if self.features is not None or entry.path is None:
             return None
         try:
-            status = os.stat(entry.path)
+            status = os.stat(file_on_disk(entry.path))
         except OSError:
             return None
         return status.st_size, status.st_mtime_ns
@@ -127,8 +132,10 @@ def gather(named: Sequence[Path], run: Run) -> Source:
     failed: list[tuple[str, str]] = []
     entries = list(_numbered(named, failed))
     if not entries:
+        reason = f"; {failed[0][1]}" if failed else ""
         raise BadInput(
-            f"{', '.join(map(str, named))}: no image found ({', '.join(IMAGE_SUFFIXES)}); name another folder"
+            f"{', '.join(map(str, named))}: no image found ({', '.join((*IMAGE_SUFFIXES, *CONTAINERS))}){reason}; "
+            f"name another folder"
         )
     return Source(entries, failed=failed)
 
@@ -214,13 +221,49 @@ def _numbered(named: Sequence[Path], failed: list[tuple[str, str]]) -> Iterator[
         else:
             ids.setdefault(root, os.path.basename(root))
     first: dict[str, str] = {}
+    named_files = {os.path.abspath(path) for path in named}
     clashing = {image for file, image in ids.items() if first.setdefault(image, file) != file}
-    for file, image in ids.items():
-        yield Entry(file if image in clashing else image, Path(file))
+    for file, image in progress_bar(ids.items(), "list", unit=" files", delay=2, leave=False):
+        name = file if image in clashing else image
+        if not file.lower().endswith(CONTAINERS):
+            yield Entry(name, Path(file))
+        elif file in named_files or not _lists_a_tar(file):
+            yield from _inside(Path(file), name, failed)
+
+
+def _lists_a_tar(file: str) -> bool:
+    """Return whether a table is the one that img2dataset writes beside a tar, of what lies in that."""
+    return file.lower().endswith(PARQUET) and os.path.isfile(f"{file[: -len(PARQUET)]}{TAR}")
+
+
+def _inside(file: Path, name: str, failed: list[tuple[str, str]]) -> Iterator[Entry]:
+    """Yield the images in a tar or a table, with their names there behind its own; if it is damaged, those before."""
+    seen = set()
+    try:
+        for member, inside, reason in _in_tar(file) if file.suffix.lower() == TAR else _in_table(file):
+            image = f"{name}/{member}"
+            if inside is None or image in seen:
+                failed.append((image, reason or "its name stands in the file twice"))
+            else:
+                seen.add(image)
+                yield Entry(image, inside)
+    except BadInput as error:
+        failed.append((name, str(error).removeprefix(f"{file}: ")))
+
+
+def _in_tar(file: Path) -> Iterator[tuple[str, ImageFile | None, str]]:
+    for member in members(file):
+        if member.name.lower().endswith(IMAGE_SUFFIXES):
+            yield member.name, member.span, member.reason
+
+
+def _in_table(file: Path) -> Iterator[tuple[str, ImageFile | None, str]]:
+    for name, inside in table_images(file):
+        yield name, inside, "its bytes are not in the file"
 
 
 def files_below(root: str, failed: list[tuple[str, str]], seen: set[tuple[int, int]]) -> Iterator[str]:
-    """Yield image files by their suffix, hidden ones left out. Links are followed, after all that is in `root` itself.
+    """Yield images, tars and tables by their suffix, not hidden ones. Links are followed, after all in `root` itself.
 
     So an image has its path through a link only where it has no other. seen: folders, of which none is entered twice.
     """
@@ -240,18 +283,16 @@ def files_below(root: str, failed: list[tuple[str, str]], seen: set[tuple[int, i
             below = [os.path.join(folder, name) for name in folders]
             roots += [path for path in below if os.path.islink(path)]
             for name in sorted(files):
-                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                if name.lower().endswith((*IMAGE_SUFFIXES, *CONTAINERS)) and not name.startswith("."):
                     yield os.path.join(folder, name)
 
 
-def _digest_of(path: Path | None) -> bytes | str:
+def _digest_of(path: ImageFile | None) -> bytes | str:
     if path is None:
         return "has no file"
     total = hashlib.sha256()
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for, for ever
-            return "not a file"
-        with open(path, "rb") as file:
+        with open_image_file(path) as file:
             while chunk := file.read(CHUNK_BYTES):
                 total.update(chunk)
     except OSError as error:
@@ -259,8 +300,8 @@ def _digest_of(path: Path | None) -> bytes | str:
     return total.digest()
 
 
-def _size_of(path: Path | None) -> int:
+def _size_of(path: ImageFile | None) -> int:
     try:
-        return -1 if path is None else os.stat(path).st_size
+        return -1 if path is None else size_of(path)
     except OSError:
         return -1

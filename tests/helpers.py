@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from features.datasets.dataset import Dataset
 from features.datasets.dataset import Image as DatasetImage
 from features.images.backbones import Backbone
-from features.images.decode import Unreadable, as_images, read_image
+from features.images.decode import Unreadable, as_images, jpeg_bytes, read_image, thumbnail
 from features.images.store import write_store
 from features.prepared import Split, write_prepared
 from features.text.sentences import TextProcessor
 from features.text.vocabulary import Vocabulary, tokenize
+from retrieval.build import THUMBNAIL_PIXELS
 from settings import Settings, override
 from training import sweep, trainer
 from training.run import RunInfo, RunPlan, encoding_settings, known_sentences
@@ -277,6 +278,13 @@ DIM = 24
 WORDS = {"a", "red", "house", "dog", "cat", "picture", "of", "two", "pictures", "one", "caption", *map(str, range(20))}
 
 
+def small_jpeg(path):
+    """The thumbnail that an index keeps of an image."""
+    image = thumbnail(path, THUMBNAIL_PIXELS)
+    assert image is not None
+    return jpeg_bytes(image, THUMBNAIL_PIXELS)
+
+
 def paint(path, seed, size=(40, 30)):
     """An image of noise that depends on the seed alone."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -461,3 +469,69 @@ def save_tokenizer(folder: Path, kind: str, places: int) -> None:
     )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", **special)
     fast.save_pretrained(str(folder))
+
+
+# Tars as img2dataset writes them
+
+
+def write_tars(folder, count=12, each=5, splits=True):
+    """`count` images in tars of `each`, by webdataset's own writer, with two captions and a split each."""
+    wds = pytest.importorskip("webdataset")
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, count, each):
+        with wds.TarWriter(str(folder / f"{start // each:05}.tar")) as writer:
+            for number in range(start, min(start + each, count)):
+                captions = [f"a dog {number}", "the red car"]
+                split = {"split": ("train", "train", "val", "test")[number % 4]} if splits else {}
+                image = paint(folder.parent / "painted" / f"{number}.png", number).read_bytes()
+                row = {"key": f"{number:09}", "status": "success", "caption": captions, **split}
+                writer.write({"__key__": f"{number:09}", "png": image, "txt": captions[0], "json": row})
+        (folder / f"{start // each:05}_stats.json").write_text("{}")
+    return folder
+
+
+# clip-retrieval's folder
+
+CLIP_DIM = 6
+
+
+def clip_pairs(count, root="/data/photographs"):
+    return [(f"{root}/{n // 10}/{n}.jpg", f"a dog {n} runs, {k}") for n in range(count) for k in range(2)]
+
+
+def write_clip_folder(folder, pairs=None, each=7, texts=True, dtype=np.float16, **more):
+    """Rows (image path, caption) in parts of `each`, as clip-retrieval writes them; more: columns of its metadata."""
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    if pairs is None:
+        pairs, more = clip_pairs(16), {"split": [("train", "train", "val", "test")[n // 2 % 4] for n in range(32)]}
+    rng = np.random.default_rng(0)
+    of_image = {path: rng.normal(size=CLIP_DIM) for path, _ in pairs}
+    of_text = rng.normal(size=(len(pairs), CLIP_DIM))
+    for name in ("img_emb", "metadata", *(["text_emb"] if texts else [])):
+        (folder / name).mkdir(parents=True)
+    for number, start in enumerate(range(0, len(pairs), each)):
+        part = pairs[start : start + each]
+        np.save(folder / f"img_emb/img_emb_{number}.npy", np.array([of_image[path] for path, _ in part], dtype))
+        columns = {"image_path": [path for path, _ in part]}
+        if texts:
+            np.save(folder / f"text_emb/text_emb_{number}.npy", of_text[start : start + each].astype(dtype))
+            columns["caption"] = [caption for _, caption in part]
+        columns |= {name: values[start : start + each] for name, values in more.items()}
+        pandas.DataFrame(columns).to_parquet(folder / f"metadata/metadata_{number}.parquet")
+    return of_image, of_text.astype(dtype)
+
+
+# Datasets of Hugging Face
+
+
+def hugging_face(folder, numbers, **columns):
+    """A dataset of `datasets` itself: images of noise by their number, two captions each, and other columns."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    rows = {
+        "image": [str(paint(folder / "painted" / f"{number}.png", number)) for number in numbers],
+        "caption": [[f"a dog {number}", "the red car"] for number in numbers],
+        **columns,
+    }
+    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())

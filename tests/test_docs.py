@@ -5,6 +5,7 @@ that would have to be downloaded, one epoch of few dimensions, benchmarks of few
 """
 
 import doctest
+import importlib.util
 import os
 import re
 import shlex
@@ -32,7 +33,7 @@ from features.datasets import line_files, scenes
 from features.images import backbones
 from features.text.vocabulary import Sentences
 from metrics import ranks
-from tests.helpers import ROOT, call, draw_flickr8k
+from tests.helpers import ROOT, call, draw_flickr8k, hugging_face, write_clip_folder, write_tars
 from training import probe
 from utils import BadInput
 
@@ -111,6 +112,8 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
     elif words[:3] == ["pip", "install", "-r"]:
         assert (ROOT / words[3]).is_file()
+    elif words[:2] == ["pip", "install"]:
+        assert all(importlib.util.find_spec(name) for name in words[2:])
     elif words[0] == "git":
         assert subprocess.run(line, shell=True, cwd=ROOT, check=True, capture_output=True).stdout
     elif words[1:3] == ["-m", "tests.mutate"]:
@@ -148,6 +151,10 @@ def test_every_command_of_a_page_works(page, sandbox, monkeypatch):
         pytest.skip("the font of the emoji is not installed")
     pytest.importorskip("faiss")
     lines = commands_of(page)
+    if page == "docs/FORMATS.md":
+        write_tars(sandbox / "shards")
+        write_clip_folder(sandbox / "clip_folder")
+        hugging_face(sandbox, range(12), split=["train", "train", "val", "test"] * 3).save_to_disk(sandbox / "saved")
     if page in RESULTS:
         for more in ([], ["--backbone", "inception_v3"]):
             prepare = ["flickr8k", "--images", "Flicker8k_Dataset", "--captions", "Flickr8k_text", *more]

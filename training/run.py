@@ -26,6 +26,7 @@ from torch import Tensor
 
 from features.device import default_device
 from features.images.decode import ImageSource, as_images
+from features.images.files import ImageFile
 from features.images.views import Features, join_features
 from features.prepared import Prepared
 from features.text.sentences import TextProcessor, as_sentences, sentence_encoder
@@ -206,7 +207,7 @@ class Run:
         for index, row in self.embed_readable(given, batch=max(1, min(16, len(given)))):
             if isinstance(row, str):
                 number = f"image {index + 1} of {len(given)}" if len(given) > 1 else "the image"
-                name = given[index] if isinstance(given[index], str | Path) else number
+                name = given[index] if isinstance(given[index], str | ImageFile) else number
                 raise BadInput(f"{name}: cannot be read ({row}); mend it, or leave it out")
             rows.append(row)
         return np.stack(rows) if rows else np.empty((0, self.settings.embed_dim), np.float32)

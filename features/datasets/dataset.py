@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from features.images.files import ImageFile, file_on_disk
 from utils import BadInput, unit_hash
 
 SPLITS = ("train", "val", "test")
@@ -13,11 +14,12 @@ SPLITS = ("train", "val", "test")
 class Image:
     """One image and its captions, at least one.
 
-    id: a path within the image folder. path: None where features come precomputed. split: train, val or test.
+    id: a path within the image folder. path: its file, or its bytes inside one; None where features come precomputed.
+    split: train, val or test.
     """
 
     id: str
-    path: Path | None
+    path: ImageFile | None
     split: str
     captions: tuple[str, ...]
 
@@ -57,6 +59,20 @@ def hash_split(image_id: str, ratio: tuple[float, float, float] = (80, 10, 10)) 
 def is_vsepp(folder: Path) -> bool:
     """Return whether this is a folder that VSE++ trains from, which holds features and captions."""
     return (folder / "train_ims.npy").is_file() or (folder / "train_caps.txt").is_file()
+
+
+def is_clip_retrieval(folder: Path) -> bool:
+    """Return whether this is a folder that clip-retrieval has written, which holds features and captions."""
+    return (folder / "img_emb").is_dir() and (folder / "metadata").is_dir()
+
+
+def brings_features(folder: Path) -> bool:
+    """Return whether captions and features lie in this folder together.
+
+    >>> brings_features(Path(__file__).parent)
+    False
+    """
+    return is_vsepp(folder) or is_clip_retrieval(folder)
 
 
 def clean_caption(caption: str) -> str:
@@ -101,7 +117,7 @@ def check(dataset: Dataset, source: Path | str) -> Dataset:
 
 def check_on_disk(images: Sequence[Image], folder: Path | str, skip: bool = False) -> None:
     """Raise BadInput that names how many listed images are not on disk, and the first; with `skip` if all are not."""
-    missing = [image.id for image in images if image.path is None or not image.path.is_file()]
+    missing = [image.id for image in images if image.path is None or not file_on_disk(image.path).is_file()]
     if missing and not (skip and len(missing) < len(images)):
         what = f"{len(missing):,} listed images are not there, the first {missing[0]}"
         remedy = "point `images` to the folder that holds them"

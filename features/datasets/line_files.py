@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from features.images.files import ImageFile
 from utils import BadInput
 
 AGAIN = "get the file again, or check that `captions` names the right one"
@@ -42,6 +43,7 @@ class Source:
     """What the caption file `path` says by itself, before splits are settled; every dict has image ids for keys.
 
     splits: of every image, or empty. subfolders: where an image lies within the image folder.
+    files: where it lies, if inside a file with others.
     split_note: logged only if these splits are the ones that are used.
     """
 
@@ -49,6 +51,7 @@ class Source:
     captions: dict[str, list[str]] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
     subfolders: dict[str, str] = field(default_factory=dict)
+    files: dict[str, ImageFile] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     split_note: str = ""
 

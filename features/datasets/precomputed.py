@@ -1,4 +1,4 @@
-"""Features that somebody else computed (.npy, .npz, .h5, .mat, VSE++ folders), joined to a dataset by id."""
+"""Features that somebody else computed (.npy, .npz, .h5, .mat, folders of VSE++ and clip-retrieval), joined by id."""
 
 import contextlib
 import hashlib
@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 import scipy.io
 
-from features.datasets.dataset import Dataset
+from features.datasets.clip_retrieval import files_of, open_clip_folder, take_rows
+from features.datasets.dataset import Dataset, is_clip_retrieval
 from features.datasets.line_files import numbered_lines, read_text
 from features.datasets.readers import finder
 from features.datasets.vsepp import PARTS, block_rows, open_npy, open_parts
@@ -170,7 +171,7 @@ def read_ids(path: Path) -> list[str]:
 
 def _open(file: Path) -> Table:
     if file.is_dir():
-        return _open_vsepp(file)
+        return _open_clip_retrieval(file) if is_clip_retrieval(file) else _open_vsepp(file)
     suffix = file.suffix.casefold()
     if suffix not in OPENERS:
         raise BadInput(f"{file}: features cannot be read from {file.suffix or 'this'}; {did_you_mean(suffix, OPENERS)}")
@@ -226,7 +227,7 @@ _NOT_NUMBERS = ("char", "cell", "struct", "object", "sparse", "function", "opaqu
 def _open_vsepp(folder: Path) -> Table:
     """The three parts of a VSE++ folder as one table, repeats left out, with the ids that its reader gives."""
     if not (folder / "train_ims.npy").is_file():
-        raise BadInput(f"{folder}: is a folder without train_ims.npy; name a file of features in it")
+        raise BadInput(f"{folder}: is a folder without train_ims.npy or img_emb/; name a file of features in it")
     parts = open_parts(folder)
     starts = np.cumsum([0] + [len(part.first) for part in parts])
     dtype = np.result_type(*(part.rows.dtype for part in parts))
@@ -240,6 +241,13 @@ def _open_vsepp(folder: Path) -> Table:
 
     ids = [key for part in parts for key in part.ids]
     return Table(rows, (len(ids), *parts[0].rows.shape[1:]), dtype, ids)
+
+
+def _open_clip_retrieval(folder: Path) -> Table:
+    """The image features of clip-retrieval's folder, with the id of each row: an image has one for each caption."""
+    clip = open_clip_folder(folder)
+    shape, dtype = (len(clip.ids), *clip.images[0].shape[1:]), np.result_type(*(part.dtype for part in clip.images))
+    return Table(lambda index: take_rows(clip.images, index), shape, dtype, clip.ids)
 
 
 OPENERS = {
@@ -304,6 +312,7 @@ def _text(value: Any) -> str:
 
 def _digest(file: Path, ids: Path | None) -> str:
     files = [file / f"{prefix}_ims.npy" for prefix in (*PARTS, "testall")] if file.is_dir() else [file]
+    files = files_of(file) if is_clip_retrieval(file) else files
     digest = hashlib.sha256()
     for path in [*files, ids]:
         if path is not None and path.is_file():

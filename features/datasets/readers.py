@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from features.datasets import line_files
-from features.datasets.dataset import SPLITS, Dataset, Image, check, hash_split, is_vsepp
+from features.datasets.clip_retrieval import open_clip_folder
+from features.datasets.dataset import SPLITS, Dataset, Image, check, hash_split, is_clip_retrieval, is_vsepp
+from features.datasets.huggingface import read_huggingface
 from features.datasets.json_files import RESTVAL, TRAIN_OR_VAL, read_json_captions
 from features.datasets.line_files import AGAIN, Source, image_id, numbered_lines, read_text
 from features.datasets.vsepp import read_vsepp
+from features.datasets.webdataset import read_webdataset
 from features.images.decode import IMAGE_SUFFIXES
 from utils import BadInput, did_you_mean
 
@@ -28,6 +31,9 @@ FILES = {
         *(f"{stem}{suffix}" for stem in ("captions", "metadata") for suffix in (".csv", ".tsv", ".jsonl", ".txt")),
     ),
 }
+
+# Datasets whose images and captions lie in files together.
+CONTAINERS = {"webdataset": read_webdataset, "huggingface": read_huggingface}
 
 # Names of the three lists: those of Flickr8k, of Flickr30k Entities, and the latter with another word for val.
 LISTS = (
@@ -48,12 +54,13 @@ def read(
     restval: bool = True,
     split_ratio: Ratio = (80, 10, 10),
 ) -> Dataset:
-    """Read the dataset `name` (one of FILES), in the order of split lists or of the captions.
+    """Read the dataset `name` (of FILES or CONTAINERS), in the order of split lists or of the captions.
 
-    captions: the caption file, or a folder that holds one. images: the folder of the images, None where features come
-    precomputed; whether each image is there is not looked at. splits: a folder of three lists, which go before splits
-    in the caption file; where there is neither, a hash of the image id draws them. restval: whether Karpathy's restval
-    images join train. Raises BadInput for everything that is wrong with a file.
+    captions: the caption file, or a folder that holds one; of CONTAINERS, the files that hold both. images: the folder
+    of the images, None where features come precomputed; whether each image is there is not looked at. splits: a folder
+    of three lists, which go before splits in the caption file; where there is neither, a hash of the image id draws
+    them. restval: whether Karpathy's restval images join train. Raises BadInput for everything that is wrong with a
+    file.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
@@ -65,30 +72,42 @@ def read(
     Image(id='a.jpg', path=None, split='train', captions=('A dog runs.', 'A dog.'))
     """
     captions = Path(captions)
-    if name not in FILES:
-        raise BadInput(f"dataset {name}: unknown; {did_you_mean(name, FILES)}")
+    if name not in (*FILES, *CONTAINERS):
+        raise BadInput(f"dataset {name}: unknown; {did_you_mean(name, [*FILES, *CONTAINERS])}")
     if len(split_ratio) != 3 or not all(0 < part < float("inf") for part in split_ratio):
         raise BadInput("`split_ratio`: needs three numbers above 0 for train, val and test, such as 80 10 10")
-    if not captions.exists():
+    if name in FILES and not captions.exists():
         raise BadInput(f"{captions}: no such file or folder; point `captions` to the captions of {name}")
-    if images is not None and not Path(images).is_dir():
+    if name in FILES and images is not None and not Path(images).is_dir():
         raise BadInput(f"{images}: no such folder; point `images` to the folder that holds the images")
     if captions.is_dir() and is_vsepp(captions):
         if splits is not None:
             raise BadInput(f"{captions}: a VSE++ folder brings its own splits; leave `splits` out")
         return read_vsepp(name, captions)
-    file, notes = find_file(name, captions)
-    text = read_text(file)
-    source = reader_of(name, file, text)(file, text)
-    if not source.captions:
-        raise BadInput(f"{file}: holds no image; {AGAIN}")
-    notes += source.notes
+    source, notes = read_source(name, captions)
+    file = source.path
     split_of, more = split_images(source, splits, restval, split_ratio)
     rows = tuple(
-        Image(key, _path_of(images, source.subfolders.get(key), key), split, tuple(source.captions[key]))
+        Image(key, source.files.get(key) or _path_of(images, source, key), split, tuple(source.captions[key]))
         for key, split in split_of.items()
     )
     return check(Dataset(name, rows, tuple(notes + more), tuple(source.captions)), file)
+
+
+def read_source(name: str, captions: Path) -> tuple[Source, list[str]]:
+    """Read what the files of a dataset say by themselves, and notes. Raises BadInput if they hold no image."""
+    notes: list[str] = []
+    if is_clip_retrieval(captions):
+        source = open_clip_folder(captions).source()
+    elif name in CONTAINERS:
+        source = CONTAINERS[name](captions)
+    else:
+        file, notes = find_file(name, captions)
+        text = read_text(file)
+        source = reader_of(name, file, text)(file, text)
+    if not source.captions:
+        raise BadInput(f"{source.path}: holds no image; {AGAIN}")
+    return source, notes + source.notes
 
 
 def find_file(name: str, captions: Path) -> tuple[Path, list[str]]:
@@ -130,9 +149,10 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _path_of(images: Path | None, subfolder: str | None, key: str) -> Path | None:
+def _path_of(images: Path | None, source: Source, key: str) -> Path | None:
     if images is None:
         return None
+    subfolder = source.subfolders.get(key)
     nested = Path(images) / (subfolder or "") / key
     return nested if subfolder and nested.is_file() else Path(images) / key
 

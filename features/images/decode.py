@@ -13,12 +13,13 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageOps
 
+from features.images.files import Cell, ImageFile, Span, open_image_file
 from utils import BadInput
 
 MAX_ASPECT_RATIO = 50  # more, and the longer side would fill the memory once the shorter is scaled up
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm",
                   ".pgm", ".avif", ".heic", ".heif", ".jp2")  # fmt: skip
-ImageSource = Path | str | IO[bytes] | PILImage.Image
+ImageSource = ImageFile | str | IO[bytes] | PILImage.Image
 AVIF_BRANDS = (b"avif", b"avis")  # of a file's first box
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
@@ -39,16 +40,17 @@ def formats() -> tuple[str, ...]:
 def read_image(path: ImageSource) -> PILImage.Image:
     """Read an image as RGB, turned as its EXIF orientation says, transparency on white, 16 bits scaled to 8.
 
-    path: a file, open or not, or an image that Pillow has opened, which stays as it is. Raises Unreadable if it is
-    missing, no image, cut short, or too large; never warns.
+    path: a file, open or not or inside another, or an image that Pillow has opened, which stays as it is. Raises
+    Unreadable if it is missing, no image, cut short, or too large; never warns.
     """
+    source = _opened(path) if isinstance(path, Span | Cell) else path
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", PILImage.DecompressionBombWarning)
-            if isinstance(path, PILImage.Image):
-                return _upright_rgb(path)
-            with PILImage.open(path, formats=formats()) as opened:
+            if isinstance(source, PILImage.Image):
+                return _upright_rgb(source)
+            with PILImage.open(source, formats=formats()) as opened:
                 return _upright_rgb(opened)
     except Unreadable:
         raise
@@ -57,8 +59,8 @@ def read_image(path: ImageSource) -> PILImage.Image:
     except (PILImage.DecompressionBombWarning, PILImage.DecompressionBombError):
         raise Unreadable(f"more than {PILImage.MAX_IMAGE_PIXELS:,} pixels") from None
     except PILImage.UnidentifiedImageError:
-        assert not isinstance(path, PILImage.Image)
-        raise Unreadable(wanting(path) or "not an image") from None
+        assert not isinstance(source, PILImage.Image)
+        raise Unreadable(wanting(source) or "not an image") from None
     except Exception as error:  # on a damaged file, Pillow's decoders raise whatever they stumble over
         raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
 
@@ -81,7 +83,14 @@ def as_images(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
 
 
 def _is_one(image: Any) -> bool:
-    return isinstance(image, str | Path | PILImage.Image) or hasattr(image, "read")
+    return isinstance(image, str | ImageFile | PILImage.Image) or hasattr(image, "read")
+
+
+def _opened(image: Span | Cell) -> IO[bytes]:
+    try:
+        return open_image_file(image)
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from None
 
 
 def wanting(path: Path | str | IO[bytes]) -> str | None:
@@ -127,7 +136,7 @@ def _as_rgb(image: PILImage.Image) -> PILImage.Image:
     return image.convert("RGB")
 
 
-def thumbnail(path: Path | None, side: int) -> PILImage.Image | None:
+def thumbnail(path: ImageFile | None, side: int) -> PILImage.Image | None:
     """Read an image as RGB, at most `side` pixels wide and high; None if it is missing or cannot be read.
 
     >>> thumbnail(Path("no such file.jpg"), 64) is None

@@ -1,6 +1,6 @@
 """The HDF5 file of a frozen sentence encoder: one row per caption and pooling, joined by image, number and text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 SUFFIX = ".text.h5"
+PRECOMPUTED = "precomputed:"  # begins the name of an encoder whose features somebody else computed
 POOLINGS = ("cls", "last", "mean")  # of features.text.encoders, which is not imported here: it takes torch along
 ROWS_PER_BLOCK = 1024  # captions in a finished block: what a kill may cost
 IDENTITY_KEYS = ("digest", "longest", "format")  # rows that differ in one do not mix
@@ -200,13 +201,24 @@ def _assemble(path: Path, keys: list[Key], store: TextStore | None, blocks: Bloc
         texts, row = [key.text for key in keys], np.dtype((np.float16, (encoder.size,)))
         return blocks.assemble(texts, pooling, row, ROWS_PER_BLOCK, earlier)
 
-    size = (
-        3 * rows_bytes(len(keys), (encoder.size,), "float16") + sum(len(k.image.encode()) + 128 for k in keys) + 2**16
-    )
-    with atomic_hdf5(path, size) as file:
-        for pooling in POOLINGS:
-            write_rows(file, pooling, (len(keys), encoder.size), "float16", rows_of(pooling))
+    write_text_store(path, keys, encoder.attributes, {pooling: rows_of(pooling) for pooling in POOLINGS})
+
+
+def write_text_store(
+    path: Path, keys: list[Key], attributes: dict[str, str | int], blocks: Mapping[str, Iterable[np.ndarray]]
+) -> None:
+    """Write the store of `keys` as blocks bring the rows (…, size) float16 of each pooling; it appears when complete.
+
+    blocks: of every pooling, or of one that stands for all.
+    """
+    width = int(attributes["size"])
+    size = len(blocks) * rows_bytes(len(keys), (width,), "float16")
+    with atomic_hdf5(path, size + sum(len(key.image.encode()) + 128 for key in keys) + 2**16) as file:
+        for pooling, rows in blocks.items():
+            write_rows(file, pooling, (len(keys), width), "float16", rows)
+        for pooling in set(POOLINGS) - set(blocks):
+            file[pooling] = file[next(iter(blocks))]  # another name for the same rows
         file.create_dataset("image", data=[key.image for key in keys], dtype=h5py.string_dtype("utf-8"))
         file.create_dataset("caption", data=np.array([key.number for key in keys], np.int32))
         file.create_dataset("digest", data=[key.digest for key in keys], dtype=h5py.string_dtype("ascii", 16))
-        file.attrs.update({**encoder.attributes, "format": FORMAT})
+        file.attrs.update({**attributes, "format": FORMAT})

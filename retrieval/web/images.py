@@ -9,12 +9,12 @@ import os
 import stat
 import warnings
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from PIL import Image as PILImage
 
 from features.images.decode import Unreadable, formats, jpeg_bytes, read_image, thumbnail, wanting
+from features.images.files import ImageFile, file_on_disk, open_image_file, size_of
 from utils import BadInput
 
 FORMATS = {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF"}
@@ -53,24 +53,24 @@ def open_upload(data: bytes) -> PILImage.Image:
         raise BadInput(f"the image cannot be read ({error}); choose another one") from None
 
 
-def version_of(path: Path | None) -> str | None:
+def version_of(path: ImageFile | None) -> str | None:
     """Return what changes when a file is written again; None if it has gone, or is a pipe or the like."""
     if path is None:
         return None
     try:
-        status = os.stat(path)
+        status = os.stat(file_on_disk(path))
     except (OSError, ValueError):  # ValueError: a zero byte in its name
         return None
     return f"{status.st_size:x}-{status.st_mtime_ns:x}" if stat.S_ISREG(status.st_mode) else None
 
 
-def large_jpeg(path: Path, side: int = VIEW_PIXELS, quality: int = QUALITY) -> bytes | None:
+def large_jpeg(path: ImageFile, side: int = VIEW_PIXELS, quality: int = QUALITY) -> bytes | None:
     """Encode an image of the index as a JPEG of at most `side` pixels; None if it cannot be read any more."""
     image = thumbnail(path, side)
     return None if image is None else jpeg_bytes(image, side, quality)
 
 
-def file_facts(path: Path | None) -> dict[str, Any]:
+def file_facts(path: ImageFile | None) -> dict[str, Any]:
     """Return `width`, `height`, `bytes` and `date` of an image's file, each None where it cannot be read.
 
     taken: the date is that of the camera, not that of the file.
@@ -78,12 +78,12 @@ def file_facts(path: Path | None) -> dict[str, Any]:
     facts: dict[str, Any] = dict.fromkeys(("width", "height", "bytes", "date")) | {"taken": False}
     if path is None or version_of(path) is None:
         return facts
-    status = os.stat(path)
-    facts |= {"bytes": status.st_size, "date": datetime.fromtimestamp(status.st_mtime).isoformat(" ", "minutes")}
+    status = os.stat(file_on_disk(path))
+    facts |= {"bytes": size_of(path), "date": datetime.fromtimestamp(status.st_mtime).isoformat(" ", "minutes")}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with PILImage.open(path, formats=formats()) as image:
+            with open_image_file(path) as file, PILImage.open(file, formats=formats()) as image:
                 exif, (width, height) = image.getexif(), image.size
                 on_its_side = exif.get(ORIENTATION, 1) >= 5
                 facts["width"], facts["height"] = (height, width) if on_its_side else (width, height)

@@ -79,7 +79,8 @@ def test_docstrings(room: Any) -> None:
 def test_lists_of_the_help_are_those_of_the_library() -> None:
     assert options.LANGUAGES == vocabulary.LANGUAGES
     assert options.DTYPES == store.DTYPES
-    assert ("scenes", *readers.FILES) == options.DATASETS
+    assert ("scenes", *readers.FILES, *readers.CONTAINERS) == options.DATASETS
+    assert tuple(readers.CONTAINERS) == options.CONTAINERS
 
 
 def test_help_waits_for_nothing_heavy() -> None:

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from features.images import decode
-from features.images.decode import jpeg_bytes, thumbnail
 from retrieval import build as indexing
 from retrieval import index
 from retrieval.build import build_index
 from retrieval.index import META, Index, Strings, write_strings
 from retrieval.searcher import Searcher
 from retrieval.sources import gather
-from tests.helpers import FakeRun, paint
+from tests.helpers import FakeRun, paint, small_jpeg
 from utils import BadInput, lock_folder
 
 OLD = 10**9  # seconds: a time of change that can be relied on
@@ -76,12 +75,6 @@ def contents(folder):
     columns = {name: [np.asarray(value).tolist() for value in getattr(found, name)] for name in names}
     rows = [(row["digest"].tolist(), int(row["size"]), int(row["mtime"])) for row in found.rows]
     return columns, rows, [found.thumbnail(row) for row in range(len(found))]
-
-
-def small_jpeg(path):
-    image = thumbnail(path, indexing.THUMBNAIL_PIXELS)
-    assert image is not None
-    return jpeg_bytes(image, indexing.THUMBNAIL_PIXELS)
 
 
 def build(run, folder, *images, **more):

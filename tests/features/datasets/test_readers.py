@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -518,5 +519,5 @@ def test_the_real_flickr8k():
     assert sum(len(image.captions) for image in dataset.images) == 40_000
     assert len(dataset.source_ids) == 8_000 + 91 + 1
     assert "92 images in no split list left out, 1 of them not named like an image file (" in note(dataset, "left out")
-    assert dataset.images[-1].path is not None
+    assert isinstance(dataset.images[-1].path, Path)
     assert dataset.images[-1].path.is_file()

@@ -30,7 +30,7 @@ from utils import BadInput
 
 
 def plain_row(image: Image, seed: int = 0) -> np.ndarray:
-    assert image.path is not None
+    assert isinstance(image.path, Path)
     return Network(seed)(see(PILImage.open(image.path))[None])[0].numpy()
 
 
