@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from evaluation.comparison import Correction, Group
+from evaluation.groups import Correction, Group
 from features.prepared import Split
 from metrics.correction import CORRECTIONS, SINKHORN
 from training.bank import BANK, RunBank
@@ -25,9 +25,9 @@ def asked_corrections(names: Sequence[str], banks: Sequence[str]) -> list[Correc
 
 
 def with_corrections(groups: Sequence[Group], corrections: Sequence[Correction], split: str) -> list[Group]:
-    """Return the groups, each followed by itself with each correction; runs that have no bank are named in a log line.
+    """Return the groups, each followed by itself with each correction; what has no bank is named in a log line.
 
-    Raises BadInput for a bank of the very split that is measured.
+    Raises BadInput for a bank of the very split that is measured, and where no model of others has the bank asked for.
     """
     if split == "train" and any(not one.transductive for one in corrections):
         raise BadInput(
@@ -37,15 +37,39 @@ def with_corrections(groups: Sequence[Group], corrections: Sequence[Correction],
     rows = []
     for group in groups:
         rows.append(group)
-        lacking = [run.name for run in group.runs if not (run / BANK).is_file()]
+        lacking = [] if group.files else [run.name for run in group.runs if _lacks_bank(run, groups)]
+        possible = [one for one in corrections if one.bank in group.banks and one.name not in group.excluded]
+        for one in corrections:
+            if one not in possible:
+                warn(f"{group.name}: {one.label} {reason_against(one, group)}")
         if corrections and lacking:
             warn(
                 f"{group.name}: not corrected, for {', '.join(lacking)} has no {BANK}: it was trained before runs kept "
                 f"one; train it again with `fresh`"
             )
         else:
-            rows += [replace(group, name=f"{group.name} + {one.label}", correction=one) for one in corrections]
+            rows += [replace(group, name=f"{group.name} + {one.label}", correction=one) for one in possible]
+    if corrections and all(group.files for group in groups) and len(rows) == len(groups):
+        one, group = corrections[0], groups[0]
+        raise BadInput(
+            f"`correction` {one.name}: corrects none of these rows; in {group.name} it {reason_against(one, group)}"
+        )
     return rows
+
+
+def reason_against(one: Correction, group: Group) -> str:
+    """Return why a row is not corrected, as the end of a sentence."""
+    if not group.banks:
+        return "has no scores but those that a TREC run lists, which is too few; give scores or embeddings"
+    if one.name in group.excluded:
+        return "compares images with images and captions with captions, which scores do not say; give embeddings"
+    return "has no training data to correct by; give some with `bank_embeddings`, or correct with `bank` test"
+
+
+def _lacks_bank(run: Path, groups: Sequence[Group]) -> bool:
+    """Return whether a run keeps no bank. That of a model of others is told by its group."""
+    external = any(group.files and run in group.runs for group in groups)
+    return not external and not (run / BANK).is_file()
 
 
 def check_bank(folder: Path, bank: RunBank, split: Split) -> None:

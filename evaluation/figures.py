@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.comparison import Group, ProtocolResult, ResultRow
+from evaluation.comparison import ProtocolResult, ResultRow
+from evaluation.groups import Group
 from evaluation.plots import Drawn, drawn, learning_curves, recall_curves, similarity_matrix, sweep_curve
 from features.images.files import ImageFile
 from metrics.ranks import COLUMNS, DIRECTIONS
@@ -23,7 +24,7 @@ from utils import BadInput, atomic_write, make_folder, read_jsonl
 
 MAX_PAIRS = 32  # of the similarity matrix
 LOGGED = ("epoch", "loss", "rate", "rsum", "collapsed", "seconds", "threads")  # of an epoch, besides recalls and ranks
-SCORE_NAMES = {"cosine": "cosine", "order": "order score"}
+SCORE_NAMES = {"cosine": "cosine", "order": "order score", "dot": "dot product", "score": "score"}
 Figures = dict[str, tuple[str, Drawn]]  # file name → what the figure shows, and its PNGs
 
 
@@ -43,11 +44,12 @@ def first_pairs(
     similarity: Scores, images: Tensor, captions: Tensor, image_of_caption: np.ndarray, count: int = MAX_PAIRS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return scores (N, N) of the first N = min(count, images) images against the first caption of each, and the
-    captions' rows (N,). images: (all, D), captions: (M, D) embeddings; image_of_caption: (M,).
+    captions' rows (N,). images: (all, D), captions: (M, D) embeddings; image_of_caption: (M,), -1 for none.
     """
-    _, first = np.unique(image_of_caption, return_index=True)
-    rows = first[:count]
-    scores = similarity(images[: len(rows)], captions[torch.from_numpy(rows).to(captions.device)])
+    known, first = np.unique(image_of_caption, return_index=True)
+    rows = first[known >= 0][:count]
+    image_rows, caption_rows = (torch.from_numpy(side).to(images.device) for side in (image_of_caption[rows], rows))
+    scores = similarity(images[image_rows], captions[caption_rows])
     return scores.float().cpu().numpy(), rows
 
 
@@ -62,7 +64,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 def read_logs(groups: Sequence[Group]) -> dict[str, list[list[dict[str, Any]]]]:
     """Read the log of each run of each group. Raises BadInput for one that is missing or empty."""
-    return {group.name: [read_log(run) for run in group.runs] for group in groups}
+    return {group.name: [read_log(run) for run in group.runs] for group in groups if group.info and group.plain}
 
 
 def write_logs(path: Path, runs: Sequence[Path]) -> None:
@@ -97,17 +99,18 @@ def draw(
     The first protocol's figures go by their plain names, those of another have it in their name.
     """
     plain = [group for group in groups if group.plain]
-    figures = {"learning_curves.png": ("Learning curves", drawn(learning_curves, read_logs(plain)))}
-    sweeps = find_sweeps({g.name: _trained_with(g) for g in groups if not g.ensemble})
+    logs = read_logs(plain)
+    figures = {"learning_curves.png": ("Learning curves", drawn(learning_curves, logs))} if logs else {}
+    sweeps = find_sweeps({g.name: _trained_with(g) for g in groups if g.settings and not g.ensemble})
     for number, result in enumerate(results):
-        more = f"-{_file_name(result.protocol)}" if number else ""
+        more = f"-{file_name(result.protocol)}" if number else ""
         recalls = drawn(recall_curves, {g.name: list(chain(*result.of(g))) for g in groups})
         figures[f"recall{more}.png"] = (f"Recall@K, {result.protocol}", recalls)
         measured = [row for row in rows if row.protocol == result.protocol and not row.published]
         ends = {row.row: (row.rsum, *row.interval.rsum) for row in measured if row.interval}
         for setting, lines in sweeps.items():
             points = {line: [(value, *ends[name]) for value, name in members] for line, members in lines.items()}
-            name = f"sweep-{_file_name(setting)}{more}.png"
+            name = f"sweep-{file_name(setting)}{more}.png"
             figures[name] = (f"rsum by {setting}, {result.protocol}", drawn(sweep_curve, setting, points))
     matrix = drawn(similarity_matrix, pairs.scores, pairs.captions, pairs.images, pairs.paths, pairs.measure)
     figures["similarity.png"] = (f"Similarity of the first pairs, {pairs.run}", matrix)
@@ -116,8 +119,10 @@ def draw(
 
 def _trained_with(group: Group) -> dict[str, Any]:
     more = {} if group.correction is None else {"correction": group.correction.label}
+    assert group.settings
+    assert group.info
     more |= {"from": group.info.from_run} if group.info.from_run else {}
-    return {**flat_table(group.settings), "recipe": group.info.recipe, "features": group.info.features, **more}
+    return {**flat_table(group.settings), "recipe": group.info.recipe, "features": group.features, **more}
 
 
 def write_figures(folder: Path, figures: Figures) -> None:
@@ -168,9 +173,10 @@ def _line_names(lines: list[dict[str, Any]]) -> list[str]:
     return names
 
 
-def _file_name(text: str) -> str:
-    """
-    >>> _file_name("1K, 5 folds")
+def file_name(text: str) -> str:
+    """Return a text as (a part of) the name of a file.
+
+    >>> file_name("1K, 5 folds")
     '1K-5-folds'
     """
     return re.sub(r"[^\w.]+", "-", text).strip("-")

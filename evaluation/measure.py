@@ -1,47 +1,45 @@
-"""Measure runs: each is opened and embedded once, and ranked, judged and searched for queries while it is open."""
+"""Measure runs and models of others: each is embedded once, and ranked, judged and searched for queries while open."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import tomli_w
-import torch
-from torch import Tensor
 
-from evaluation.comparison import (
-    Correction,
-    Group,
-    ProtocolResult,
-    ResultRow,
-    by_dataset,
-    compare,
-    ensemble_of,
-    find_row,
-    finished_runs,
-    group_runs,
-    trained_on,
-)
+from evaluation.comparison import ProtocolResult, ResultRow, compare
 from evaluation.corrections import asked_corrections, check_bank, with_corrections
-from evaluation.elsewhere import check_features, is_elsewhere, warn_of_training_images
-from evaluation.figures import SCORE_NAMES, Figures, PairScores, draw, first_pairs, read_logs, write_figures, write_logs
+from evaluation.external import External, gallery_of_externals, open_externals
+from evaluation.figures import (
+    SCORE_NAMES,
+    Figures,
+    PairScores,
+    draw,
+    file_name,
+    first_pairs,
+    read_logs,
+    write_figures,
+    write_logs,
+)
+from evaluation.gallery import Gallery
+from evaluation.ground_truth import TITLES, USUAL_METRICS, ground_truth_folds
+from evaluation.groups import Correction, Group, by_dataset, ensemble_of, find_row, finished_runs, group_runs
 from evaluation.judgements import MEASURES, Judgement, Judgements, judge
+from evaluation.pairs import read_pairs
 from evaluation.published import published_rows
 from evaluation.queries import Query, find_queries
 from evaluation.ranking import Ranked, ranks_together
 from evaluation.report import Report, write_report
 from evaluation.share import share_run, write_card
-from evaluation.tables import FORMATS, KENDALL, judgement_tables, parts_of, result_table
-from features.images.files import ImageFile
-from features.prepared import Prepared, Split
+from evaluation.splits import EmbeddedSplit, SplitCache
+from evaluation.tables import FORMATS, KENDALL, judgement_tables, metric_tables, parts_of, result_table
+from evaluation.trec import write_qrels, write_run
+from features.prepared import Prepared
 from features.progress import progress_bar
-from metrics.protocols import Protocol, folds_of, protocol_name, protocols_for
-from metrics.similarity import RANKING, Scores, pair_scores
-from settings import Settings, to_table
+from metrics.ranks import DIRECTIONS
+from settings import to_table
 from training.bank import read_bank
-from training.run import Run, RunInfo, newest_run
+from training.run import newest_run
 from utils import BadInput, log, make_folder, warn
 
 
@@ -49,21 +47,33 @@ from utils import BadInput, log, make_folder, warn
 class EvalOptions:
     """What to measure, and what to leave.
 
-    run: folders, names under `runs`, or patterns, the newest run where there is none; data: the prepared folder, if not
-    that of training; folds, captions_per_image: of a protocol that is not the dataset's own; against: the row that the
-    others are tested against; correction: names of test-time corrections, a row for each beneath a run's; bank: what
-    they correct by, "train" (inductive), "test" (transductive) or both; ensemble: a row more of runs together, of "all"
-    or of each "seed"; paper: add what was published; judgements: the folder of Flickr8k's human judgements; plots: a
-    folder for figures; logs: a CSV file for the epochs of training; report: an HTML file; share: a folder for a copy of
-    the one run that others can take, which is then measured in its stead; format: of the table, one of FORMATS.
+    run: folders, names under `runs`, or patterns, the newest run where there is neither one nor a model of others;
+    data: the prepared folder, if not that of training; folds, captions_per_image: of a protocol that is not the
+    dataset's own; against: the row that the others are tested against; correction: names of test-time corrections, a
+    row for each beneath a run's; bank: what they correct by, "train" (inductive), "test" (transductive) or both;
+    ensemble: a row more of runs together, of "all" or of each "seed"; paper: add what was published; judgements: the
+    folder of Flickr8k's human judgements; plots: a folder for figures; logs: a CSV file for the epochs of training;
+    report: an HTML file; share: a folder for a copy of the one run that others can take, which is then measured in its
+    stead; format: of the table, one of FORMATS.
+
+    Models of others: scores, a file each, or two TREC runs; embeddings, two files each; similarity: of embeddings;
+    pairs: what is true of their rows, where no run and no `data` says it; bank_embeddings: training data, in the order
+    of `embeddings`. metrics: of METRICS, besides R@K; ground_truth: more of COCO's; trec: a folder for runs and qrels.
     """
 
     run: Sequence[str] = ()
     runs: Path = Path("runs")
     data: Path | None = None
     split: str = "test"
+    scores: Sequence[str] = ()
+    embeddings: Sequence[Sequence[str]] = ()
+    similarity: str | None = None
+    pairs: Sequence[Path] = ()
+    bank_embeddings: Sequence[Sequence[Path]] = ()
     folds: int | None = None
     captions_per_image: int | None = None
+    metrics: Sequence[str] = ()
+    ground_truth: Sequence[str] = ()
     against: str | None = None
     correction: Sequence[str] = ()
     bank: Sequence[str] = ("train",)
@@ -73,187 +83,148 @@ class EvalOptions:
     plots: Path | None = None
     logs: Path | None = None
     report: Path | None = None
+    trec: Path | None = None
     share: Path | None = None
     format: str = "text"
 
 
-@dataclass(frozen=True)
-class EmbeddedSplit:
-    """A run's embeddings of a split. images: (N, D); captions: (M, D)."""
-
-    run: Run
-    prepared: Prepared
-    split: Split
-    images: Tensor
-    captions: Tensor
-
-    @property
-    def similarity(self) -> Scores:
-        return RANKING[self.run.settings.similarity]
-
-    def paths(self) -> dict[str, ImageFile | None]:
-        """Return where the images of the split lie."""
-        rows = (row for row in self.prepared.rows if row["split"] == self.split.name)
-        return {row["image"]: self.prepared.path_of(row) for row in rows}
-
-    def scores_of(self, ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-        """Return the scores (P,) of P pairs of image and caption of the prepared folder, whatever their split.
-
-        Where the split lacks an image, all of them are embedded now, each once; and so with the captions.
-        """
-        images, image_rows = np.unique(ids, return_inverse=True)
-        captions, caption_rows = np.unique(texts, return_inverse=True)
-        embedded = self._images(images.tolist()), self._captions(captions.tolist())
-        return pair_scores(self.run.settings.similarity, *embedded, image_rows, caption_rows)
-
-    def _images(self, ids: Sequence[str]) -> np.ndarray:
-        rows = {image: row for row, image in enumerate(self.split.images)}
-        if all(image in rows for image in ids):
-            return self.images[[rows[image] for image in ids]].numpy()
-        normalize = self.run.settings.image.normalize
-        return self.run.embed_features(self.prepared.features_of(ids, self.run.info.features, normalize))
-
-    def _captions(self, texts: Sequence[str]) -> np.ndarray:
-        rows = {caption: row for row, caption in enumerate(self.split.captions)}
-        if all(text in rows for text in texts):
-            return self.captions[[rows[text] for text in texts]].numpy()
-        return self.run.embed_sentences(texts, check=False)
-
-    def first_pairs(self) -> PairScores:
-        """Score the first images of the split against the first caption of each."""
-        split, paths = self.split, self.paths()
-        scores, rows = first_pairs(self.similarity, self.images, self.captions, split.image_of_caption)
-        captions, images = [split.captions[row] for row in rows.tolist()], split.images[: len(rows)]
-        measure = SCORE_NAMES[self.run.settings.similarity]
-        return PairScores(self.run.folder.name, measure, scores, captions, images, [paths[i] for i in images])
-
-
-class SplitCache:
-    """Reads the split that runs are measured on; the features of one set are held at a time.
-
-    `first` is the first run with its split, features left out: every other run must have its images and captions.
-    """
-
-    def __init__(self, data: Path | None, split: str):
-        self.data, self.split = data, split
-        self.prepared: dict[Path, tuple[Prepared, str]] = {}  # and the digest of its captions
-        self.held: dict[tuple, Split] = {}
-        self.first: tuple[Path, Split] | None = None
-
-    def key(self, settings: Settings, info: RunInfo) -> tuple[Path, tuple[str, ...], bool]:
-        """Return what tells one set of features from another: prepared folder, names, normalization."""
-        return self.data or Path(info.data), info.features, settings.image.normalize
-
-    def open(self, info: RunInfo) -> tuple[Prepared, bool]:
-        """Open the folder that a run is measured on; return it, and whether the run was trained on another one."""
-        data = self.data or Path(info.data)
-        if data not in self.prepared:
-            prepared = Prepared(data)
-            self.prepared[data] = prepared, prepared.digest()
-        prepared, digest = self.prepared[data]
-        return prepared, is_elsewhere(info, prepared, digest)
-
-    def named(self, group: Group) -> Group:
-        """Return a row that says in its name what it was trained on, if that is not what it is measured on."""
-        if self.data is None or not self.open(group.info)[1]:
-            return group
-        name = group.name.removesuffix(trained_on(group.info)) + trained_on(group.info)
-        return replace(group, name=name, trained_on=Path(group.info.data).name)
-
-    def embed(self, folder: Path) -> EmbeddedSplit:
-        """Open a run and embed its split.
-
-        Raises BadInput if the features are not those of training, or the images not those of the other runs.
-        """
-        run = Run.open(folder)
-        key = self.key(run.settings, run.info)
-        prepared, elsewhere = self.open(run.info)
-        check_features(run, prepared)
-        if key not in self.held:
-            self.held.clear()  # before others are read: two of them might not fit
-            self.held[key] = prepared.split(self.split, run.info.features, run.settings.image.normalize)
-        split = self.held[key]
-        if elsewhere:
-            warn_of_training_images(run, prepared, split)
-        if self.first is None:
-            self.first = folder, replace(split, features=split.features[:0])
-        check_same_images(folder, split, *self.first)
-        images = torch.from_numpy(run.embed_features(split.features))
-        return EmbeddedSplit(run, prepared, split, images, torch.from_numpy(run.embed_captions(prepared, split.name)))
-
-
-def check_same_images(folder: Path, split: Split, first: Path, other: Split) -> None:
-    """Raise BadInput that names both runs unless their splits hold the same images and captions in the same order."""
-    if (split.images, split.captions) == (other.images, other.captions) and np.array_equal(
-        split.image_of_caption, other.image_of_caption
-    ):
-        return
-    pairs = zip_longest(split.images, other.images, fillvalue="none")
-    where = next((f"the first image {a} against {b}" for a, b in pairs if a != b), "other captions")
-    raise BadInput(
-        f"{folder} and {first}: their {split.name} splits are not the same ({len(split.images):,} images and "
-        f"{len(split.captions):,} captions against {len(other.images):,} and {len(other.captions):,}; {where}); "
-        f"measure both on one folder with `data`, or apart"
-    )
-
-
 @dataclass
 class Measurements:
-    """What is kept of the runs, none of it large. judged: by run; queries: by row, of its first run."""
+    """What is kept of runs and models, none of it large but what ensembles are made of, `opened`.
 
-    protocols: dict[Protocol, ProtocolResult] = field(default_factory=dict)
+    judged: by run; queries: by row, of its first run; pairs: of the first run of the first row.
+    """
+
+    results: list[ProtocolResult]
     judged: dict[Path, dict[str, Judgement]] = field(default_factory=dict)
     queries: dict[str, list[Query]] = field(default_factory=dict)
-    pairs: PairScores | None = None  # of the first run of the first row
-    paths: dict[str, ImageFile | None] = field(default_factory=dict)
-    gallery: str = ""
+    pairs: PairScores | None = None
+    opened: dict[Path, Ranked] = field(default_factory=dict)
+
+    def add(
+        self,
+        groups: Sequence[Group],
+        group: Group,
+        run: Path,
+        one: Ranked,
+        gallery: Gallery,
+        options: EvalOptions,
+    ) -> None:
+        """Rank a run of a row, and take from it, while it is open, whatever else is asked for."""
+        rank([one], (run,), corrections_of(groups, run), self.results)
+        self.opened |= {run: one} if options.ensemble else {}
+        if options.trec:
+            write_runs(options.trec, group, run, one, gallery)
+        if options.report and run == group.runs[0] and gallery.plain and one.both_ways_alike:
+            self.queries[group.name] = find_queries(one.images, one.captions, one.scorer(DIRECTIONS[0]), gallery)
+        if (options.plots or options.report) and run == groups[0].runs[0]:
+            self.pairs = pairs_of(group, one, gallery, options)
 
 
 def evaluate(options: EvalOptions) -> str:
-    """Measure runs and return their table, one for each dataset; figures and report are written where asked for.
+    """Measure runs and models of others; return their table, one for each dataset. Figures and the like are written
+    where they are asked for.
 
     >>> print(evaluate(EvalOptions(["strong*"], folds=5)))  # doctest: +SKIP
+    >>> print(evaluate(EvalOptions(scores=["clip.npy"], pairs=[Path("pairs.csv")])))  # doctest: +SKIP
     """
-    folders = finished_runs(options.run, options.runs) if options.run else [newest_run(options.runs)]
+    check_options(options)
+    models = open_externals(options.scores, options.embeddings, options.bank_embeddings, options.similarity or "cosine")
+    folders = finished_runs(options.run, options.runs) if options.run else [] if models else [newest_run(options.runs)]
     if options.share:
         options, folders = shared(options, options.share, folders)
     if options.logs:
         write_logs(options.logs, folders)
-    parts = [folders] if options.data else by_dataset(folders)
-    if len(parts) > 1 and (options.plots or options.report):
-        name = "plots" if options.plots else "report"
+    parts = [folders] if options.data or not folders else by_dataset(folders)
+    one_dataset = {"plots": options.plots, "report": options.report, "trec": options.trec, "scores": models}
+    if len(parts) > 1 and any(one_dataset.values()):
+        name = next(name for name, given in one_dataset.items() if given)
         raise BadInput(f"`{name}` shows one dataset, and the runs are of {len(parts)}; name runs of one, or `data`")
-    rows = [row for part in parts for row in rows_of_runs(part, options)]
+    rows = [row for part in parts for row in rows_of_dataset(part, models, options)]
     if options.share:
         write_card(options.share, rows)
     return FORMATS[options.format](rows)
 
 
-def rows_of_runs(folders: Sequence[Path], options: EvalOptions) -> list[ResultRow]:
-    """Measure runs on one dataset; return their rows. Figures and report are written where they are asked for."""
+def rows_of_dataset(folders: Sequence[Path], models: Sequence[External], options: EvalOptions) -> list[ResultRow]:
+    """Measure runs and models on one dataset; return their rows. Figures and the like are written where asked for."""
     cache = SplitCache(options.data, options.split)
-    groups = [cache.named(group) for group in group_runs(folders)]
+    groups = [cache.named(group) for group in group_runs(folders)] + [model.group for model in models]
     # whatever can be wrong is found before anything slow
     groups += [ensemble_of(groups, options.ensemble)] if options.ensemble else []
     groups = with_corrections(groups, asked_corrections(options.correction, options.bank), options.split)
     against = find_row(options.against, groups) if options.against else None
     plots = make_folder(options.plots, "plots") if options.plots else None
+    trec = make_folder(options.trec, "trec") if options.trec else None
     report = report_path(options.report) if options.report else None
     if plots or report:
         read_logs(groups)
     files = {name: read(options.judgements) for name, read in MEASURES.items()} if options.judgements else {}
-    measured = measure(groups, options, files, cache)
-    results = list(measured.protocols.values())
-    rows = [row for result in results for row in rows_of(groups, measured, result, against, options.paper)]
+    gallery = find_gallery(options, groups, models)
+    measured = Measurements(results_of(gallery, options))
+    measure_models(groups, models, gallery, options, measured)
+    measure_runs(groups, gallery, options, measured, files, cache)
+    for group in groups:
+        for together in group.ensemble:
+            rank([measured.opened[run] for run in together], together, [group.correction], measured.results)
+    rows = [row for result in measured.results for row in rows_of(groups, measured, result, against, options.paper)]
     if measured.pairs:
-        figures = draw(groups, results, rows, measured.pairs)
+        figures = draw(groups, measured.results, rows, measured.pairs)
         if plots:
             write_figures(plots, figures)
             log(f"{plots} holds {', '.join(figures)}")
         if report:
-            write_report(report, report_of(groups, measured, rows, figures))
+            write_report(report, report_of(groups, gallery, measured, rows, figures))
             log(f"wrote {report}")
+    if trec:
+        write_qrels(trec, gallery)
+        log(f"{trec} holds TREC runs of both directions, and their qrels")
     return rows
+
+
+def check_options(options: EvalOptions) -> None:
+    """Raise BadInput for options that do not go together."""
+    models = bool(options.scores or options.embeddings)
+    if (options.pairs or options.similarity or options.bank_embeddings) and not models:
+        name = "pairs" if options.pairs else "similarity" if options.similarity else "bank_embeddings"
+        raise BadInput(f"`{name}`: is of models of others; name those with `scores` or `embeddings`, or leave it out")
+    if options.similarity and not options.embeddings:
+        raise BadInput(f"`similarity` {options.similarity}: is of `embeddings`; `scores` are ranked as they are")
+    if options.pairs and (options.run or options.data):
+        raise BadInput(
+            f"`pairs` {options.pairs[0]}: runs and `data` have pairs of their own; give the rows of the models in the "
+            f"order of that split, and leave it out"
+        )
+    if models and not (options.pairs or options.run or options.data):
+        raise BadInput(
+            "`scores` and `embeddings` are rows of numbers; say with `pairs` which captions belong to which images, or "
+            "with `data` of which prepared folder they are"
+        )
+    for name, given in (("judgements", options.judgements), ("share", options.share), ("logs", options.logs)):
+        if models and given and not options.run:
+            raise BadInput(f"`{name}` {given}: takes runs of this project; name one, or leave it out")
+
+
+def find_gallery(options: EvalOptions, groups: Sequence[Group], models: Sequence[External]) -> Gallery:
+    """Return what is ranked: what the pairs say, or the split of the prepared folder."""
+    if options.pairs:
+        return gallery_of_externals(models, read_pairs(options.pairs), options.split)
+    trained = [group.info for group in groups if group.info]
+    return Gallery.of_prepared(Prepared(options.data or Path(trained[0].data)), options.split)
+
+
+def results_of(gallery: Gallery, options: EvalOptions) -> list[ProtocolResult]:
+    """Return the protocols that are measured, ranks to be added: those of the dataset, and of other ground truths."""
+    metrics = tuple(dict.fromkeys(options.metrics))
+    protocols = gallery.protocols(options.folds, options.captions_per_image, bool(metrics))
+    results = [
+        ProtocolResult(gallery.dataset, gallery.split, name, folds, {}, metrics) for name, folds in protocols.items()
+    ]
+    usual = {TITLES[name]: USUAL_METRICS[name] for name in options.ground_truth}
+    for name, fold in ground_truth_folds(gallery, options.ground_truth).items():
+        more = tuple(dict.fromkeys([*metrics, *usual[name]]))
+        results.append(ProtocolResult(gallery.dataset, gallery.split, name, [fold], {}, more))
+    return results
 
 
 def shared(options: EvalOptions, out: Path, folders: Sequence[Path]) -> tuple[EvalOptions, list[Path]]:
@@ -274,37 +245,45 @@ def report_path(path: Path) -> Path:
     return path
 
 
-def measure(
-    groups: Sequence[Group], options: EvalOptions, judgements: Mapping[str, Judgements], cache: SplitCache
-) -> Measurements:
+def measure_models(
+    groups: Sequence[Group],
+    models: Sequence[External],
+    gallery: Gallery,
+    options: EvalOptions,
+    measured: Measurements,
+) -> None:
+    """Read every model of others, and rank it by every protocol."""
+    rows = [(group, model) for group in groups if group.plain for model in models if group.files == model.files]
+    for group, model in progress_bar(rows, "measure", unit=" models", leave=False, disable=len(rows) < 2):
+        corrected = any(corrections_of(groups, group.runs[0]))
+        measured.add(groups, group, group.runs[0], model.ranked(gallery, corrected), gallery, options)
+
+
+def measure_runs(
+    groups: Sequence[Group],
+    gallery: Gallery,
+    options: EvalOptions,
+    measured: Measurements,
+    judgements: Mapping[str, Judgements],
+    cache: SplitCache,
+) -> None:
     """Embed every run, rank it by every protocol, and judge it. Runs of the same features come together."""
-    measured = Measurements()
     plain = [group for group in groups if group.plain]
-    runs = [(str((cache.key(g.settings, g.info), folder)), g, folder) for g in plain for folder in g.runs]
+    runs = [(str((cache.key(g.settings, g.info), r)), g, r) for g in plain if g.settings and g.info for r in g.runs]
     runs.sort(key=lambda run: run[0])
-    opened: dict[Path, Ranked] = {}  # what ensembles are made of
-    for _, group, folder in progress_bar(runs, "measure", unit=" runs", leave=False, disable=len(runs) == 1):
+    for _, group, folder in progress_bar(runs, "measure", unit=" runs", leave=False, disable=len(runs) < 2):
         embedded = cache.embed(folder)
-        corrections = list(dict.fromkeys(other.correction for other in groups if folder in other.runs))
-        one = ranked(embedded, corrections)
-        rank([one], (folder,), corrections, protocols_of(embedded, options, measured.protocols))
-        opened |= {folder: one} if options.ensemble else {}
+        one = ranked(embedded, corrections_of(groups, folder))
+        measured.add(groups, group, folder, one, gallery, options)
         if judgements:
             measured.judged[folder] = {
                 name: judge(embedded.prepared, embedded.scores_of, pairs) for name, pairs in judgements.items()
             }
-        images, captions, split = embedded.images, embedded.captions, embedded.split
-        if options.report and folder == group.runs[0]:
-            measured.queries[group.name] = find_queries(images, captions, embedded.similarity, split)
-            measured.paths = measured.paths or embedded.paths()
-        if (options.plots or options.report) and folder == groups[0].runs[0]:
-            measured.pairs = embedded.first_pairs()
-        measured.gallery = f"all {len(split.images):,} images and {len(split.captions):,} captions"
-    for group in groups:
-        for together in group.ensemble:
-            members = [opened[run] for run in together]
-            rank(members, together, [group.correction], list(measured.protocols.values()))
-    return measured
+
+
+def corrections_of(groups: Sequence[Group], run: Path) -> list[Correction | None]:
+    """Return how a run is ranked: as it is (None), and with which corrections."""
+    return list(dict.fromkeys(group.correction for group in groups if run in group.runs))
 
 
 def ranked(embedded: EmbeddedSplit, corrections: Sequence[Correction | None]) -> Ranked:
@@ -315,23 +294,6 @@ def ranked(embedded: EmbeddedSplit, corrections: Sequence[Correction | None]) ->
         if bank and not all(one.transductive for one in corrections if one):
             check_bank(run.folder, bank, embedded.split)
     return Ranked(run.settings.similarity, embedded.images, embedded.captions, bank)
-
-
-def protocols_of(
-    embedded: EmbeddedSplit, options: EvalOptions, results: dict[Protocol, ProtocolResult]
-) -> list[ProtocolResult]:
-    """Return the result of every protocol, added to `results` by the first run."""
-    split, dataset, count = embedded.split, embedded.prepared.name, len(embedded.split.images)
-    try:
-        protocols = protocols_for(dataset, split.name, count, options.folds, options.captions_per_image)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
-    for protocol in protocols:
-        if protocol not in results:
-            name = protocol_name(protocol, dataset, split.name, count)
-            folds = folds_of(split.image_of_caption, count, protocol)
-            results[protocol] = ProtocolResult(dataset, split.name, name, folds, {})
-    return [results[protocol] for protocol in protocols]
 
 
 def rank(
@@ -346,13 +308,31 @@ def rank(
             result.ranks[runs, correction] = ranks_together(together, result.folds, correction)
 
 
+def write_runs(folder: Path, group: Group, run: Path, one: Ranked, gallery: Gallery) -> None:
+    """Write the TREC runs of a run, or of a model, as it is: one of each direction."""
+    name = file_name(run.name if group.info else group.name)
+    for direction in DIRECTIONS:
+        path = folder / f"{name}.{direction}.run"
+        write_run(path, name, one.scorer(direction), direction, (one.images, one.captions), gallery)
+
+
+def pairs_of(group: Group, one: Ranked, gallery: Gallery, options: EvalOptions) -> PairScores:
+    """Score the first images of the gallery against the first caption of each."""
+    scores, rows = first_pairs(one.scorer(DIRECTIONS[0]), one.images, one.captions, gallery.image_of_caption)
+    images = [gallery.images[row] for row in gallery.image_of_caption[rows].tolist()]
+    measure = group.settings.similarity if group.settings else "score" if one.scores else options.similarity or "cosine"
+    captions = [gallery.captions[row] for row in rows.tolist()]
+    paths = [gallery.paths.get(image) for image in images]
+    return PairScores(group.runs[0].name, SCORE_NAMES[measure], scores, captions, images, paths)
+
+
 def rows_of(
     groups: Sequence[Group], measured: Measurements, result: ProtocolResult, against: Group | None, paper: bool
 ) -> list[ResultRow]:
     """Return a row per group, and the published ones if asked for."""
     rows = compare(groups, result, against)
     if measured.judged:
-        judged = [of_seeds([measured.judged[run] for run in g.runs]) if g.plain else None for g in groups]
+        judged = [of_seeds([measured.judged[run] for run in g.runs]) if g.plain and g.info else None for g in groups]
         rows = [replace(row, judgements=each) for row, each in zip(rows, judged, strict=True)]
     published = published_rows(result.dataset, result.protocol) if paper else []
     if paper and not published:
@@ -366,19 +346,23 @@ def of_seeds(judged: Sequence[Mapping[str, Judgement]]) -> dict[str, Judgement]:
     return {name: replace(first[name], taus=tuple(tau for one in judged for tau in one[name].taus)) for name in first}
 
 
-def report_of(groups: Sequence[Group], measured: Measurements, rows: Sequence[ResultRow], figures: Figures) -> Report:
+def report_of(
+    groups: Sequence[Group], gallery: Gallery, measured: Measurements, rows: Sequence[ResultRow], figures: Figures
+) -> Report:
     """Put together tables, figures, each row's recipe, and the best and worst queries of its first run."""
     plain = [group for group in groups if group.plain]
     judged = [replace(table, title=f"Human judgements, {KENDALL}") for table in judgement_tables(rows)]
-    tables = [*map(result_table, parts_of(rows)), *judged]
+    tables = [table for part in parts_of(rows) for table in (result_table(part), *metric_tables(part))] + judged
+    seeds = f", seed {plain[-1].seeds[0]} of each row" if plain[-1].seeds else ""
+    recipes = {g.name: {**to_table(g.settings), "features": list(g.features)} for g in plain if g.settings}
     return Report(
         f"Image–text retrieval, {rows[0].dataset}, {rows[0].split} split",
         tables,
         list(dict.fromkeys(note for table in tables for note in table.notes)),
         dict(figures.values()),
-        {group.name: measured.queries[group.name] for group in plain},
+        measured.queries,
         # whatever folds the tables average over: a query of a whole split says more than one of its fifth
-        f"Ranked among {measured.gallery} of the split, seed {plain[-1].seeds[0]} of each row.",
-        measured.paths,
-        {g.name: tomli_w.dumps({**to_table(g.settings), "features": list(g.info.features)}) for g in plain},
+        f"Ranked among all {gallery.size} of the split{seeds}.",
+        gallery.paths,
+        {name: tomli_w.dumps(table) for name, table in recipes.items()},
     )

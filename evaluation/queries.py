@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.prepared import Split
+from evaluation.gallery import Gallery
 from metrics.ranks import Ranks, ranks_by_block
 from metrics.similarity import Scores
 
@@ -43,17 +43,17 @@ def find_queries(
     images: Tensor,
     captions: Tensor,
     similarity: Scores,
-    split: Split,
+    gallery: Gallery,
     k: int = 5,
     count: int = 4,
 ) -> list[Query]:
-    """Find the best and the worst `count` queries of a split, both directions, each with its top k answers.
+    """Find the best and the worst `count` queries of a gallery, both directions, each with its top k answers.
 
-    images: (N, D), captions: (M, D) embeddings of the split. Best: the lowest rank of the true answer, then the largest
-    lead of its score over every wrong one; worst: the other end of that order. Of an image's captions one at most is
-    taken. Ties stand against the model, as in the ranks.
+    images: (N, D), captions: (M, D) embeddings of the gallery, whose captions belong to one image each. Best: the
+    lowest rank of the true answer, then the largest lead of its score over every wrong one; worst: the other end of
+    that order. Of an image's captions one at most is taken. Ties stand against the model, as in the ranks.
     """
-    image_of_caption = split.image_of_caption
+    image_of_caption = gallery.image_of_caption
     ranks = ranks_by_block(similarity, images, captions, image_of_caption, IMAGES_PER_BLOCK)
     leads = _leads(images, captions, similarity, image_of_caption)
     queries = []
@@ -61,14 +61,14 @@ def find_queries(
         scores = similarity(images, captions[rows.tolist()]).float().cpu().numpy().T
         for row, row_scores in zip(rows.tolist(), scores, strict=True):
             true = np.arange(len(images)) == image_of_caption[row]
-            hits = _hits(row_scores, true, int(ranks.text_to_image[row]), k, split.images)
-            queries.append(Query("text_to_image", kind, split.captions[row], int(ranks.text_to_image[row]), hits))
+            hits = _hits(row_scores, true, int(ranks.text_to_image[row]), k, gallery.images)
+            queries.append(Query("text_to_image", kind, gallery.captions[row], int(ranks.text_to_image[row]), hits))
     for kind, rows in _ends(ranks.image_to_text, leads.image_to_text, np.arange(len(images)), count):
         scores = similarity(images[rows.tolist()], captions).float().cpu().numpy()
         for row, row_scores in zip(rows.tolist(), scores, strict=True):
             rank = int(ranks.image_to_text[row])
-            hits = _hits(row_scores, image_of_caption == row, rank, k, split.captions)
-            queries.append(Query("image_to_text", kind, split.images[row], rank, hits))
+            hits = _hits(row_scores, image_of_caption == row, rank, k, gallery.captions)
+            queries.append(Query("image_to_text", kind, gallery.images[row], rank, hits))
     return queries
 
 

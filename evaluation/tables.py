@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from evaluation.comparison import Interval, ResultRow, Spread
+from evaluation.comparison import Estimate, Interval, ResultRow, Spread
 from evaluation.judgements import note_of
 from metrics.bootstrap import ALPHA, LEVEL
 from metrics.ranks import COLUMNS, DIRECTIONS, RECALLS, TITLES
@@ -39,6 +39,16 @@ TRANSDUCTIVE = (
     "Transductive rows are corrected by all test queries together, which a search engine does not have; they are never "
     "the best of a column."
 )
+TIES = (
+    "Ties count against the model: what scores as much as a true item stands before it. R@K: a true item stands among "
+    "the first K."
+)
+METRIC_NOTES = {
+    "recall@": "recall@K: the share of a query's true items among the first K.",
+    "nDCG@": "nDCG@K: the gain of true items, discounted by log2(1 + position), over that of all of them in front.",
+    "mAP@R": "mAP@R: the mean precision at the true items among the first R, R being how many there are.",
+    "R-precision": "R-precision: the share of true items among the first R.",
+}
 KENDALL = "Kendall's τ × 100"
 
 
@@ -72,6 +82,11 @@ class Part:
         notes += [INTERVAL] if any(row.interval for row in self.ours) else []
         notes += [TEST.format(star=star)] if self.base else []
         notes += [TRANSDUCTIVE] if any(row.transductive for row in self.ours) else []
+        asked = next((row.queries for row in self.ours if row.queries), None)
+        if asked:
+            notes.append(f"Queries: the {asked[0]:,} images and {asked[1]:,} captions that have a true pair.")
+        if any(row.external or row.more for row in self.ours):
+            notes.append(TIES)
         if self.published:
             sources: dict[str, dict[str, None]] = {}
             for row in self.published:
@@ -166,6 +181,23 @@ def _best_cells(rows: Sequence[ResultRow]) -> Iterable[tuple[int, int]]:
         yield from ((row, column) for row, figure in zip(printed, figures, strict=True) if figure == best)
 
 
+def metric_tables(part: Part) -> list[Table]:
+    """Return the table of the metrics that were asked for besides R@K; [] where there are none."""
+    rows = [(row, row.more) for row in part.ours if row.more]
+    if not rows:
+        return []
+    columns = [(direction, column) for direction, metrics in rows[0][1].items() for column in metrics]
+
+    def cell(one: Estimate) -> str:
+        return f"{one.mean:.1f}" if one.std is None else f"{one.mean:.1f} ± {one.std:.1f}"
+
+    body = [[row.row, *(cell(more[direction][column]) for direction, column in columns)] for row, more in rows]
+    notes = [note for start, note in METRIC_NOTES.items() if any(column.startswith(start) for _, column in columns)]
+    header = ["row", *(column for _, column in columns)]
+    title = f"{rows[0][0].dataset}, {rows[0][0].protocol}, metrics in percent, averaged over queries"
+    return [Table(title, header, body, ["", *(TITLES[direction] for direction, _ in columns)], notes=notes)]
+
+
 def judgement_tables(rows: Sequence[ResultRow]) -> list[Table]:
     """Return the table of human judgements, a line per row whatever the protocols; [] where there are none."""
     judged = {row.row: row.judgements for row in rows if row.judgements}
@@ -186,7 +218,8 @@ def judgement_tables(rows: Sequence[ResultRow]) -> list[Table]:
 
 def text_table(rows: Sequence[ResultRow]) -> str:
     """Print for a terminal: deviations under their figures, and the test as a table of its own."""
-    return "\n\n".join([*map(_text, parts_of(rows)), *map(as_text, judgement_tables(rows))])
+    parts = [text for part in parts_of(rows) for text in (_text(part), *map(as_text, metric_tables(part)))]
+    return "\n\n".join([*parts, *map(as_text, judgement_tables(rows))])
 
 
 def _text(part: Part) -> str:
@@ -220,7 +253,9 @@ def markdown_table(rows: Sequence[ResultRow]) -> str:
     def name(row: ResultRow) -> str:
         return row.row if row.published else f"`{row.row}`"
 
-    tables = [result_table(part, "run", name=name) for part in parts_of(rows)]
+    tables = [
+        table for part in parts_of(rows) for table in (result_table(part, "run", name=name), *metric_tables(part))
+    ]
     return "\n\n".join(map(as_markdown, [*tables, *judgement_tables(rows)]))
 
 
@@ -232,6 +267,7 @@ def latex_table(rows: Sequence[ResultRow]) -> str:
     for part in parts_of(rows):
         table = result_table(part, "Run", spread="{}\n±{}")
         tables.append(replace(table, notes=[*table.notes, *([BOLD] if len(part.ours) > 1 else [])]))
+        tables += metric_tables(part)
     return "\n\n".join(map(as_latex, [*tables, *judgement_tables(rows)]))
 
 
@@ -245,6 +281,8 @@ def csv_table(rows: Sequence[ResultRow]) -> str:
     header += ["published", "image_features", "source", "correction", "transductive", "trained_on"]
     judged = [(name, key) for name in JUDGED for key in ("tau", "std")] if any(row.judgements for row in rows) else []
     header += [f"{name} {key}" for name, key in judged]
+    metrics = {(d, c): None for row in rows for d, columns in (row.more or {}).items() for c in columns}
+    header += [f"{d} {c}{key}" for d, c in metrics for key in ("", " low", " high", " std")]
     body = []
     for row in rows:
         cells = [*(getattr(row, name) for name in info), *_values(row), row.row]
@@ -257,6 +295,9 @@ def csv_table(rows: Sequence[ResultRow]) -> str:
         cells += [row.published or None, row.image_features, row.source, row.correction, row.transductive]
         cells += [row.trained_on]
         cells += [getattr(row.judgements[name], key) if row.judgements else None for name, key in judged]
+        for direction, column in metrics:
+            one = (row.more or {}).get(direction, {}).get(column)
+            cells += [one.mean, *one.interval, one.std] if one else [None] * 4
         body.append(["" if cell is None else str(cell) for cell in cells])
     return as_csv(Table("", header, body))
 

@@ -7,7 +7,7 @@ drawn. With folds, images are drawn within their fold: an image was ranked in th
 fold weighs the same in the figures.
 
 Notation: N images, all folds one after the other, F equal folds, R rows (systems measured on the same images), and C
-columns, which are the cutoffs K of image→text and then those of text→image.
+columns, which are the cutoffs K of image→text, then those of text→image, and other means over queries if there are.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,22 +21,15 @@ ALPHA = 0.05  # a difference with a smaller p is called one
 DRAWS_PER_BLOCK = 1_000_000  # resampled images held at a time
 
 
-def hits_per_image(
-    image_to_text: np.ndarray, text_to_image: np.ndarray, image_of_caption: np.ndarray, cutoffs: Sequence[int]
-) -> np.ndarray:
-    """Return (N, C) float64: how many queries of an image have rank ≤ K: the image itself (0 or 1), then its captions.
+def per_image(values: Sequence[np.ndarray], image_of_query: np.ndarray, images: int) -> np.ndarray:
+    """Return (images, C) float64: the sums of each column's values (Q,), from 0 to 1, over the queries of an image.
 
-    image_to_text: (N,) ranks; text_to_image: (captions,) ranks; image_of_caption: (captions,) rows of images.
+    image_of_query: (Q,), the image that a query is, or belongs to. Of values that are all 1 it counts the queries.
+
+    >>> per_image([np.array([True, False, True])], np.array([1, 1, 0]), 3).ravel().tolist()
+    [1.0, 1.0, 0.0]
     """
-    images = [image_to_text <= k for k in cutoffs]
-    captions = [np.bincount(image_of_caption, text_to_image <= k, len(image_to_text)) for k in cutoffs]
-    return np.stack([*images, *captions], axis=1, dtype=np.float64)
-
-
-def queries_per_image(image_of_caption: np.ndarray, images: int, cutoffs: int) -> np.ndarray:
-    """Return (N, C) float64: how many queries an image has in each column: one, then as many as it has captions."""
-    captions = np.bincount(image_of_caption, minlength=images).astype(np.float64)
-    return np.stack([np.ones(images)] * cutoffs + [captions] * cutoffs, axis=1)
+    return np.stack([np.bincount(image_of_query, column, images) for column in values], axis=1, dtype=np.float64)
 
 
 def draw_counts(images: int, folds: int, samples: int, seed: int = SEED) -> Iterator[np.ndarray]:
@@ -55,7 +48,7 @@ def recalls_of(counts: np.ndarray, hits: np.ndarray, queries: np.ndarray, folds:
     """Return (b, R, C) recalls in percent, averaged over folds, of images that count `counts` (b, N) times each.
 
     hits: (R, N, C); queries: (N, C). A recall is a ratio, hits over queries: images have any number of captions, so
-    how many captions a resample holds varies as well.
+    how many captions a resample holds varies as well. Without a query it is not-a-number.
     """
     rows, images, columns = hits.shape
     size = images // folds
@@ -64,7 +57,8 @@ def recalls_of(counts: np.ndarray, hits: np.ndarray, queries: np.ndarray, folds:
         fold = slice(start, start + size)
         flat = hits[:, fold].transpose(1, 0, 2).reshape(size, rows * columns)
         hit = (counts[:, fold] @ flat).reshape(len(counts), rows, columns)
-        total += hit / (counts[:, fold] @ queries[fold])[:, None, :]
+        with np.errstate(invalid="ignore"):
+            total += hit / (counts[:, fold] @ queries[fold])[:, None, :]
     return 100.0 * total / folds
 
 
@@ -86,9 +80,12 @@ def bootstrap(
 
 
 def interval(values: np.ndarray, level: float = LEVEL) -> np.ndarray:
-    """Return (2, …) of (samples, …): the ends between which the middle `level` % of the resamples lie."""
+    """Return (2, …) of (samples, …): the ends between which the middle `level` % of the resamples lie; those that are
+    not-a-number are left out.
+    """
     tail = (100.0 - level) / 2
-    return np.percentile(values, [tail, 100.0 - tail], axis=0)
+    percentile = np.nanpercentile if np.isnan(values).any() else np.percentile
+    return percentile(values, [tail, 100.0 - tail], axis=0)
 
 
 def shares_of_rsum(hits: np.ndarray, queries: np.ndarray, folds: int = 1) -> np.ndarray:

@@ -41,6 +41,22 @@ class Parameters:
     alpha: float = 0.0
 
 
+def fixed_parameters(spread: float) -> dict[str, Parameters]:
+    """Return parameters of every correction for a model without validation pairs to choose them on, in units of the
+    standard deviation `spread` of its scores: near what val chose for the models that ship, tuned to nothing else.
+
+    >>> fixed_parameters(0.1)["inverted_softmax"].beta
+    20.0
+    """
+    unit = 1 / max(spread, TINY)
+    soft = Parameters(beta=2 * unit)
+    balanced, dual = Parameters(beta=3 * unit), Parameters(beta=2.5 * unit, gallery_beta=0.5 * unit)
+    return {
+        **{"inverted_softmax": soft, "qb_norm": soft, "nnn": Parameters(k=16, alpha=0.75)},
+        **{"db_norm": dual, SINKHORN: balanced},
+    }
+
+
 @dataclass(frozen=True)
 class Bank:
     """Embeddings that biases are estimated with. queries: (B, D), what asks; gallery: (G, D), what is asked for."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from metrics.positions import Truth, positions_by_block
 from metrics.ranks import Ranks, mean_of, metrics_of, ranks_by_block
 from metrics.similarity import Scores
 
@@ -72,14 +73,14 @@ def _usual(dataset: str) -> tuple[int, ...]:
 
 
 def first_captions(image_of_caption: np.ndarray, most: int) -> np.ndarray:
-    """Return the rows of the first `most` captions of every image, in order; all rows for 0."""
+    """Return the rows of the first `most` captions of every image, in order, and those of no image (-1); all for 0."""
     if not most:
         return np.arange(len(image_of_caption))
     seen: Counter[int] = Counter()
     kept = []
     for row, image in enumerate(image_of_caption.tolist()):
         seen[image] += 1
-        if seen[image] <= most:
+        if seen[image] <= most or image < 0:
             kept.append(row)
     return np.array(kept, dtype=np.int64)
 
@@ -88,16 +89,30 @@ def first_captions(image_of_caption: np.ndarray, most: int) -> np.ndarray:
 class Fold:
     """Images `start` to `stop` of a split. captions: (M,) rows of the captions kept; image_of_caption: (M,) the image
     of each, counted from the fold's first.
+
+    truth: which pairs are true, counted from the fold's first, where all their positions are asked for or a caption may
+    belong to several images or none (-1 in image_of_caption, the first of them otherwise); None where image_of_caption
+    says it all.
     """
 
     start: int
     stop: int
     captions: np.ndarray
     image_of_caption: np.ndarray
+    truth: Truth | None = None
+
+    def images_of_queries(self, ranks: Ranks) -> dict[str, np.ndarray]:
+        """Return the image (Q,) that each query of a direction is, or belongs to."""
+        if ranks.positions is None:
+            return {"image_to_text": np.arange(self.stop - self.start), "text_to_image": self.image_of_caption}
+        asked = {direction: positions.queries for direction, positions in ranks.positions.items()}
+        return asked | {"text_to_image": self.image_of_caption[asked["text_to_image"]]}
 
 
-def folds_of(image_of_caption: np.ndarray, images: int, protocol: Protocol) -> list[Fold]:
-    """Return the galleries, ranked each on its own. image_of_caption: (all captions,) rows of the split's images."""
+def folds_of(image_of_caption: np.ndarray, images: int, protocol: Protocol, truth: Truth | None = None) -> list[Fold]:
+    """Return the galleries, ranked each on its own. image_of_caption: (all captions,) rows of the split's images, -1
+    for a caption of none, which only a protocol of one fold has room for; truth: see `Fold`, of the whole split.
+    """
     size = images // protocol.folds
     if size * protocol.folds != images:
         raise ValueError(f"{images} images do not divide into {protocol.folds} equal folds")
@@ -106,16 +121,24 @@ def folds_of(image_of_caption: np.ndarray, images: int, protocol: Protocol) -> l
     folds = []
     for start in range(0, images, size):
         inside = (image_rows >= start) & (image_rows < start + size)
-        folds.append(Fold(start, start + size, kept[inside], image_rows[inside] - start))
+        inside |= (image_rows < 0) & (protocol.folds == 1)
+        captions, rows = kept[inside], np.maximum(image_rows[inside] - start, -1)
+        part = truth.within(start, start + size, captions) if truth else None
+        folds.append(Fold(start, start + size, captions, rows, part))
     return folds
 
 
 def ranks_of_folds(similarity: Scores, images: Tensor, captions: Tensor, folds: Sequence[Fold]) -> list[Ranks]:
     """Return the ranks of every fold. images: (N, D), captions: (M, D) embeddings."""
-    return [
-        ranks_by_block(similarity, images[fold.start : fold.stop], captions[fold.captions], fold.image_of_caption)
-        for fold in folds
-    ]
+    return [ranks_of_fold(similarity, images[fold.start : fold.stop], captions[fold.captions], fold) for fold in folds]
+
+
+def ranks_of_fold(similarity: Scores, images: Tensor, captions: Tensor, fold: Fold) -> Ranks:
+    """Return the ranks of one fold, of whose images (n, D) and captions (m, D) the embeddings are."""
+    if fold.truth is None:
+        return ranks_by_block(similarity, images, captions, fold.image_of_caption)
+    positions = positions_by_block(similarity, images, captions, fold.truth)
+    return Ranks(**{direction: one.first for direction, one in positions.items()}, positions=positions)
 
 
 def metrics_of_folds(folds: list[Ranks]) -> dict[str, dict[str, float]]:

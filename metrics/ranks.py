@@ -2,13 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from metrics.bounds import TooManyOpen, counts_at_least
+from metrics.positions import Positions
 from metrics.similarity import RANKING, Scores, pair_scores
 
 BOUNDED: dict[Scores, str] = {score: name for name, score in RANKING.items()}  # what there are bounds for
@@ -16,10 +17,15 @@ BOUNDED: dict[Scores, str] = {score: name for name, score in RANKING.items()}  #
 
 @dataclass(frozen=True)
 class Ranks:
-    """image_to_text: (images,) int64, rank of the best of each image's captions. text_to_image: (captions,) int64."""
+    """image_to_text: (images,) int64, rank of the best of each image's captions. text_to_image: (captions,) int64.
+
+    positions: by direction, of all true items, where those were asked for or a caption belongs to several images; the
+    ranks are then those of the queries that have a true item.
+    """
 
     image_to_text: np.ndarray
     text_to_image: np.ndarray
+    positions: Mapping[str, Positions] | None = field(default=None, repr=False)
 
 
 def ranks_of(scores: Tensor, image_of_caption: np.ndarray) -> Ranks:

@@ -126,12 +126,12 @@ RANKING: dict[str, Scores] = {
 }  # equal embeddings score equal
 
 
-def mean_scores(similarities: Sequence[str], widths: Sequence[int]) -> Scores:
-    """Return what gives the mean of several runs' scores, for ranking, of their embeddings side by side.
+def mean_scores(scores: Sequence[Scores], widths: Sequence[int]) -> Scores:
+    """Return what gives the mean of several models' scores, for ranking, of their embeddings side by side.
 
-    widths: columns of the embeddings of each run, whose similarity stands at the same place.
+    widths: columns of the embeddings of each model, whose scores stand at the same place.
 
-    >>> score = mean_scores(["cosine", "cosine"], [2, 2])
+    >>> score = mean_scores([exact_cosine_scores, exact_cosine_scores], [2, 2])
     >>> score(torch.tensor([[1.0, 0.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 1.0, 0.0]]))
     tensor([[0.5000]])
     """
@@ -139,8 +139,8 @@ def mean_scores(similarities: Sequence[str], widths: Sequence[int]) -> Scores:
     def score(images: Tensor, captions: Tensor) -> Tensor:
         pairs = zip(images.split(list(widths), 1), captions.split(list(widths), 1), strict=True)
         total = images.new_zeros(len(images), len(captions))
-        for similarity, pair in zip(similarities, pairs, strict=True):
-            total += RANKING[similarity](*pair)
-        return total / len(similarities)
+        for one, pair in zip(scores, pairs, strict=True):
+            total += one(*pair)
+        return total / len(scores)
 
     return score

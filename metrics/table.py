@@ -50,9 +50,9 @@ def as_text(table: Table) -> str:
 
     >>> print(as_text(Table("", ["run", "R@1", "R@5"], [["vse0", "9.0", "27.5"]], ["", "to text", "to text"])))
            to text
-    run   R@1  R@5
-    ──────────────
-    vse0  9.0 27.5
+    run    R@1  R@5
+    ───────────────
+    vse0   9.0 27.5
     """
     lines = [
         (number, parts)
@@ -63,6 +63,11 @@ def as_text(table: Table) -> str:
     widths, gaps = [_columns(cell) for cell in cells[0]], [0] + [2] * (len(table.header) - 1)
     for _, start, stop in table.spans():
         gaps[start + 1 : stop] = [1] * (stop - start - 1)
+    for name, start, stop in table.spans():  # a name that is wider than its columns widens the first of them
+        lack = _columns(name) + 2 - sum(widths[start:stop]) - sum(gaps[start + 1 : stop])
+        if name and lack > 0:
+            widths[start] += lack
+            cells = [[*row[:start], " " * lack + row[start], *row[start + 1 :]] for row in cells]
     out = [table.title] if table.title else []
     if table.groups:
         sizes = [(name, sum(widths[a:b]) + sum(gaps[a + 1 : b])) for name, a, b in table.spans()]

@@ -19,6 +19,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,6 +81,7 @@ def sandbox(tmp_path, monkeypatch):
     for name in "ab":
         shutil.copy(tmp_path / "Flicker8k_Dataset/1.jpg", tmp_path / f"{name}.jpg")
     (tmp_path / "models").symlink_to(ROOT / "models")
+    write_other_models(tmp_path)
     draw, load = scenes.scenes, backbones.load
 
     def few_scenes(folder, *args):
@@ -98,6 +100,16 @@ def sandbox(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     return tmp_path
+
+
+def write_other_models(folder: Path) -> None:
+    """What docs/EVALUATION.md evaluates: rows of the eight test images of few scenes and their captions, and pairs."""
+    random, images = np.random.default_rng(0), np.repeat(np.arange(8), 5)
+    sides = {"clip_images": random.normal(size=(8, 16)), "clip_captions": random.normal(size=(40, 16))}
+    for name, array in {**sides, "clip": random.normal(size=(8, 40)), "other": random.normal(size=(8, 40))}.items():
+        np.save(folder / f"{name}.npy", array)
+    lines = [f"{image}.jpg,{image}.jpg#{row}\n" for row, image in enumerate(images)]
+    (folder / "pairs.csv").write_text("image,caption\n" + "".join(lines))
 
 
 def make_small(words: list[str]) -> list[str]:

@@ -10,16 +10,8 @@ import pytest
 import tomli_w
 
 from evaluation import comparison
-from evaluation.comparison import (
-    Group,
-    ProtocolResult,
-    by_dataset,
-    compare,
-    find_row,
-    finished_runs,
-    group_runs,
-    row_names,
-)
+from evaluation.comparison import ProtocolResult, compare
+from evaluation.groups import Group, by_dataset, find_row, finished_runs, group_runs, row_names
 from metrics.bootstrap import draw_counts
 from metrics.protocols import Protocol, folds_of, metrics_of_folds, protocol_name, protocols_for
 from metrics.ranks import CUTOFFS, DIRECTIONS, Ranks

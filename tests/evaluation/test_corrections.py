@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 import eval as evaluation
-from evaluation.comparison import Correction
+from evaluation.groups import Correction
 from evaluation.ranking import Ranked, ranks_together
 from metrics.protocols import Protocol, folds_of
 from metrics.ranks import ranks_of

@@ -19,7 +19,7 @@ from evaluation.judgements import (
     read_crowdflower,
     read_expert,
 )
-from evaluation.measure import EmbeddedSplit
+from evaluation.splits import EmbeddedSplit
 from features.prepared import Split
 from features.text.vocabulary import Vocabulary
 from tests.helpers import FLICKR8K

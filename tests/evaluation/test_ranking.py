@@ -8,7 +8,7 @@ import torch
 
 import eval as evaluation
 import train
-from evaluation.comparison import Correction
+from evaluation.groups import Correction
 from evaluation.ranking import Ranked, ranks_together
 from metrics.correction import Bank, Parameters, Retrieval, biases
 from metrics.protocols import Protocol, folds_of

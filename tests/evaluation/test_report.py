@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
+from evaluation.gallery import Gallery
 from evaluation.plots import Drawn
 from evaluation.queries import Hit, Query, find_queries
 from evaluation.report import Report, write_report
-from features.prepared import Split
+from metrics.positions import Truth
 from metrics.ranks import ranks_of
 from metrics.similarity import RANKING
 from metrics.table import Table
@@ -26,7 +27,13 @@ SCORES = torch.tensor(
     ]
 )
 OWNER = np.array([0, 0, 1, 1, 2, 2])
-SPLIT = Split("test", ["0.png", "1.png", "2.png"], [f"caption {i}" for i in range(6)], OWNER, np.zeros((3, 1)))
+
+
+def gallery_of(images, captions, owner):
+    return Gallery("made", "test", images, captions, captions, owner, Truth.of(owner))
+
+
+GALLERY = gallery_of(["0.png", "1.png", "2.png"], [f"caption {i}" for i in range(6)], OWNER)
 
 
 def look_up(images, captions):
@@ -36,7 +43,7 @@ def look_up(images, captions):
 
 def queries_of(scores=look_up, **more):
     images, captions = torch.arange(3.0)[:, None], torch.arange(6.0)[:, None]
-    return find_queries(images, captions, scores, SPLIT, **more)
+    return find_queries(images, captions, scores, GALLERY, **more)
 
 
 def pick(queries, direction, kind):
@@ -78,11 +85,11 @@ def test_printed_ranks_are_the_ranks_of_the_table_block_by_block(similarity, col
     if collapsed:
         images[:], captions[:] = 0.5, 0.5
     owner = np.sort(np.concatenate([np.arange(11), np.random.default_rng(0).integers(0, 11, 19)]))
-    split = Split("test", [f"{i}.png" for i in range(11)], [f"{j}" for j in range(30)], owner, np.zeros((11, 1)))
+    gallery = gallery_of([f"{i}.png" for i in range(11)], [f"{j}" for j in range(30)], owner)
     ranks = ranks_of(RANKING[similarity](images, captions), owner)
-    queries = find_queries(images, captions, RANKING[similarity], split, k=3)
+    queries = find_queries(images, captions, RANKING[similarity], gallery, k=3)
     monkeypatch.setattr("evaluation.queries.IMAGES_PER_BLOCK", 4)
-    assert queries == find_queries(images, captions, RANKING[similarity], split, k=3)
+    assert queries == find_queries(images, captions, RANKING[similarity], gallery, k=3)
     assert len(queries) == 16 or collapsed
     for query in queries:
         if query.direction == "text_to_image":

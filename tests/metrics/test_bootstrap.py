@@ -10,9 +10,8 @@ from metrics import bootstrap as statistics
 from metrics.bootstrap import (
     bootstrap,
     draw_counts,
-    hits_per_image,
     interval,
-    queries_per_image,
+    per_image,
     recalls_of,
     shares_of_rsum,
     sign_flip_test,
@@ -31,9 +30,19 @@ def ranks_for(rng, images, low=1, high=8):
 
 def outcomes(folds):
     """hits (N, C) and queries (N, C) of folds one after the other; folds: (Ranks, owner) each."""
-    hits = [hits_per_image(r.image_to_text, r.text_to_image, owner, CUTOFFS) for r, owner in folds]
-    queries = [queries_per_image(owner, len(r.image_to_text), len(CUTOFFS)) for r, owner in folds]
+    hits = [hits_per_image(r.image_to_text, r.text_to_image, owner) for r, owner in folds]
+    queries = [queries_per_image(owner, len(r.image_to_text)) for r, owner in folds]
     return np.concatenate(hits), np.concatenate(queries)
+
+
+def hits_per_image(image_to_text, text_to_image, owner):
+    sides = ((image_to_text, np.arange(len(image_to_text))), (text_to_image, owner))
+    return np.hstack([per_image([r <= k for k in CUTOFFS], of, len(image_to_text)) for r, of in sides])
+
+
+def queries_per_image(owner, images):
+    ones = [(np.ones(len(of)), of) for of in (np.arange(images), owner)]
+    return np.hstack([per_image([one] * len(CUTOFFS), of, images) for one, of in ones])
 
 
 def flat(metrics):
@@ -149,9 +158,9 @@ def simulate(rng, images, systems=1, seeds=2):
         for _ in range(seeds):
             image_to_text = rank(1.0 + taste + rng.normal(0, 0.5, images))
             text_to_image = rank(1.6 + taste[owner] + rng.normal(0, 0.5, len(owner)))
-            found = hits_per_image(image_to_text, text_to_image, owner, CUTOFFS) / seeds
+            found = hits_per_image(image_to_text, text_to_image, owner) / seeds
             hits = hits + found * (np.arange(systems) == system)[:, None, None]
-    return hits, queries_per_image(owner, images, len(CUTOFFS))
+    return hits, queries_per_image(owner, images)
 
 
 def rank(logarithm):

@@ -20,13 +20,14 @@ TABLE = Table(
 def test_text_is_aligned_and_a_further_line_stands_below():
     lines = as_text(TABLE).splitlines()
     assert lines[0] == "my title_1"
-    assert lines[2:8] == [
-        "row   R@1  R@5  R@1   rsum  verdict",
-        "───────────────────────────────────",
-        "a_b   1.0 50.0  2.0  300.0  higher",
-        "     ±0.4",
-        "───────────────────────────────────",
-        "c    20.0    –        −3.5",
+    assert lines[1:8] == [
+        "      image → text    text → image",
+        "row        R@1  R@5             R@1   rsum  verdict",
+        "───────────────────────────────────────────────────",
+        "a_b        1.0 50.0             2.0  300.0  higher",
+        "          ±0.4",
+        "───────────────────────────────────────────────────",
+        "c         20.0    –                   −3.5",
     ]
     assert lines[8] == ""
     assert max(map(len, lines)) <= 120

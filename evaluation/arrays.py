@@ -1,0 +1,221 @@
+"""Scores and embeddings that somebody else computed: .npy, .npz, .h5 and .safetensors files, read a block at a time.
+
+A .npy is mapped, .h5 and .safetensors are read where they are asked; an .npz is an archive, and is read whole. Nothing
+is unpickled.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from features.datasets.vsepp import open_npy
+from features.progress import progress_bar
+from metrics.similarity import Scores
+from utils import BadInput, did_you_mean
+
+VALUES_PER_BLOCK = 2**23
+# What an array of a file with several is called, and the ids of its rows, or of its columns.
+NAMES = {
+    "scores": ("scores", "similarity", "similarities", "sims"),
+    "images": ("images", "image_embeddings", "image_embeds", "image_features", "embeddings", "features"),
+    "captions": ("captions", "caption_embeddings", "text_embeddings", "text_embeds", "text_features", "texts"),
+}
+NAMES["captions"] += ("embeddings", "features")
+ID_NAMES = {"images": ("image_ids", "images", "image"), "captions": ("caption_ids", "captions", "caption")}
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """A matrix in a file. read: returns the block of a slice of rows and a slice of columns; ids: those that the file
+    has of images and of captions.
+    """
+
+    path: Path
+    shape: tuple[int, int]
+    read: Callable[[slice, slice], np.ndarray]
+    ids: Mapping[str, list[str]] = field(default_factory=dict)
+
+    def blocks(self, what: str) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield each block of whole rows with the number of its first. Raises BadInput if a value is not finite."""
+        rows, columns = self.shape
+        step = max(1, VALUES_PER_BLOCK // columns)
+        bar = progress_bar(range(0, rows, step), f"read {what}", unit=" blocks", leave=False, disable=rows <= step)
+        for start in bar:
+            block = _floats(self.read(slice(start, start + step), slice(None)))
+            finite = np.isfinite(block)
+            if not finite.all():
+                row, column = np.argwhere(~finite)[0].tolist()
+                raise BadInput(
+                    f"{self.path}: row {start + row}, column {column} is {block[row, column]}; {what} must be finite "
+                    f"numbers, so compute them again"
+                )
+            yield start, block
+
+    def taken(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Return the values (r, c) of rows (r,) and columns (c,), in any order; what is consecutive is read at once."""
+        span = slice(int(columns.min()), int(columns.max()) + 1)
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+        parts = [_floats(self.read(slice(int(run[0]), int(run[-1]) + 1), span)) for run in runs]
+        whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        consecutive = len(columns) == span.stop - span.start and bool((np.diff(columns) == 1).all())
+        return whole if consecutive else whole[:, columns - span.start]
+
+
+def _floats(block: np.ndarray) -> np.ndarray:
+    """Return float32 of what fits into it, float64 of what does not: rounding would make ties."""
+    return np.asarray(block, np.float32 if block.dtype.itemsize <= 2 or block.dtype == np.float32 else np.float64)
+
+
+def open_array(path: Path, kind: str) -> ArrayFile:
+    """Open the matrix of a file. kind: "scores", (images, captions), or embeddings of "images" or "captions".
+
+    Raises BadInput if there is no such file, or it holds no matrix of numbers, or several of none of the usual names.
+    """
+    suffix = path.suffix.casefold()
+    if suffix not in OPENERS:
+        raise BadInput(f"{path}: {kind} cannot be read from {suffix or 'this'}; {did_you_mean(suffix, OPENERS)}")
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; check the path of the {kind}")
+    return OPENERS[suffix](path, kind)
+
+
+def _open_npy(path: Path, kind: str) -> ArrayFile:
+    array = open_npy(path)
+    return _file(path, kind, {kind: (array.shape, array.dtype.kind)}, lambda name: lambda r, c: array[r, c], {})
+
+
+def _open_npz(path: Path, kind: str) -> ArrayFile:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:  # a damaged archive raises almost anything
+        raise BadInput(
+            f"{path}: not an .npz archive of plain arrays, or cut short ({_reason(error)}); save it again, and ids as "
+            f"text rather than as Python objects"
+        ) from None
+    shapes = {name: (array.shape, array.dtype.kind) for name, array in arrays.items()}
+    texts = {name: array.tolist() for name, array in arrays.items() if array.ndim == 1}
+    return _file(path, kind, shapes, lambda name: lambda r, c: arrays[name][r, c], texts)
+
+
+def _open_h5(path: Path, kind: str) -> ArrayFile:
+    try:
+        store = h5py.File(path, "r")
+        arrays: dict[str, h5py.Dataset] = {}
+        store.visititems(lambda name, item: arrays.update({name: item} if isinstance(item, h5py.Dataset) else {}))
+        texts = {name: array[()].tolist() for name, array in arrays.items() if array.ndim == 1}
+    except (OSError, RuntimeError) as error:
+        raise BadInput(f"{path}: not an HDF5 file, or cut short ({_reason(error)}); save it again") from None
+    shapes = {name: (array.shape, array.dtype.kind) for name, array in arrays.items()}
+    return _file(path, kind, shapes, lambda name: lambda r, c: arrays[name][r, c], texts)
+
+
+def _open_safetensors(path: Path, kind: str) -> ArrayFile:
+    try:
+        file = safetensors.safe_open(path, "pt")
+        names = file.keys()
+        tensors = {name: file.get_slice(name) for name in names}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise BadInput(f"{path}: not a safetensors file, or cut short ({_reason(error)}); save it again") from None
+    kinds = {name: "f" if tensor.get_dtype() != "BOOL" else "b" for name, tensor in tensors.items()}
+    shapes = {name: (tuple(tensor.get_shape()), kinds[name]) for name, tensor in tensors.items()}
+
+    def reader(name: str) -> Callable[[slice, slice], np.ndarray]:
+        def read(rows: slice, columns: slice) -> np.ndarray:
+            block = tensors[name][rows, columns]
+            return (block.float() if block.dtype == torch.bfloat16 else block).numpy()  # numpy has no bfloat16
+
+        return read
+
+    return _file(path, kind, shapes, reader, {})
+
+
+def _file(
+    path: Path,
+    kind: str,
+    shapes: Mapping[str, tuple[tuple[int, ...], str]],
+    reader: Callable[[str], Callable[[slice, slice], np.ndarray]],
+    texts: Mapping[str, list[Any]],
+) -> ArrayFile:
+    """shapes: name of an array → its shape and the kind of its numbers; texts: name of a column → what it holds."""
+    matrices = [name for name, (shape, number) in shapes.items() if len(shape) == 2 and number in "fiu"]
+    name = next((name for name in NAMES[kind] if name in matrices), None)
+    if name is None and len(matrices) != 1:
+        held = ", ".join(f"{name} {shape}" for name, (shape, _) in list(shapes.items())[:6]) or "nothing"
+        raise BadInput(
+            f"{path}: holds {held}; {kind} are one matrix of numbers, called {NAMES[kind][0]!r} if not alone"
+        )
+    name = name or matrices[0]
+    (rows, columns), _ = shapes[name]
+    if not rows or not columns:
+        raise BadInput(f"{path}: {kind} of the shape {rows} x {columns} are empty; save them again")
+    sides = {"images": rows, "captions": columns} if kind == "scores" else {kind: rows}
+    ids = {}
+    for side, count in sides.items():
+        known = next((texts[name] for name in (*ID_NAMES[side], "ids") if name in texts), None)
+        if known is not None and len(known) != count:
+            raise BadInput(f"{path}: has {len(known):,} ids for {count:,} {side}; save one for each, or none")
+        if known is not None:
+            ids[side] = [one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in known]
+    return ArrayFile(path, (rows, columns), reader(name), ids)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+OPENERS: Mapping[str, Callable[[Path, str], ArrayFile]] = {
+    ".npy": _open_npy,
+    ".npz": _open_npz,
+    ".h5": _open_h5,
+    ".hdf5": _open_h5,
+    ".safetensors": _open_safetensors,
+}
+
+
+def read_embeddings(file: ArrayFile, kind: str, similarity: str) -> Tensor:
+    """Read embeddings (N, D) as float32: of unit length, for "order" without their signs; for "dot" as they are.
+
+    Raises BadInput for a value that is not finite, and for a row without a direction.
+    """
+    out = np.empty(file.shape, np.float32)
+    for start, block in file.blocks(f"embeddings of {kind}"):
+        if similarity != "dot":
+            lengths = np.linalg.norm(block.astype(np.float64), axis=1, keepdims=True)
+            if not lengths.all():
+                row = start + int(np.argmin(lengths))
+                raise BadInput(f"{file.path}: row {row} is zero, and has no {similarity} with anything; embed it again")
+            block = block / lengths
+        out[start : start + len(block)] = np.abs(block) if similarity == "order" else block
+    return torch.from_numpy(out)
+
+
+def looked_up(taken: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Scores:
+    """Return what scores rows of a matrix of scores against its columns, in place of embeddings: the first column of
+    these is their number in the matrix, and what a further one adds is their product, as of embeddings with a bias.
+
+    >>> score = looked_up(lambda rows, columns: np.array([[0.1, 0.2], [0.3, 0.4]])[rows][:, columns])
+    >>> score(torch.tensor([[1.0, -0.5]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])).numpy().round(2).tolist()
+    [[-0.2, -0.1]]
+    """
+
+    def score(images: Tensor, captions: Tensor) -> Tensor:
+        rows, columns = (side[:, 0].long().numpy() for side in (images, captions))
+        scores = torch.from_numpy(np.array(taken(rows, columns)))  # a copy: a map of a file cannot be written to
+        if images.shape[1] == 1:
+            return scores
+        return scores.double() + images[:, 1:].double() @ captions[:, 1:].double().T
+
+    return score
+
+
+def numbered(count: int) -> Tensor:
+    """Return the column (count, 1) that stands for embeddings where scores are looked up."""
+    return torch.arange(count, dtype=torch.float64)[:, None]

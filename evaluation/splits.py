@@ -1,0 +1,121 @@
+"""The split that runs are measured on, embedded with each of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evaluation.elsewhere import check_features, is_elsewhere, warn_of_training_images
+from evaluation.groups import Group, trained_on
+from features.prepared import Prepared, Split
+from metrics.similarity import pair_scores
+from settings import Settings
+from training.run import Run, RunInfo
+from utils import BadInput
+
+
+@dataclass(frozen=True)
+class EmbeddedSplit:
+    """A run's embeddings of a split. images: (N, D); captions: (M, D)."""
+
+    run: Run
+    prepared: Prepared
+    split: Split
+    images: Tensor
+    captions: Tensor
+
+    def scores_of(self, ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        """Return the scores (P,) of P pairs of image and caption of the prepared folder, whatever their split.
+
+        Where the split lacks an image, all of them are embedded now, each once; and so with the captions.
+        """
+        images, image_rows = np.unique(ids, return_inverse=True)
+        captions, caption_rows = np.unique(texts, return_inverse=True)
+        embedded = self._images(images.tolist()), self._captions(captions.tolist())
+        return pair_scores(self.run.settings.similarity, *embedded, image_rows, caption_rows)
+
+    def _images(self, ids: Sequence[str]) -> np.ndarray:
+        rows = {image: row for row, image in enumerate(self.split.images)}
+        if all(image in rows for image in ids):
+            return self.images[[rows[image] for image in ids]].numpy()
+        normalize = self.run.settings.image.normalize
+        return self.run.embed_features(self.prepared.features_of(ids, self.run.info.features, normalize))
+
+    def _captions(self, texts: Sequence[str]) -> np.ndarray:
+        rows = {caption: row for row, caption in enumerate(self.split.captions)}
+        if all(text in rows for text in texts):
+            return self.captions[[rows[text] for text in texts]].numpy()
+        return self.run.embed_sentences(texts, check=False)
+
+
+class SplitCache:
+    """Reads the split that runs are measured on; the features of one set are held at a time.
+
+    `first` is the first run with its split, features left out: every other run must have its images and captions.
+    """
+
+    def __init__(self, data: Path | None, split: str):
+        self.data, self.split = data, split
+        self.prepared: dict[Path, tuple[Prepared, str]] = {}  # and the digest of its captions
+        self.held: dict[tuple, Split] = {}
+        self.first: tuple[Path, Split] | None = None
+
+    def key(self, settings: Settings, info: RunInfo) -> tuple[Path, tuple[str, ...], bool]:
+        """Return what tells one set of features from another: prepared folder, names, normalization."""
+        return self.data or Path(info.data), info.features, settings.image.normalize
+
+    def open(self, info: RunInfo) -> tuple[Prepared, bool]:
+        """Open the folder that a run is measured on; return it, and whether the run was trained on another one."""
+        data = self.data or Path(info.data)
+        if data not in self.prepared:
+            prepared = Prepared(data)
+            self.prepared[data] = prepared, prepared.digest()
+        prepared, digest = self.prepared[data]
+        return prepared, is_elsewhere(info, prepared, digest)
+
+    def named(self, group: Group) -> Group:
+        """Return a row that says in its name what it was trained on, if that is not what it is measured on."""
+        if self.data is None or group.info is None or not self.open(group.info)[1]:
+            return group
+        name = group.name.removesuffix(trained_on(group.info)) + trained_on(group.info)
+        return replace(group, name=name, trained_on=Path(group.info.data).name)
+
+    def embed(self, folder: Path) -> EmbeddedSplit:
+        """Open a run and embed its split.
+
+        Raises BadInput if the features are not those of training, or the images not those of the other runs.
+        """
+        run = Run.open(folder)
+        key = self.key(run.settings, run.info)
+        prepared, elsewhere = self.open(run.info)
+        check_features(run, prepared)
+        if key not in self.held:
+            self.held.clear()  # before others are read: two of them might not fit
+            self.held[key] = prepared.split(self.split, run.info.features, run.settings.image.normalize)
+        split = self.held[key]
+        if elsewhere:
+            warn_of_training_images(run, prepared, split)
+        if self.first is None:
+            self.first = folder, replace(split, features=split.features[:0])
+        check_same_images(folder, split, *self.first)
+        images = torch.from_numpy(run.embed_features(split.features))
+        return EmbeddedSplit(run, prepared, split, images, torch.from_numpy(run.embed_captions(prepared, split.name)))
+
+
+def check_same_images(folder: Path, split: Split, first: Path, other: Split) -> None:
+    """Raise BadInput that names both runs unless their splits hold the same images and captions in the same order."""
+    if (split.images, split.captions) == (other.images, other.captions) and np.array_equal(
+        split.image_of_caption, other.image_of_caption
+    ):
+        return
+    pairs = zip_longest(split.images, other.images, fillvalue="none")
+    where = next((f"the first image {a} against {b}" for a, b in pairs if a != b), "other captions")
+    raise BadInput(
+        f"{folder} and {first}: their {split.name} splits are not the same ({len(split.images):,} images and "
+        f"{len(split.captions):,} captions against {len(other.images):,} and {len(other.captions):,}; {where}); "
+        f"measure both on one folder with `data`, or apart"
+    )
