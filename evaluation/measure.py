@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -32,7 +33,7 @@ from evaluation.published import published_rows
 from evaluation.queries import Query, find_queries
 from evaluation.ranking import Ranked, ranks_together
 from evaluation.report import Report, write_report
-from evaluation.share import share_run, write_card
+from evaluation.share import push_shared, share_run, write_card
 from evaluation.tables import FORMATS, KENDALL, judgement_tables, parts_of, result_table
 from features.prepared import Prepared, Split
 from features.progress import progress_bar
@@ -40,6 +41,7 @@ from metrics.protocols import Protocol, folds_of, protocol_name, protocols_for
 from metrics.similarity import RANKING, Scores, pair_scores
 from settings import Settings, to_table
 from training.bank import read_bank
+from training.hub import check_push, is_hub
 from training.run import Run, RunInfo, newest_run
 from utils import BadInput, log, make_folder, warn
 
@@ -53,8 +55,9 @@ class EvalOptions:
     others are tested against; correction: names of test-time corrections, a row for each beneath a run's; bank: what
     they correct by, "train" (inductive), "test" (transductive) or both; ensemble: a row more of runs together, of "all"
     or of each "seed"; paper: add what was published; judgements: the folder of Flickr8k's human judgements; plots: a
-    folder for figures; logs: a CSV file for the epochs of training; report: an HTML file; share: a folder for a copy of
-    the one run that others can take, which is then measured in its stead; format: of the table, one of FORMATS.
+    folder for figures; logs: a CSV file for the epochs of training; report: an HTML file; share: a folder, or
+    hub:USER/NAME, for a copy of the one run that others can take, which is then measured in its stead; format: of the
+    table, one of FORMATS.
     """
 
     run: Sequence[str] = ()
@@ -213,6 +216,19 @@ def evaluate(options: EvalOptions) -> str:
 
     >>> print(evaluate(EvalOptions(["strong*"], folds=5)))  # doctest: +SKIP
     """
+    if options.share and is_hub(options.share):
+        where = check_push(options.share)  # before anything slow
+        with TemporaryDirectory() as scratch:
+            out = Path(scratch) / where.name
+            rows = asked_rows(replace(options, share=out))
+            log(f"pushed to {push_shared(out, str(options.share), rows)}")
+    else:
+        rows = asked_rows(options)
+    return FORMATS[options.format](rows)
+
+
+def asked_rows(options: EvalOptions) -> list[ResultRow]:
+    """Measure the runs that are asked for; return a row of each, or of each seed of one."""
     folders = finished_runs(options.run, options.runs) if options.run else [newest_run(options.runs)]
     if options.share:
         options, folders = shared(options, options.share, folders)
@@ -225,7 +241,7 @@ def evaluate(options: EvalOptions) -> str:
     rows = [row for part in parts for row in rows_of_runs(part, options)]
     if options.share:
         write_card(options.share, rows)
-    return FORMATS[options.format](rows)
+    return rows
 
 
 def rows_of_runs(folders: Sequence[Path], options: EvalOptions) -> list[ResultRow]:
