@@ -160,8 +160,8 @@ def bag(branch: OneHotBranch, words: Tensor) -> Tensor:
         return branch.behind(mean_of_known(embedded, words))
     counts = words != UNKNOWN
     if branch.weighting == "binary":  # of equal words the first alone
-        places = torch.arange(words.shape[1])
-        earlier = places[None, :] < places[:, None]
+        positions = torch.arange(words.shape[1])
+        earlier = positions[None, :] < positions[:, None]
         counts = counts & ~((words[:, :, None] == words[:, None, :]) & earlier).any(dim=2)
     return branch.behind((embedded * counts[:, :, None].to(embedded.dtype)).sum(dim=1))
 

@@ -201,10 +201,11 @@ class Processor:
 
     def __repr__(self) -> str:
         p = self.processor.to_dict()
+        resampling = PILImage.Resampling(p["resample"]).name.lower() if p.get("do_resize") else ""
         steps = [
-            f"resize {_sizes(p['size'])} {PILImage.Resampling(p['resample']).name.lower()}" if p.get("size") else "",
+            f"resize {_sizes(p['size'])} {resampling}" if resampling and p.get("size") else "",
             f"crop {_sizes(p['crop_size'])}" if p.get("do_center_crop") else "",
-            f"patches {p['max_num_patches']} of {p['patch_size']}" if p.get("max_num_patches") else "",
+            f"patches {p['max_num_patches']} of {p['patch_size']} {resampling}" if p.get("max_num_patches") else "",
             f"mean {_numbers(p['image_mean'])}, std {_numbers(p['image_std'])}" if p.get("do_normalize") else "",
         ]
         return ", ".join(filter(None, steps))
@@ -247,7 +248,10 @@ def _from_open_clip(name: str, weights: str, option: str) -> DualEncoder:
     file = str(Path(source).resolve()) if Path(source).is_file() else ""
     if source == RANDOM:
         log(f"warning: {name} has random weights: its features are good for tests only")
-    with _open_clip_errors(given, source, file), weight.cache_only_without_network():
+    text = open_clip.get_model_config(architecture)["text_cfg"]
+    asks_hub = not (file or source == RANDOM) or "hf_tokenizer_name" in text or "hf_model_name" in text
+    network = weight.cache_only_without_network() if asks_hub else contextlib.nullcontext()
+    with _open_clip_errors(given, source, file), network:
         module = open_clip.create_model(
             architecture,
             pretrained=None if source == RANDOM else file or source,
@@ -294,7 +298,8 @@ def _open_clip_weights(open_clip: Any, architecture: str, asked: str, given: str
         )
     quick = bool(open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu"))
     if quick and not open_clip.get_model_config(architecture).get("quick_gelu"):
-        raise BadInput(f"{given}@{tag}: was trained with another activation; name {architecture}-quickgelu@{tag}")
+        right = f"{architecture}-quickgelu@{tag}"
+        raise BadInput(f"{given}@{tag}: was trained with another activation; name {right}")
     return tag
 
 

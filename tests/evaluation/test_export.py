@@ -36,6 +36,8 @@ def trained(folder, name):
     """A run of an epoch on made-up data, of sentence features too where the branch takes them."""
     plan, data = plan_small(folder, **{"training__epochs": 1, "training__batch_size": 64})
     changes = RUNS[name]
+    made = {"backbone": "made-up", "layer": "end", "weights": "none", "transform": "resize 8", "file": "/somewhere"}
+    plan = replace(plan, info=replace(plan.info, backbones=(made,)))
     if name in ("encoder", "joined"):
         changes = {**changes, "text.encoder": "./nowhere"}
         plan = replace(plan, info=replace(plan.info, encoder_digest="e", encoder_size=ENCODED))
@@ -85,6 +87,8 @@ def test_graphs_give_what_the_run_gives(name, out):
     for word in ("(batch, 12)", *inputs_of(name, sentences)):
         assert word in card
     assert "{{" not in card
+    assert "layer `end` of `made-up`, none; its input: resize 8" in card
+    assert "/somewhere" not in (folder / "recipe.toml").read_text()
     if name != "encoder":
         assert json.loads((folder / "words.json").read_text()) == run.processor.words.words
     assert (folder / VOCABULARY).read_bytes() == (run.folder / VOCABULARY).read_bytes()
