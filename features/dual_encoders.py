@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from features.device import default_device
 from features.images import weights as weight
+from features.progress import progress_bar
 from features.text.hub import CLIP, CONFIG, OPEN_CLIP, find_dual, not_an_encoder, quiet, read, unusable
 from features.text.store import POOLINGS, PROJECTED
-from utils import BadInput, did_you_mean, log
+from utils import BadInput, did_you_mean, warn
 
 RANDOM = "random"
 SENTENCES_PER_BATCH = 64
@@ -120,7 +120,9 @@ class DualSentences:
         """
         out = np.empty((len(sentences), self.size), np.float32)
         order = np.argsort([len(sentence) for sentence in sentences], kind="stable")
-        with tqdm(total=len(order), unit=" captions", desc="sentences", disable=not progress, leave=False) as bar:
+        with progress_bar(
+            total=len(order), unit=" captions", name="sentences", disable=not progress, leave=False
+        ) as bar:
             for start in range(0, len(order), SENTENCES_PER_BATCH):
                 rows = order[start : start + SENTENCES_PER_BATCH]
                 out[rows] = self._embed([sentences[row] for row in rows]).numpy()
@@ -247,7 +249,7 @@ def _from_open_clip(name: str, weights: str, option: str) -> DualEncoder:
     source = _open_clip_weights(open_clip, architecture, weights or asked, given)
     file = str(Path(source).resolve()) if Path(source).is_file() else ""
     if source == RANDOM:
-        log(f"warning: {name} has random weights: its features are good for tests only")
+        warn(f"warning: {name} has random weights: its features are good for tests only")
     text = open_clip.get_model_config(architecture)["text_cfg"]
     asks_hub = not (file or source == RANDOM) or "hf_tokenizer_name" in text or "hf_model_name" in text
     network = weight.cache_only_without_network() if asks_hub else contextlib.nullcontext()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from features.images.weights import cache_only_without_network
 from training.run import MODEL, RECIPE, RESULT, VOCABULARY
-from utils import BadInput, log
+from utils import BadInput, warn
 
 HUB = "hub:"
 CARD, BANK = "README.md", "bank.safetensors"
@@ -61,7 +61,7 @@ def download_run(name: Path | str) -> Path:
     where = parse_name(name)
     with _hub_errors(str(name)), cache_only_without_network():
         if constants.HF_HUB_OFFLINE:
-            log(f"{name}: the Hugging Face hub cannot be reached; its cache is asked alone")
+            warn(f"{name}: the Hugging Face hub cannot be reached; its cache is asked alone")
             files = _cached(where)
         else:
             about = huggingface_hub.HfApi().model_info(where.repo, revision=where.revision, files_metadata=True)
