@@ -37,6 +37,11 @@ def main() -> None:
     args = vars(arguments())
     if args.pop("quiet"):
         be_quiet()
+    if onnx := args.pop("onnx"):
+        from evaluation.export import export
+
+        print(export(args["run"], args["runs"], onnx))
+        return
     from evaluation.measure import EvalOptions, evaluate  # heavy: --help needs none of it
 
     print(evaluate(EvalOptions(**args)))
@@ -45,7 +50,10 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "run", nargs="*", metavar="RUN", help="run folders, their names, or patterns; default: the newest"
+        "run",
+        nargs="*",
+        metavar="RUN",
+        help="run folders, their names, patterns, or hub:USER/NAME; default: the newest",
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="ROOT", help="where runs are looked for")
     data = "the prepared folder, if it has moved since training, or another with features of the same backbones"
@@ -102,8 +110,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write all of it into one HTML file")
     trec = "write TREC runs of both directions, and their qrels, into this folder"
     parser.add_argument("--trec", type=Path, metavar="DIR", help=trec)
-    share = "write the run to this folder for others: half precision, a card with its table"
-    parser.add_argument("--share", type=Path, metavar="DIR", help=share)
+    share = "write the run to this folder, or push it to hub:USER/NAME: half precision, a card with its table"
+    parser.add_argument("--share", type=Path, metavar="DIR|hub:USER/NAME", help=share)
+    onnx = "write the run's branches to this folder as ONNX, and how their inputs are made; measures nothing"
+    parser.add_argument("--onnx", type=Path, metavar="DIR", help=onnx)
     parser.add_argument("--format", choices=("text", "markdown", "latex", "csv", "json"), default="text")
     parser.add_argument("--quiet", action="store_true", help="say only warnings, errors and the result")
     complete(

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from features.device import default_device
 from features.images.views import Features
 from features.text.vocabulary import UNKNOWN, Sentences
 from layers.heads import Linear, head_layers
@@ -63,7 +64,10 @@ class OneHotBranch(nn.Module):
             sentences = Sentences.of([sorted(set(words)) for words in _lists(sentences)])
         device = self.bag.weight.device
         x = self.bag(_tensor(sentences.numbers, device), _tensor(sentences.starts[:-1], device))
-        x = x if mix is None else mix(x)
+        return self.behind(x if mix is None else mix(x))
+
+    def behind(self, x: Tensor) -> Tensor:
+        """What is behind the first layer: (B, width) → (B, embed_dim)."""
         x = self.dropout(x if self.bias is None else x + self.bias)
         return x if self.second is None else self.second(x)
 
@@ -93,7 +97,9 @@ class GRUBranch(nn.Module):
             self.dropout(self.embedding(padded)), lengths, batch_first=True, enforce_sorted=False
         )
         states, last = self.gru(packed)  # last: (directions, B, embed_dim); directions are averaged
-        x = last.mean(dim=0) if self.pooling == "last" else self._pooled(states, lengths)
+        # states: (B, longest, directions x embed_dim), padded with zeros
+        states, _ = pad_packed_sequence(states, batch_first=True)
+        x = last.mean(dim=0) if self.pooling == "last" else self.pooled(states, lengths)
         return self.dropout(x if self.past is None else x + self.past(self._bag(sentences)))
 
     def _bag(self, sentences: Sentences) -> Tensor:
@@ -101,10 +107,8 @@ class GRUBranch(nn.Module):
         numbers, starts = (_tensor(array, weight.device) for array in (sentences.numbers, sentences.starts[:-1]))
         return F.embedding_bag(numbers, weight, starts, mode="mean", padding_idx=UNKNOWN)
 
-    def _pooled(self, packed: PackedSequence, lengths: Tensor) -> Tensor:
-        states, _ = pad_packed_sequence(
-            packed, batch_first=True
-        )  # (B, longest, directions x embed_dim), padded with zeros
+    def pooled(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """States (B, longest, directions x embed_dim), zeros beyond the lengths (B,) → (B, embed_dim)."""
         if self.gru.bidirectional:
             states = states.unflatten(2, (2, -1)).mean(dim=2)
         lengths = lengths.to(states.device)
@@ -142,7 +146,10 @@ class TransformerBranch(nn.Module):
         """B sentences, or mixtures of them → (B, embed_dim)."""
         x = self._features(sentences)
         x = F.normalize(x, dim=1) if self.norm is None else x
-        x = x if mix is None else mix(x)
+        return self.behind(x if mix is None else mix(x))
+
+    def behind(self, x: Tensor) -> Tensor:
+        """What is behind features, (B, encoder_dim), L2-normalized where there is no layer norm: → (B, embed_dim)."""
         return self.linear(self.dropout(x if self.norm is None else self.norm(x)))
 
     def _features(self, sentences: Sentences) -> Tensor:
@@ -191,6 +198,21 @@ class RelativeBranch(nn.Module):
         similarities = F.normalize(inputs, dim=1) @ self.anchors.T
         values, nearest = similarities.topk(self.top_k, dim=1)
         return torch.zeros_like(similarities).scatter_(1, nearest, values.clamp(min=0) ** self.power)
+
+
+class AsItIs(nn.Module):
+    """What a dual encoder makes of an image or a sentence, with nothing behind it: loss.name "none".
+
+    >>> AsItIs()(torch.ones(1, 2))
+    tensor([[1., 1.]])
+    """
+
+    def forward(self, inputs: Tensor | Sentences, mix: Mix | None = None) -> Tensor:
+        """(B, D), or B sentences with features of it → (B, D)."""
+        if isinstance(inputs, Tensor):
+            return inputs
+        assert inputs.features is not None
+        return _tensor(inputs.features, default_device())
 
 
 @dataclass(frozen=True)
@@ -245,6 +267,8 @@ def branches(s: Settings, dims: InputDims) -> tuple[nn.Module, nn.Module]:
             RelativeBranch(size, s.embed_dim, s.loss.top_k, s.loss.power) for size in (dims.image_dim, dims.encoder_dim)
         )
         return image, text
+    if s.loss.name == "none":
+        return AsItIs(), AsItIs()
     return image_branch(s.image, dims, s.embed_dim), text_branch(s.text, dims, s.embed_dim)
 
 
@@ -280,16 +304,17 @@ class TwoBranch(nn.Module):
 
     def embed_images(self, features: Tensor) -> Tensor:
         """Embed (B, D) features or (B, H, W, C) maps, float32 → (B, embed_dim), unit length; for order non-negative."""
-        return self._normalized(self.image(features if self.inputs is None else self.inputs(features)))
+        return self.normalized(self.image(features if self.inputs is None else self.inputs(features)))
 
     def embed_sentences(self, sentences: Sentences, mix: Mix | None = None) -> Tensor:
         """Embed B sentences → (B, embed_dim), unit length; for order non-negative.
 
         mix: makes the features of fewer mixtures of those of the B sentences, and mixtures are embedded in their stead.
         """
-        return self._normalized(self.text(sentences, mix))
+        return self.normalized(self.text(sentences, mix))
 
-    def _normalized(self, x: Tensor) -> Tensor:
+    def normalized(self, x: Tensor) -> Tensor:
+        """What the similarity wants of a branch's (B, embed_dim)."""
         x = F.normalize(x, dim=1)
         return x.abs() if self.order else x  # Vendrov et al., 2016, section 3.2
 

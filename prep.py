@@ -51,7 +51,8 @@ def arguments() -> argparse.Namespace:
     add("--split-ratio", type=float, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="default: 80 10 10")
     keep = "whether Karpathy's restval images join train; default: they do"
     add("--restval", action=argparse.BooleanOptionalAction, help=keep)
-    add("--backbone", nargs="+", metavar="NAME", help=f"one or several, or timm:NAME; default: {DEFAULT_BACKBONE}")
+    others = "timm:NAME, clip:NAME, open_clip:NAME@WEIGHTS"
+    add("--backbone", nargs="+", metavar="NAME", help=f"one or several; {others}; default: {DEFAULT_BACKBONE}")
     add("--weights", metavar="FILE|random", help="a local state dict instead of the published weights")
     add("--layer", metavar="NODE", help="another node of the network than its penultimate one")
     add("--map", action="store_true", default=None, help="keep the spatial map, H x W x C")
@@ -61,7 +62,7 @@ def arguments() -> argparse.Namespace:
     add("--precomputed", type=Path, metavar="FILE", help="precomputed features instead: .npy, .npz, .h5, .mat")
     add("--ids", type=Path, metavar="FILE", help="the image ids of the rows of --precomputed, one a line")
     add("--language", metavar="NAME", help=f"of the stemmer: {', '.join(LANGUAGES)}; default: {PrepOptions.language}")
-    encoder = "sentence features of a folder, package:NAME or a hub's model"
+    encoder = "sentence features of a folder, package:NAME, a hub's model, clip:NAME or open_clip:NAME@WEIGHTS"
     add("--text-encoder", nargs="+", metavar="NAME", help=encoder)
     add("--data", type=Path, metavar="ROOT", help=f"where prepared folders go; default: {DATA}")
     add("--name", metavar="NAME", help="of the prepared folder; default: DATASET")

@@ -38,7 +38,7 @@ def arguments() -> argparse.Namespace:
     def add(name: str, about: str, asks_run: bool = True) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
         if asks_run:
-            named = "a run folder, a name under --runs, or a pattern; default: a model that ships"
+            named = "a run folder, a name under --runs, a pattern, or hub:USER/NAME; default: a model that ships"
             command.add_argument("--run", metavar="RUN", help=named)
             command.add_argument("--runs", type=Path, default=Path("runs"), metavar="ROOT", help="where runs lie")
         return command

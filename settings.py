@@ -14,7 +14,7 @@ from utils import BadInput, did_you_mean, digest_text
 
 RECIPES = Path(__file__).parent / "recipes"
 LARGE = 10**6  # no width, batch or number of epochs beyond it is meant
-CLOSED_FORMS = ("cca", "ridge", "procrustes", "asif")  # values of loss.name without a gradient
+CLOSED_FORMS = ("cca", "ridge", "procrustes", "asif", "none")  # values of loss.name without a gradient
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class TextSettings:
     """onehot: width between the two layers; encoder: width within its head."""
     encoder: str = ""
     """A transformer, alone or added to gru or onehot: its name on the hub, a folder, or package:NAME; with @N, its
-    first N layers."""
+    first N layers. Or the text side of a dual encoder: clip:NAME, open_clip:NAME@WEIGHTS."""
     encoder_pooling: Literal["mean", "cls", "last"] = "mean"
-    """encoder: the mean of its states, the first token's, or the last token's."""
+    """encoder: the mean of its states, the first token's, or the last token's; a dual encoder has its own."""
     layer_norm: bool = False
     """encoder: layer norm before its head; without it features are L2-normalized."""
     head: Literal["linear", "mlp", "glu", "residual"] = "linear"
@@ -98,8 +98,11 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class LossSettings:
-    name: Literal["hinge", "smooth", "infonce", "siglip", "cwcl", "hal", "cca", "ridge", "procrustes", "asif"] = "hinge"
-    """A function of losses.py, or a closed form: linear branches, or for "asif" similarities to training pairs."""
+    name: Literal[
+        "hinge", "smooth", "infonce", "siglip", "cwcl", "hal", "cca", "ridge", "procrustes", "asif", "none"
+    ] = "hinge"
+    """A function of losses.py, or a closed form: linear branches, for "asif" similarities to training pairs, for "none"
+    no branches at all: both sides of a dual encoder as they are."""
     margin: Annotated[float, Range(0)] = 0.2
     """hinge, smooth: what a positive must score above a negative; hal: what a negative may score."""
     negatives: Literal["sum", "hardest", "semihard", "random"] = "sum"

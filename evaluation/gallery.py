@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
+from features.images.files import ImageFile
 from features.prepared import Prepared
 from metrics.positions import Truth
 from metrics.protocols import Fold, folds_of, protocol_name, protocols_for
@@ -29,7 +29,7 @@ class Gallery:
     caption_ids: list[str]
     image_of_caption: np.ndarray
     truth: Truth
-    paths: Mapping[str, Path | None] = field(default_factory=dict)
+    paths: Mapping[str, ImageFile | None] = field(default_factory=dict)
 
     @classmethod
     def of_prepared(cls, prepared: Prepared, split: str) -> "Gallery":

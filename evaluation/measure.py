@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import tomli_w
@@ -30,7 +31,7 @@ from evaluation.published import published_rows
 from evaluation.queries import Query, find_queries
 from evaluation.ranking import Ranked, ranks_together
 from evaluation.report import Report, write_report
-from evaluation.share import share_run, write_card
+from evaluation.share import push_shared, share_run, write_card
 from evaluation.splits import EmbeddedSplit, SplitCache
 from evaluation.tables import FORMATS, KENDALL, judgement_tables, metric_tables, parts_of, result_table
 from evaluation.trec import write_qrels, write_run
@@ -39,6 +40,7 @@ from features.progress import progress_bar
 from metrics.ranks import DIRECTIONS
 from settings import to_table
 from training.bank import read_bank
+from training.hub import check_push, is_hub
 from training.run import newest_run
 from utils import BadInput, log, make_folder, warn
 
@@ -53,8 +55,8 @@ class EvalOptions:
     row for each beneath a run's; bank: what they correct by, "train" (inductive), "test" (transductive) or both;
     ensemble: a row more of runs together, of "all" or of each "seed"; paper: add what was published; judgements: the
     folder of Flickr8k's human judgements; plots: a folder for figures; logs: a CSV file for the epochs of training;
-    report: an HTML file; share: a folder for a copy of the one run that others can take, which is then measured in its
-    stead; format: of the table, one of FORMATS.
+    report: an HTML file; share: a folder, or hub:USER/NAME, for a copy of the one run that others can take, which is
+    then measured in its stead; format: of the table, one of FORMATS.
 
     Models of others: scores, a file each, or two TREC runs; embeddings, two files each; similarity: of embeddings;
     pairs: what is true of their rows, where no run and no `data` says it; bank_embeddings: training data, in the order
@@ -129,6 +131,19 @@ def evaluate(options: EvalOptions) -> str:
     >>> print(evaluate(EvalOptions(scores=["clip.npy"], pairs=[Path("pairs.csv")])))  # doctest: +SKIP
     """
     check_options(options)
+    if options.share and is_hub(options.share):
+        where = check_push(options.share)  # before anything slow
+        with TemporaryDirectory() as scratch:
+            out = Path(scratch) / where.name
+            rows = asked_rows(replace(options, share=out))
+            log(f"pushed to {push_shared(out, str(options.share), rows)}")
+    else:
+        rows = asked_rows(options)
+    return FORMATS[options.format](rows)
+
+
+def asked_rows(options: EvalOptions) -> list[ResultRow]:
+    """Measure what is asked for; return a row of each, or of each seed of one."""
     models = open_externals(options.scores, options.embeddings, options.bank_embeddings, options.similarity or "cosine")
     folders = finished_runs(options.run, options.runs) if options.run else [] if models else [newest_run(options.runs)]
     if options.share:
@@ -143,7 +158,7 @@ def evaluate(options: EvalOptions) -> str:
     rows = [row for part in parts for row in rows_of_dataset(part, models, options)]
     if options.share:
         write_card(options.share, rows)
-    return FORMATS[options.format](rows)
+    return rows
 
 
 def rows_of_dataset(folders: Sequence[Path], models: Sequence[External], options: EvalOptions) -> list[ResultRow]:

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from evaluation.comparison import ResultRow
 from evaluation.tables import FORMATS
+from features.text.hub import CLIP, OPEN_CLIP
 from features.text.vocabulary import Vocabulary
+from metrics.ranks import DIRECTIONS
 from training.bank import BANK, TENSORS
 from training.calibration import MAX_SENTENCES, spread
-from training.run import AGAIN, MODEL, RECIPE, RESULT, VOCABULARY, Run, write_run_config
+from training.hub import CARD, FILES, push_run
+from training.run import AGAIN, MODEL, RESULT, VOCABULARY, Run, RunInfo, read_run_config, write_run_config
 from utils import BadInput, atomic_write, make_folder
 
-CARD = "README.md"
-FILES = (RECIPE, MODEL, VOCABULARY, RESULT, BANK, CARD)
 BANK_ROWS = MAX_SENTENCES  # images and captions of the bank that are kept: no probability changes
 TERMS = {
     "flickr8k": "Flickr8k (Hodosh, Young, Hockenmaier, 2013), for research and teaching that are not commercial",
@@ -41,10 +42,7 @@ def share_run(folder: Path, out: Path) -> Path:
         raise BadInput(f"{folder}: has no {BANK}, which a shared run needs; {AGAIN}")
     make_folder(out, "share")
     (out / RESULT).unlink(missing_ok=True)  # with it a run is finished: it comes last
-    backbones = tuple({**attributes, "file": ""} for attributes in run.info.backbones)
-    start = Path(run.info.from_run).name
-    info = replace(run.info, data=f"data/{run.info.dataset}", backbones=backbones, from_run=start)
-    write_run_config(out, run.settings, info)
+    write_run_config(out, run.settings, without_paths(run.info))
     weights = safetensors.torch.load_file(folder / MODEL)
     write_tensors(out / MODEL, {name: t.half() if t.dim() > 1 else t for name, t in weights.items()})
     with safetensors.safe_open(folder / BANK, "pt") as bank:
@@ -56,14 +54,68 @@ def share_run(folder: Path, out: Path) -> Path:
     return Path(run.info.data)
 
 
+def without_paths(info: RunInfo) -> RunInfo:
+    """Return what a run was trained on, without where that lay on this machine."""
+    backbones = tuple({**attributes, "file": ""} for attributes in info.backbones)
+    start = Path(info.from_run).name
+    return replace(info, data=f"data/{info.dataset}", backbones=backbones, from_run=start)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file; about: text for its header."""
     with atomic_write(path, "wb") as file:
         file.write(safetensors.torch.save(dict(tensors), None if about is None else dict(about)))
 
 
-def write_card(folder: Path, rows: Sequence[ResultRow]) -> None:
-    """Write what a shared run is, what it was trained on, how good it is (`rows`), and what it cannot do."""
+def push_shared(folder: Path, address: str, rows: Sequence[ResultRow]) -> str:
+    """Push a shared run to `address`, hub:USER/NAME, its card with a header that the hub reads; return the page's URL.
+
+    Raises BadInput if others could not load its sentence encoder, or the hub does not take it.
+    """
+    encoder = read_run_config(folder)[0].text.encoder
+    if (
+        encoder
+        and Path(encoder.partition("@")[2] if encoder.startswith(OPEN_CLIP) else encoder.removeprefix(CLIP)).exists()
+    ):
+        raise BadInput(
+            f"`share` {address}: its sentence encoder {encoder} lies on this machine alone; train with one that others "
+            f"can load, of the hub or of a package, with `text.encoder`"
+        )
+    write_card(folder, rows, address)
+    text = (folder / CARD).read_text(encoding="utf-8")
+    with atomic_write(folder / CARD) as file:
+        file.write(f"---\n{card_header(folder.name, rows)}---\n\n{text}")
+    return push_run(folder, address)
+
+
+def card_header(name: str, rows: Sequence[ResultRow]) -> str:
+    """Return what the hub reads of a card, as YAML: tags, and every figure of `rows` that is the run's own."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="image-text-retrieval",
+            dataset_type=row.dataset,
+            dataset_name=f"{row.dataset}, {row.protocol}",
+            dataset_split=row.split,
+            metric_type=f"{direction}_{metric}",
+            metric_name=f"{direction.replace('_', ' ')} {metric.replace('_', ' ')}",
+            metric_value=round(value, 4),
+        )
+        for row in rows
+        if not (row.published or row.correction)
+        for direction, metrics in zip(DIRECTIONS, (row.image_to_text, row.text_to_image), strict=True)
+        for metric, value in metrics.items()
+    ]
+    tags = ["image-text-retrieval", "image-retrieval", "safetensors"]
+    return ModelCardData(tags=tags, model_name=name, eval_results=results).to_yaml() + "\n"
+
+
+def write_card(folder: Path, rows: Sequence[ResultRow], address: str = "") -> None:
+    """Write what a shared run is, what it was trained on, how good it is (`rows`), and what it cannot do.
+
+    address: what opens it, if not the folder.
+    """
     from jinja2 import Template  # a table needs none of it
 
     run = Run.open(folder)
@@ -73,7 +125,7 @@ def write_card(folder: Path, rows: Sequence[ResultRow]) -> None:
     encoder = f"the sentence encoder {s.text.encoder}" if s.text.encoder else ""
     card = Template((Path(__file__).parent / "card.md").read_text(), keep_trailing_newline=True).render(
         name=folder.name,
-        folder=folder.name if folder.is_absolute() else folder.as_posix(),
+        folder=address or (folder.name if folder.is_absolute() else folder.as_posix()),
         info=info,
         embed_dim=s.embed_dim,
         megabytes=sum(path.stat().st_size for path in folder.iterdir() if path.name != CARD) / 1e6,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from features.datasets.dataset import brings_features, is_vsepp
-from features.text.hub import text_store_name
+from features.text.hub import OPEN_CLIP, is_dual, text_store_name
 from utils import BadInput, did_you_mean
 
 CAPTIONS, DATASET, VOCABULARY = "captions.jsonl", "dataset.json", "vocabulary.json"
@@ -92,6 +92,8 @@ class PrepOptions:
 def resolve_options(given: Mapping[str, Any]) -> PrepOptions:
     """Return what is given (None: it is not), filled up from an earlier preparation of this dataset, or defaults.
 
+    `weights` of an open_clip model become part of its name, for both of its sides.
+
     Raises BadInput if an option is unknown or impossible by itself; what does not go together `check_sources` tells.
 
     >>> options = resolve_options({"dataset": "flickr8k", "name": "mine", "backbone": "vgg19", "captions": None})
@@ -107,6 +109,7 @@ def resolve_options(given: Mapping[str, Any]) -> PrepOptions:
         asked.setdefault("captions", asked["images"])
     options = PrepOptions(**_typed(asked))
     check_given(options)
+    options = _with_weights_named(options)
     head = recorded(options.folder, options.dataset)
     if options.text_encoder and not options.asks_for_features and head:
         options = replace(options, makes_features=False)
@@ -149,6 +152,29 @@ def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
         if name in typed:
             typed[name] = dict.fromkeys([typed[name]] if isinstance(typed[name], str) else typed[name])
     return {name: tuple(value) if isinstance(value, list | dict) else value for name, value in typed.items()}
+
+
+def _with_weights_named(options: PrepOptions) -> PrepOptions:
+    """Write `weights` behind the open_clip models that lack them. Raises BadInput if a backbone has its own."""
+
+    def lacks(name: str) -> bool:
+        return name.startswith(OPEN_CLIP) and "@" not in name
+
+    def named(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(f"{name}@{options.weights}" if lacks(name) else name for name in names)
+
+    for name in options.backbone if options.weights is not None else ():
+        if is_dual(name) and not lacks(name):
+            raise BadInput(f"`weights` {options.weights}: {name} says where its weights are; leave `weights` out")
+    if options.weights is None or not any(map(lacks, (*options.backbone, *options.text_encoder))):
+        return options
+    others = any(not lacks(name) for name in options.backbone)
+    return replace(
+        options,
+        backbone=named(options.backbone),
+        text_encoder=named(options.text_encoder),
+        weights=options.weights if others else None,
+    )
 
 
 def _recall(options: PrepOptions, images_given: bool, head: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -15,12 +15,13 @@ from features.datasets.scenes import scenes
 from features.images.store import FeatureStore, store_name, write_store
 from features.options import CAPTIONS, DEFAULT_BACKBONE, DRAWN, VOCABULARY, PrepOptions, check_sources, source_of
 from features.prepared import Prepared, write_prepared
-from features.text.hub import text_store_name
-from features.text.store import POOLINGS, PRECOMPUTED, SUFFIX, TextStore, keys_of, update_text_store, write_text_store
+from features.text.hub import is_dual, text_store_name
+from features.text.store import PRECOMPUTED, PROJECTED, SUFFIX, TextStore, keys_of, update_text_store, write_text_store
 from features.text.vocabulary import Vocabulary, make_stemmer
 from utils import BadInput, lock_folder, log, make_folder, warn
 
 if TYPE_CHECKING:
+    from features.dual_encoders import DualSentences
     from features.images.backbones import Backbone
     from features.text.encoders import SentenceEncoder
 
@@ -71,13 +72,14 @@ def prepare_images(options: PrepOptions) -> None:
     write_captions(options, dataset, images)
 
 
-def load_encoders(names: Sequence[str]) -> list["SentenceEncoder"]:
+def load_encoders(names: Sequence[str]) -> list["SentenceEncoder | DualSentences"]:
     """Load the text encoders asked for."""
     if not names:
         return []
-    from features.text.encoders import load_sentence_encoder  # takes torch along
+    from features.dual_encoders import load_sentence_side  # takes torch along
+    from features.text.encoders import load_sentence_encoder
 
-    return [load_sentence_encoder(name) for name in names]
+    return [load_sentence_side(name) if is_dual(name) else load_sentence_encoder(name) for name in names]
 
 
 def load_backbones(options: PrepOptions) -> list["Backbone"]:
@@ -196,7 +198,8 @@ def store_sentences(options: PrepOptions, dataset: Dataset) -> None:
         store = TextStore.open(path)
         if store.keys == keys and store.attributes["digest"] == attributes["digest"]:
             return
-    write_text_store(path, keys, attributes, {POOLINGS[0]: clip.sentence_features(dataset)})
+    rows = {PROJECTED: clip.sentence_features(dataset)}
+    write_text_store(path, keys, attributes, {PROJECTED: "float16"}, rows)
     log(f"{path}: {len(keys):,} captions; take them with train.py and `text.encoder`={name}")
 
 

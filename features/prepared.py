@@ -214,13 +214,16 @@ def options_of_store(name: str) -> dict[str, Any]:
     ({'backbone': 'vgg19', 'crops': 10}, {'backbone': 'timm:resnet10t.a1_in1k', 'map': True})
     >>> options_of_store("resnet50.layer3.size320.views6")
     {'backbone': 'resnet50', 'layer': 'layer3', 'size': 320, 'views': 6}
+    >>> options_of_store("clip-openai--clip-vit-base-patch32")
+    {'backbone': 'clip:openai/clip-vit-base-patch32'}
     """
     more: dict[str, Any] = {}
     for option, pattern in ENDINGS.items():
         if match := re.search(pattern, name):
             name, more = name[: match.start()], {option: int(match[1]) if match.groups() else True, **more}
-    if name.startswith("timm-"):
-        return {"backbone": f"timm:{name.removeprefix('timm-')}", **more}
+    library, hyphen, rest = name.partition("-")
+    if hyphen and library in ("timm", "clip", "open_clip"):
+        return {"backbone": f"{library}:{rest.replace('--', '/')}", **more}
     name, _, layer = name.partition(".")  # names of torchvision have no full stop
     return {"backbone": name, **({"layer": layer} if layer else {}), **more}
 

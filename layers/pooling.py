@@ -111,14 +111,21 @@ class GPO(nn.Module):
         encodings = positional_encodings(int(distinct[-1]), self.linear.weight)
         repeated = encodings.expand(len(distinct), -1, -1)
         packed = pack_padded_sequence(repeated, distinct.cpu(), batch_first=True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True)  # (distinct, K, 2 x GPO_DIM)
+        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True)
+        return self.weights_of(states, distinct)[index]
+
+    def weights_of(self, states: Tensor, counts: Tensor) -> Tensor:
+        """Return the weights (B, K) of `counts` (B,) sorted values by the GRU's states (B, K, 2 x GPO_DIM)."""
         scores = self.linear(states.unflatten(2, (2, -1)).mean(dim=2)).squeeze(2) / GPO_TEMPERATURE
-        beyond = torch.arange(scores.shape[1], device=counts.device) >= distinct[:, None]
-        return scores.masked_fill(beyond, -torch.inf).softmax(dim=1)[index]
+        beyond = torch.arange(scores.shape[1], device=counts.device) >= counts[:, None]
+        return scores.masked_fill(beyond, -torch.inf).softmax(dim=1)
 
     def forward(self, features: Tensor, keep: Tensor) -> Tensor:
         """(B, N, D), and which of the N count (B, N), one at least → (B, D)."""
-        weights = self.weights(keep.sum(dim=1))  # (B, K)
+        return self.weighted(features, keep, self.weights(keep.sum(dim=1)))
+
+    def weighted(self, features: Tensor, keep: Tensor, weights: Tensor) -> Tensor:
+        """(B, N, D), which of the N count, and the weights (B, K) of the K largest → (B, D)."""
         values = features.masked_fill(~keep[:, :, None], -torch.inf).mT  # (B, D, N): sorted along memory
         values = values.sort(dim=2, descending=True).values[:, :, : weights.shape[1]]
         return torch.einsum("bdk,bk->bd", values.masked_fill(values.isneginf(), 0), weights)

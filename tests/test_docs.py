@@ -30,10 +30,13 @@ import prep
 import search
 import settings
 import train
+from features import dual_encoders
 from features.datasets import line_files, scenes
 from features.images import backbones
+from features.text.hub import is_dual
 from features.text.vocabulary import Sentences
 from metrics import ranks
+from tests.dual_helpers import make_tiny_dual
 from tests.helpers import ROOT, call, draw_flickr8k, hugging_face, write_clip_folder, write_tars
 from training import probe
 from utils import BadInput
@@ -51,6 +54,8 @@ RESULTS = [
     "docs/NOT_HELPED.md",
     "docs/EMOJI.md",
     "docs/SEARCH.md",
+    "docs/DUAL_ENCODERS.md",
+    "docs/SHARING.md",
 ]  # these go on from a prepared folder
 SCRIPTS = {"prep.py": prep, "train.py": train, "eval.py": evaluation, "search.py": search}
 SMALL = {"training.epochs": 1, "training.batch_size": 8, "embed_dim": 8, "text.word_dim": 8}
@@ -82,7 +87,8 @@ def sandbox(tmp_path, monkeypatch):
         shutil.copy(tmp_path / "Flicker8k_Dataset/1.jpg", tmp_path / f"{name}.jpg")
     (tmp_path / "models").symlink_to(ROOT / "models")
     write_other_models(tmp_path)
-    draw, load = scenes.scenes, backbones.load
+    draw, load, find = scenes.scenes, backbones.load, dual_encoders.find_dual
+    tiny = make_tiny_dual(tmp_path / "tiny-clip")
 
     def few_scenes(folder, *args):
         dataset = draw(folder, 0, 24, 8, 8)
@@ -90,9 +96,13 @@ def sandbox(tmp_path, monkeypatch):
         return dataset
 
     def without_download(name, **options):
-        local = name == "efficientnet_lite0"
+        local = name == "efficientnet_lite0" or is_dual(name)
         return load(name, **{**options, "weights": options.get("weights") if local else "random"})
 
+    def tiny_clip(name, option="text_encoder"):
+        return find(f"clip:{tiny}", option)._replace(name=name.removeprefix("clip:"), kind="hub")
+
+    monkeypatch.setattr(dual_encoders, "find_dual", tiny_clip)
     monkeypatch.setattr(scenes, "scenes", few_scenes)
     monkeypatch.setattr("features.prepare.scenes", few_scenes)  # it may be imported already
     monkeypatch.setattr(backbones, "load", without_download)
@@ -162,6 +172,8 @@ def test_every_command_of_a_page_works(page, sandbox, monkeypatch):
     if page == "docs/EMOJI.md" and not EMOJI_FONT.is_file():
         pytest.skip("the font of the emoji is not installed")
     pytest.importorskip("faiss")
+    if page == "docs/SHARING.md":
+        pytest.importorskip("onnxscript")
     lines = commands_of(page)
     if page == "docs/FORMATS.md":
         write_tars(sandbox / "shards")

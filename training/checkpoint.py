@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from features.device import default_device
 from model import TwoBranch
 from utils import BadInput, atomic_write
 
@@ -57,7 +58,7 @@ def load_checkpoint(
     if not path.is_file():
         return [], None
     try:
-        state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+        state = torch.load(path, map_location=default_device(), weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         average = None

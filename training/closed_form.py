@@ -4,11 +4,13 @@ Chosen by `loss.name`. Three make linear branches: "cca", regularized canonical 
 field Hodosh et al., 2013, and Gong et al., 2014, whose scaling by powers of the correlations is taken too; with a
 sentence encoder and a power of 1/2, Li et al.'s CSA, 2025), "ridge", regression of one side on the other (Hoerl and
 Kennard, 1970), and "procrustes", the nearest rotation (Schönemann, 1966). "asif" keeps training pairs (Norelli et al.,
-2023). Every seed gives the same weights.
+2023). "none" has no weights: it is what a dual encoder's own projections are worth, which heads have to beat. Every
+seed gives the same.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,23 +26,46 @@ from utils import BadInput
 if TYPE_CHECKING:
     from training.trainer import Trainer
 
+RECIPES = {"none": "zero_shot"}  # of closed forms that are called otherwise
+
 
 def fit(trainer: "Trainer") -> None:
     """Train a run in closed form: one epoch, without a loss. Raises BadInput as `check_settings` does."""
     check_settings(trainer.settings)
     if not trainer.log:
         began = time.monotonic()
-        split, sentences = trainer.data.splits["train"], trainer.data.sentences["train"]
-        assert not isinstance(split.features, FeatureMaps)  # a linear image branch takes none
-        features = split.features[:]  # of several views the mean
-        if trainer.model.inputs is not None:
-            features = trainer.model.inputs(torch.from_numpy(features)).numpy()
-        words = [len(w) for name, w in trainer.model.state_dict().items() if name.endswith("bag.weight")]
-        fitted = fit_asif if trainer.settings.loss.name == "asif" else fit_linear
-        weights = fitted(features, sentences, split.image_of_caption, sum(words), trainer.settings)
-        trainer.model.load_state_dict({**trainer.model.state_dict(), **weights})
+        if trainer.settings.loss.name != "none":
+            fit_branches(trainer)
         trainer.end_epoch(began, None)
     trainer.finish()
+
+
+def fit_branches(trainer: "Trainer") -> None:
+    """Fit the branches of a trainer's model to all training pairs."""
+    split, sentences = trainer.data.splits["train"], trainer.data.sentences["train"]
+    assert not isinstance(split.features, FeatureMaps)  # a linear image branch takes none
+    features = split.features[:]  # of several views the mean
+    if trainer.model.inputs is not None:
+        features = trainer.model.inputs(torch.from_numpy(features)).numpy()
+    words = [len(w) for name, w in trainer.model.state_dict().items() if name.endswith("bag.weight")]
+    fitted = fit_asif if trainer.settings.loss.name == "asif" else fit_linear
+    weights = fitted(features, sentences, split.image_of_caption, sum(words), trainer.settings)
+    trainer.model.load_state_dict({**trainer.model.state_dict(), **weights})
+
+
+def untrained(settings: Settings, digests: Sequence[str], size: int, encoder_digest: str) -> Settings:
+    """Return the settings of a run without branches: its common space is the dual encoder's, of `size` dimensions.
+
+    digests: of the image features' weights; encoder_digest: of those of the sentence features. Raises BadInput unless
+    both are the towers of one model.
+    """
+    if list(digests) != [encoder_digest]:
+        raise BadInput(
+            f"loss.name is 'none', which compares the two towers of one dual encoder, and these `features` are not of "
+            f"the same weights as the sentence features of {settings.text.encoder}; name those alone that prep.py "
+            f"makes of it with `backbone`"
+        )
+    return replace(settings, embed_dim=size)
 
 
 def check_settings(s: Settings) -> None:
@@ -48,7 +73,12 @@ def check_settings(s: Settings) -> None:
     words = s.text.branch == "onehot" and s.text.num_layers == 1 and s.text.bias
     frozen = not s.text.finetune and not (s.text.encoder and s.text.layer_norm)
     linear = s.image.branch == "linear" and s.similarity == "cosine" and frozen
-    start = f"start from recipes/{s.loss.name}.toml"
+    start = f"start from recipes/{RECIPES.get(s.loss.name, s.loss.name)}.toml"
+    if s.loss.name == "none" and not (linear and s.text.branch == "encoder" and not s.image.standardize):
+        raise BadInput(
+            f"loss.name is 'none', which needs similarity = 'cosine', image.branch = 'linear', text.branch = 'encoder' "
+            f"and false for image.standardize, text.layer_norm and text.finetune; {start}"
+        )
     if s.loss.name == "asif" and not (linear and s.text.branch == "encoder"):
         raise BadInput(
             f"loss.name is 'asif', which needs similarity = 'cosine', image.branch = 'linear', text.branch = 'encoder' "

@@ -82,6 +82,8 @@ def plan_run(
         grid=stores[0].grid,
         **encoder_info(data, settings.text),
     )
+    if settings.loss.name == "none":
+        settings = closed_form.untrained(settings, info.digests, info.sizes[0], info.encoder_digest)
     if start:
         check_start(start, settings, info.features, info.digests, info.encoder_digest)
         info = replace(info, from_run=str(start.folder.resolve()), from_digest=start.digest())

@@ -9,7 +9,6 @@ import numpy as np
 from features.images.maps import FeatureMaps
 from features.images.views import Features
 from features.prepared import Prepared, newest_prepared
-from features.text.store import POOLINGS
 from features.text.vocabulary import Sentences, WordIndex
 from metrics.alignment import cka, mutual_knn
 from metrics.table import Table
@@ -65,8 +64,9 @@ def text_sides(prepared: Prepared, rows: Sequence[dict[str, Any]]) -> Iterator[t
     """Yield name and (N, size) of every text side: the poolings of each text encoder, then the bag of stems."""
     for name in prepared.text_stores():
         encoder = str(prepared.text_store(name).attributes["encoder"])  # as prep.py was given it, for errors
-        for pooling in POOLINGS:
-            yield f"{name}, {pooling}", unit_rows(prepared.text_store(encoder).read(rows, pooling))
+        store = prepared.text_store(encoder)
+        for pooling in store.poolings:
+            yield f"{name}, {pooling}", unit_rows(store.read(rows, pooling))
     index = WordIndex(prepared.vocabulary, stem=True, min_count=1)
     sentences = Sentences.encode([row["captions"][0] for row in rows], index)
     yield STEMS, bag_of_words(sentences, len(index), "mean").toarray()

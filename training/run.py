@@ -174,8 +174,11 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path | str) -> "Run":
-        """Open a run folder. Raises BadInput if `folder` is no run, or one whose training has not finished."""
-        folder = Path(folder)
+        """Open a run folder, or hub:USER/NAME@REVISION, a run on the Hugging Face hub.
+
+        Raises BadInput if `folder` is no run, or one whose training has not finished.
+        """
+        folder = local_folder(folder)
         settings, info = read_run_config(folder)
         if not (folder / RESULT).is_file():
             raise BadInput(f"{folder}: its training has not finished; repeat the train.py command and it continues")
@@ -328,6 +331,13 @@ def embed_sentences(model: TwoBranch, sentences: Sentences) -> Tensor:
     return embedded[torch.from_numpy(np.argsort(order)).to(embedded.device)]
 
 
+def local_folder(name: Path | str) -> Path:
+    """Return a run's folder; of one on the Hugging Face hub, hub:USER/NAME, that of the hub's cache, downloaded."""
+    from training.hub import download_run, is_hub
+
+    return download_run(name) if is_hub(name) else Path(name)
+
+
 def run_folders(root: Path) -> list[Path]:
     """Return the run folders under `root`, finished or not, the newest first."""
     folders = [path.parent for path in root.glob(f"*/{RECIPE}")]
@@ -345,10 +355,10 @@ def newest_run(root: Path | str) -> Path:
 
 def find_runs(patterns: Sequence[str], root: Path) -> Iterator[Path]:
     """Yield run folders named by paths, by names under `root`, by patterns such as 'runs/*', or by the recipe of runs
-    under `root`. Each once, in order."""
+    under `root`, or hub:USER/NAME. Each once, in order."""
     seen = set()
     for pattern in patterns:
-        matches = _matches(pattern, root)
+        matches = [local_folder(pattern)] if pattern.startswith("hub:") else _matches(pattern, root)
         if not matches:
             raise BadInput(f"{pattern}: {_no_match(pattern, root)}")
         for folder in matches:

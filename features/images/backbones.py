@@ -16,13 +16,14 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from features.device import default_device
+from features.dual_encoders import RANDOM, ImageTower, load_dual
 from features.images import weights as weight
 from features.images.layers import cut, fuse_conv_bn, output_layer, penultimate_layer
 from features.images.store import store_name
 from features.images.transforms import TenCrops, Views, check_crops, describe, input_size, published_transform, resized
+from features.text.hub import dual_stem, is_dual
+from features.text.store import PROJECTED
 from utils import BadInput, did_you_mean, warn
-
-RANDOM = "random"
 
 
 class Layers(NamedTuple):
@@ -100,7 +101,7 @@ def load(
     views: int = 1,
     size: int | None = None,
 ) -> Backbone:
-    """Load the backbone `name`: one of BACKBONES, another torchvision classifier, or timm:NAME.
+    """Load the backbone `name`: one of BACKBONES, another torchvision classifier, timm:NAME, or a dual encoder's tower.
 
     layer: node of its graph, instead of the penultimate one; a 4-d output is averaged over space unless `map` keeps it.
     weights: None for the published ones, a path, or "random" (for tests). crops: 1, or 10 (corners, center, mirrored).
@@ -108,6 +109,8 @@ def load(
     Raises BadInput for an unknown name or node, weights that do not fit, a failed download, or a layer without a map.
     """
     check_crops(map, crops, views, size)
+    if is_dual(name):
+        return _load_tower(name, layer, weights, map, crops, views, size)
     network = _build_seeded(name, map=map, pretrained=weights is None)
     whole = published_transform(name, network)
     if size is not None:
@@ -121,7 +124,7 @@ def load(
     module = Frozen(fuse_conv_bn(body), map, f"{node} of {name}", views > 1)
     with _size_refused(name, size):
         shape = _row_shape(module, whole)
-    transform = TenCrops(name, whole) if crops == 10 else Views(name, whole, views) if views > 1 else whole
+    transform = _cropped(name, whole, crops, views)
     return Backbone(
         name=name,
         layer=node,
@@ -138,6 +141,38 @@ def load(
         views=views,
         size=size or 0,
     )
+
+
+def _load_tower(
+    name: str, layer: str | None, weights: Path | str | None, map: bool, crops: int, views: int, size: int | None
+) -> Backbone:
+    """Load the image tower of a dual encoder, up to its own projection, with its own transform."""
+    if layer not in (None, PROJECTED) or map or size:
+        option = "map" if map else "size" if size else "layer"
+        raise BadInput(f"`{option}`: {name} is taken whole, up to its own projection; leave `{option}` out")
+    dual = load_dual(name, weights, "backbone")
+    transform = _cropped(name, dual.transform, crops, views)
+    module = Frozen(ImageTower(dual), False, name, views > 1)
+    shape = _row_shape(module, transform)
+    return Backbone(
+        name=dual.name,
+        layer=PROJECTED,
+        store=store_name(dual_stem(name), None, False, crops, views),
+        module=module,
+        transform=transform,
+        transform_text=describe(transform),
+        digest=dual.digest,
+        weights=dual.weights,
+        shape=shape,
+        crops=crops,
+        file=dual.file,
+        views=views,
+    )
+
+
+def _cropped(name: str, whole: Any, crops: int, views: int) -> Any:
+    """Return a transform that takes ten crops or several views, or the whole one."""
+    return TenCrops(name, whole) if crops == 10 else Views(name, whole, views) if views > 1 else whole
 
 
 def _build_seeded(name: str, *, map: bool, pretrained: bool) -> nn.Module:

@@ -29,7 +29,7 @@ def store_name(backbone: str, layer: str | None, map: bool, crops: int, views: i
     """
     parts = [backbone, layer, f"size{size}" if size else None, "map" if map else None]
     parts += [f"crops{crops}" if crops != 1 else None, f"views{views}" if views != 1 else None]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", ".".join(part for part in parts if part))
+    return re.sub(r"[^A-Za-z0-9._@-]+", "-", ".".join(part for part in parts if part))
 
 
 def write_store(

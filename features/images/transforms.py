@@ -189,7 +189,7 @@ def _describe_step(step: Any) -> str:
         return f"{'crop' if kind == 'CenterCrop' else 'ten crops'} {_sizes(step.size)}"
     if kind == "Normalize":
         return f"mean {_sizes(step.mean)}, std {_sizes(step.std)}"
-    return "" if kind in ("ToTensor", "MaybeToTensor") else re.sub(r"\s+", " ", repr(step))
+    return "" if kind in ("ToTensor", "MaybeToTensor", "MaybeConvertMode") else re.sub(r"\s+", " ", repr(step))
 
 
 def _sizes(values: Any) -> str:

@@ -6,9 +6,9 @@ rows = encoder.features(["a dog runs"])["mean"]  # (1, 384)
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from features.device import default_device
 from features.images import weights
 from features.progress import progress_bar
-from features.text.hub import CONFIG, EncoderSource, find, not_a_text_encoder, quiet, read, unusable
+from features.text.hub import CONFIG, EncoderSource, find, is_dual, not_an_encoder, quiet, read, unusable
 from features.text.vocabulary import Sentences
 from utils import BadInput
 
@@ -63,6 +63,8 @@ class SentenceEncoder:
     wherever they were loaded from. size: of a state. longest: tokens it takes, special ones included.
     module: (B, T) ids and mask → an object with last_hidden_state (B, T, size), float32. tokenizer: of `transformers`.
     """
+
+    kept: ClassVar[Mapping[str, str]] = dict.fromkeys(POOLINGS, "float16")  # what a store keeps of it
 
     name: str
     digest: str
@@ -175,6 +177,8 @@ def load_sentence_encoder(name: str) -> SentenceEncoder:
 
     Raises BadInput that says whether the name, the network or the folder is at fault, and if `transformers` is missing.
     """
+    if is_dual(name):
+        raise BadInput(f"{name}: a dual encoder is taken as it is, not trained; leave `text.finetune` out")
     source = find(name)
     try:
         transformers = importlib.import_module("transformers")
@@ -186,7 +190,7 @@ def load_sentence_encoder(name: str) -> SentenceEncoder:
     with quiet(transformers), network, torch.random.fork_rng(devices=[]):
         config = cut(source, read(source, CONFIG, transformers.AutoConfig))
         if getattr(config, "is_encoder_decoder", False):
-            raise not_a_text_encoder(source, "it has an encoder and a decoder")
+            raise not_an_encoder(source, "it has an encoder and a decoder")
         tokenizer = read(source, "tokenizer", transformers.AutoTokenizer)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what some classes make of no file at all
             raise unusable(source, "tokenizer", "it knows no word")
@@ -200,7 +204,7 @@ def load_sentence_encoder(name: str) -> SentenceEncoder:
     _without_pooler(module)
     states = _try(module, torch.zeros(1, 2, dtype=torch.int64))
     if not isinstance(states, Tensor) or states.dim() != 3 or states.shape[1] != 2:
-        raise not_a_text_encoder(source, "it gives no states of tokens")
+        raise not_an_encoder(source, "it gives no states of tokens")
     digest = weights.digest(module)
     module.to(default_device())
     return SentenceEncoder(source.name, digest, states.shape[2], _longest(tokenizer, module), module, tokenizer)

@@ -12,6 +12,29 @@ from utils import BadInput
 
 PACKAGE = "package:"
 CONFIG = "config.json"
+OPEN_CLIP, CLIP = "open_clip:", "clip:"  # what names of dual encoders begin with, and the library that has them
+DUAL = "dual encoder"
+WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
+
+
+def is_dual(name: str) -> bool:
+    """Return whether a name is that of a dual encoder, which has a tower for images and one for sentences."""
+    return name.startswith((OPEN_CLIP, CLIP))
+
+
+def dual_stem(name: str) -> str:
+    """Return the stem of both stores of a dual encoder: of a hub's name, of a folder's, or with that of a file.
+
+    >>> dual_stem("clip:openai/clip-vit-base-patch32"), dual_stem("open_clip:ViT-B-32@weights/mine.safetensors")
+    ('clip-openai--clip-vit-base-patch32', 'open_clip-ViT-B-32@mine')
+    """
+    library, _, rest = name.partition(":")
+    if library == "clip":
+        stem = Path(rest).expanduser().resolve().name if _is_folder(rest) else rest
+    else:
+        stem, at, source = rest.partition("@")
+        stem += at + (Path(source).stem if source.endswith(WEIGHT_FILES) else source)
+    return re.sub(r"[^A-Za-z0-9._@-]+", "-", f"{library}-{stem.replace('/', '--')}")
 
 
 def text_store_name(name: str) -> str:
@@ -20,6 +43,8 @@ def text_store_name(name: str) -> str:
     >>> text_store_name("sentence-transformers/all-MiniLM-L6-v2"), text_store_name("package:gt-minilm@4")
     ('all-MiniLM-L6-v2', 'gt_minilm@4')
     """
+    if is_dual(name):
+        return dual_stem(name)
     if name.startswith(PACKAGE):
         stem = _module_name(name)
     else:
@@ -36,40 +61,67 @@ class EncoderSource(NamedTuple):
     """Where an encoder comes from.
 
     name: what finds it again. path: what `transformers` loads. kind: "folder", "package" or "hub". layers: how many of
-    its first ones are wanted, None for all.
+    its first ones are wanted, None for all. noun, option: what errors call it, and the parameter that named it.
     """
 
     name: str
     path: str
     kind: str
-    layers: int | None
+    layers: int | None = None
+    noun: str = "text encoder"
+    option: str = "text_encoder"
+
+    @property
+    def given(self) -> str:
+        """The parameter and what it was given, for errors."""
+        return f"`{self.option}` {CLIP if self.noun == DUAL else ''}{self.name}"
 
 
 def find(name: str) -> EncoderSource:
     """Find an existing folder, the folder that an installed package carries, or else a name on the hub.
 
-    NAME@4 is the encoder NAME up to its fourth layer. Raises BadInput if a package is not installed or carries no
-    model, or a folder is missing or holds none.
+    NAME@4 is the encoder NAME up to its fourth layer, clip:NAME a dual encoder. Raises BadInput if a package is not
+    installed or carries no model, or a folder is missing or holds none.
     """
+    if name.startswith(CLIP):
+        return find_dual(name)
     whole, at, layers = name.rpartition("@")
     if at and layers.isdecimal():
         source = find(whole)
         return source._replace(name=f"{source.name}@{layers}", layers=int(layers))
     if name.startswith(PACKAGE):
-        return EncoderSource(name, str(_folder_in_package(name)), "package", None)
+        return EncoderSource(name, str(_folder_in_package(name)), "package")
+    return _folder_or_hub(EncoderSource(name, name, "hub"))
+
+
+def find_dual(name: str, option: str = "text_encoder") -> EncoderSource:
+    """Find the dual encoder clip:NAME, a folder or a name on the hub; option: the parameter that named it.
+
+    Raises BadInput as `find` does.
+    """
+    rest = name.removeprefix(CLIP)
+    return _folder_or_hub(EncoderSource(rest, rest, "hub", noun=DUAL, option=option))
+
+
+def _folder_or_hub(source: EncoderSource) -> EncoderSource:
+    name, noun, option = source.name, source.noun, source.option
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
             raise BadInput(
-                f"{name}: this folder lacks {CONFIG}, so it holds no text encoder; "
-                f"name the folder that save_pretrained wrote with `text_encoder`"
+                f"{name}: this folder lacks {CONFIG}, so it holds no {noun}; "
+                f"name the folder that save_pretrained wrote with `{option}`"
             )
-        return EncoderSource(str(folder.resolve()), str(folder.resolve()), "folder", None)
+        return source._replace(name=str(folder.resolve()), path=str(folder.resolve()), kind="folder")
     if folder.is_file():
-        raise BadInput(f"{name}: is a file; name the folder of a text encoder with `text_encoder`")
+        raise BadInput(f"{name}: is a file; name the folder of a {noun} with `{option}`")
     if _like_a_path(name):
-        raise BadInput(f"{name}: no such folder; point `text_encoder` to the folder of a text encoder")
-    return EncoderSource(name, name, "hub", None)
+        raise BadInput(f"{name}: no such folder; point `{option}` to the folder of a {noun}")
+    return source
+
+
+def _is_folder(name: str) -> bool:
+    return Path(name).expanduser().is_dir() or _like_a_path(name)
 
 
 def _like_a_path(name: str) -> bool:
@@ -120,7 +172,7 @@ def _at_fault(source: EncoderSource, what: str, error: Exception) -> BadInput:
         return unusable(source, what, reason)
     from huggingface_hub import constants, errors
 
-    name = f"`text_encoder` {source.name}"
+    name = source.given
     causes = list(_causes(error))
     if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
         return BadInput(
@@ -140,7 +192,7 @@ def _at_fault(source: EncoderSource, what: str, error: Exception) -> BadInput:
     answered = any(isinstance(cause, errors.RemoteEntryNotFoundError) for cause in causes)
     if missing or (not answered and any(isinstance(cause, cut_off) for cause in causes)):
         return _out_of_reach(source, what)
-    return not_a_text_encoder(source, f"its {what} cannot be used: {reason}")
+    return not_an_encoder(source, f"its {what} cannot be used: {reason}")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -156,27 +208,27 @@ def unusable(source: EncoderSource, what: str, reason: str) -> BadInput:
 
         if constants.HF_HUB_OFFLINE:  # what some classes make of a file that the cache lacks is an empty thing
             return _out_of_reach(source, what)
-        return not_a_text_encoder(source, f"its {what} cannot be used: {reason}")
+        return not_an_encoder(source, f"its {what} cannot be used: {reason}")
     path = source.path if source.kind == "folder" else f"{source.name} ({source.path})"
     again = "copy the folder again" if source.kind == "folder" else "install the package again"
     return BadInput(
-        f"{path}: a text encoder whose {what} cannot be used: missing, cut short or of another one ({reason}); "
-        f"{again}, or name another with `text_encoder`"
+        f"{path}: a {source.noun} whose {what} cannot be used: missing, cut short or of another one ({reason}); "
+        f"{again}, or name another with `{source.option}`"
     )
 
 
 def _out_of_reach(source: EncoderSource, what: str) -> BadInput:
+    package = "" if source.noun == DUAL else " or package:NAME"
     return BadInput(
-        f"`text_encoder` {source.name}: is no local folder, and the Hugging Face hub could not be reached and its "
-        f"cache lacks the {what} of this model; repeat this with a network, or name a folder or package:NAME"
+        f"{source.given}: is no local folder, and the Hugging Face hub could not be reached and its cache lacks the "
+        f"{what} of this model; repeat this with a network, or name a folder{package}"
     )
 
 
-def not_a_text_encoder(source: EncoderSource, reason: str) -> BadInput:
-    return BadInput(
-        f"`text_encoder` {source.name}: not a text encoder ({reason}); "
-        f"name one such as sentence-transformers/all-MiniLM-L6-v2"
-    )
+def not_an_encoder(source: EncoderSource, reason: str) -> BadInput:
+    """Return an error that names one of the kind that is wanted."""
+    example = "clip:openai/clip-vit-base-patch32" if source.noun == DUAL else "sentence-transformers/all-MiniLM-L6-v2"
+    return BadInput(f"{source.given}: not a {source.noun} ({reason}); name one such as {example}")
 
 
 @contextlib.contextmanager

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from features.text.hub import is_dual
 from features.text.store import PRECOMPUTED
 from features.text.vocabulary import Sentences, Vocabulary, WordIndex, tokenize
 from utils import BadInput
 
 if TYPE_CHECKING:
+    from features.dual_encoders import DualSentences
     from features.text.encoders import SentenceEncoder
 
 
@@ -22,6 +24,14 @@ def sentence_encoder(name: str) -> "SentenceEncoder":
     from features.text.encoders import load_sentence_encoder
 
     return load_sentence_encoder(name)
+
+
+@cache
+def frozen_encoder(name: str) -> "SentenceEncoder | DualSentences":
+    """Load what makes features of sentences, once: a transformer, or a dual encoder. Raises BadInput."""
+    from features.dual_encoders import load_sentence_side
+
+    return load_sentence_side(name) if is_dual(name) else sentence_encoder(name)
 
 
 def as_sentences(sentences: str | Iterable[str]) -> list[str]:
@@ -74,7 +84,7 @@ class TextProcessor:
 
             return encoded.with_tokens(tokenize_for(sentence_encoder(self.encoder), sentences))
         if features is None:
-            encoder = sentence_encoder(self.encoder)
+            encoder = frozen_encoder(self.encoder)
             if self.digest and encoder.digest != self.digest:
                 raise BadInput(
                     f"{self.encoder}: holds other weights than the run was trained with; put those back, or train "

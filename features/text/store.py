@@ -1,4 +1,7 @@
-"""The HDF5 file of a frozen sentence encoder: one row per caption and pooling, joined by image, number and text."""
+"""The HDF5 file of a frozen sentence encoder: one row per caption and pooling, joined by image, number and text.
+
+Of a transformer it holds each of POOLINGS in float16; of a dual encoder its own projected embedding, in float32.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +17,14 @@ from features.progress import progress_bar
 from utils import BadInput, command_line, digest_text
 
 if TYPE_CHECKING:
+    from features.dual_encoders import DualSentences
     from features.text.encoders import SentenceEncoder
 
 FORMAT = 1
 SUFFIX = ".text.h5"
 PRECOMPUTED = "precomputed:"  # begins the name of an encoder whose features somebody else computed
 POOLINGS = ("cls", "last", "mean")  # of features.text.encoders, which is not imported here: it takes torch along
+PROJECTED = "projected"  # of a dual encoder, or precomputed: one feature, whichever pooling is asked for
 ROWS_PER_BLOCK = 1024  # captions in a finished block: what a kill may cost
 IDENTITY_KEYS = ("digest", "longest", "format")  # rows that differ in one do not mix
 REMEDY = (
@@ -61,13 +66,15 @@ def keys_of(rows: Sequence[dict[str, Any]]) -> list[Key]:
 class TextStore:
     """A complete store, opened for reading; the file is open only while rows are read.
 
-    attributes: encoder, digest, size, longest, format. command: what brings it up to date, for its errors.
+    attributes: encoder, digest, size, longest, format. command: what brings it up to date, for its errors. poolings:
+    what it holds, POOLINGS or PROJECTED alone.
     """
 
     path: Path
     keys: list[Key]
     attributes: dict[str, str | int]
     command: str
+    poolings: tuple[str, ...]
     _row: dict[Key, int] = field(repr=False)
 
     @classmethod
@@ -89,7 +96,8 @@ class TextStore:
     @classmethod
     def _read_head(cls, path: Path, file: h5py.File, command: str) -> "TextStore":
         again = f"make it again with: {command}, and `fresh`"
-        for name in (*POOLINGS, "image", "caption", "digest"):
+        poolings = (PROJECTED,) if PROJECTED in file else POOLINGS
+        for name in (*poolings, "image", "caption", "digest"):
             if not isinstance(file.get(name), h5py.Dataset):
                 raise BadInput(f"{path}: has no dataset {name!r}, so it holds no sentence features; {again}")
         attributes = plain_attributes(file)
@@ -100,10 +108,10 @@ class TextStore:
         lengths = {len(part) for part in parts}
         keys = [Key(*key) for key in zip(*parts, strict=False)]  # if one is shorter: see below
         row = {key: number for number, key in enumerate(keys)}
-        shapes = {file[pooling].shape for pooling in POOLINGS}
+        shapes = {file[pooling].shape for pooling in poolings}
         if len(lengths) > 1 or len(row) != len(keys) or shapes != {(len(keys), attributes.get("size"))}:
             raise BadInput(f"{path}: {len(row)} captions for features of shape {sorted(shapes)[0]}; {again}")
-        return cls(path, keys, attributes, command, row)
+        return cls(path, keys, attributes, command, poolings, row)
 
     @property
     def size(self) -> int:
@@ -124,8 +132,9 @@ class TextStore:
 
     def read_keys(self, keys: Sequence[Key], pooling: str, dtype: str = "float32") -> np.ndarray:
         """Read the features (M, size) of captions in any order, in `dtype`, block by block."""
-        if pooling not in POOLINGS:
+        if pooling not in (*POOLINGS, *self.poolings):
             raise BadInput(f"{self.path}: has no pooling {pooling!r}; take one of {', '.join(POOLINGS)}")
+        kept = pooling if pooling in self.poolings else PROJECTED
         missing = [key for key in keys if key not in self._row]
         if missing:
             raise BadInput(
@@ -135,7 +144,7 @@ class TextStore:
             )
         rows = np.fromiter((self._row[key] for key in keys), np.int64, len(keys))
         try:
-            return read_rows(self.path, pooling, rows, dtype)
+            return read_rows(self.path, kept, rows, dtype)
         except (OSError, KeyError) as error:
             raise BadInput(
                 f"{self.path}: cannot be read ({error}); make it again with: {self.command}, and `fresh`"
@@ -145,7 +154,7 @@ class TextStore:
 def update_text_store(
     path: Path | str,
     rows: Sequence[dict[str, Any]],
-    encoder: "SentenceEncoder",
+    encoder: "SentenceEncoder | DualSentences",
     *,
     fresh: bool = False,
     progress: bool = False,
@@ -182,7 +191,7 @@ def update_text_store(
         ) as bar:
             for group in groups:
                 features = encoder.features([captions[missing[i]] for i in group])
-                arrays = {pooling: features[pooling].astype(np.float16) for pooling in POOLINGS}
+                arrays = {pooling: features[pooling].astype(dtype) for pooling, dtype in encoder.kept.items()}
                 blocks.write([keys[missing[i]].text for i in group], **arrays)
                 bar.update(len(group))
         _assemble(path, keys, store, blocks, encoder)
@@ -190,34 +199,43 @@ def update_text_store(
     return count
 
 
-def _assemble(path: Path, keys: list[Key], store: TextStore | None, blocks: Blocks, encoder: "SentenceEncoder") -> None:
+def _assemble(
+    path: Path,
+    keys: list[Key],
+    store: TextStore | None,
+    blocks: Blocks,
+    encoder: "SentenceEncoder | DualSentences",
+) -> None:
     """Write the store in the order of `keys`; it appears when it is complete."""
 
-    def rows_of(pooling: str) -> Iterator[np.ndarray]:
+    def rows_of(pooling: str, dtype: str) -> Iterator[np.ndarray]:
         def earlier(numbers: list[int]) -> np.ndarray:
             assert store is not None
-            return store.read_keys([keys[number] for number in numbers], pooling, "float16")
+            return store.read_keys([keys[number] for number in numbers], pooling, dtype)
 
-        texts, row = [key.text for key in keys], np.dtype((np.float16, (encoder.size,)))
+        texts, row = [key.text for key in keys], np.dtype((dtype, (encoder.size,)))
         return blocks.assemble(texts, pooling, row, ROWS_PER_BLOCK, earlier)
 
-    write_text_store(path, keys, encoder.attributes, {pooling: rows_of(pooling) for pooling in POOLINGS})
+    blocks_of = {pooling: rows_of(pooling, dtype) for pooling, dtype in encoder.kept.items()}
+    write_text_store(path, keys, encoder.attributes, encoder.kept, blocks_of)
 
 
 def write_text_store(
-    path: Path, keys: list[Key], attributes: dict[str, str | int], blocks: Mapping[str, Iterable[np.ndarray]]
+    path: Path,
+    keys: list[Key],
+    attributes: dict[str, str | int],
+    kept: Mapping[str, str],
+    blocks: Mapping[str, Iterable[np.ndarray]],
 ) -> None:
-    """Write the store of `keys` as blocks bring the rows (…, size) float16 of each pooling; it appears when complete.
+    """Write the store of `keys` as blocks bring the rows (…, size) of each pooling; it appears when complete.
 
-    blocks: of every pooling, or of one that stands for all.
+    kept: POOLINGS, or PROJECTED alone, and the dtype of each.
     """
     width = int(attributes["size"])
-    size = len(blocks) * rows_bytes(len(keys), (width,), "float16")
+    size = sum(rows_bytes(len(keys), (width,), dtype) for dtype in kept.values())
     with atomic_hdf5(path, size + sum(len(key.image.encode()) + 128 for key in keys) + 2**16) as file:
-        for pooling, rows in blocks.items():
-            write_rows(file, pooling, (len(keys), width), "float16", rows)
-        for pooling in set(POOLINGS) - set(blocks):
-            file[pooling] = file[next(iter(blocks))]  # another name for the same rows
+        for pooling, dtype in kept.items():
+            write_rows(file, pooling, (len(keys), width), dtype, blocks[pooling])
         file.create_dataset("image", data=[key.image for key in keys], dtype=h5py.string_dtype("utf-8"))
         file.create_dataset("caption", data=np.array([key.number for key in keys], np.int32))
         file.create_dataset("digest", data=[key.digest for key in keys], dtype=h5py.string_dtype("ascii", 16))

@@ -39,19 +39,21 @@ def as_maps(split: Split) -> Split:
 def plan_recipe(folder, name):
     """A run of a recipe on made-up data, everything small, and that data."""
     settings = override(read_recipe(name), TINY)
-    text, splits = settings.text, made_up_data()
+    untrained = settings.loss.name == "none"  # both sides come in the size of the common space
+    size, encoded_size = (16, 16) if untrained else (12, ENCODED)
+    text, splits = settings.text, made_up_data(size)
     maps = settings.image.branch in ("attention", "gpo")
     if maps:
         splits = {part: as_maps(split) for part, split in splits.items()}
-    encoder: dict[str, Any] = {"encoder_digest": "e", "encoder_size": ENCODED} if text.encoder else {}
+    encoder: dict[str, Any] = {"encoder_digest": "e", "encoder_size": encoded_size} if text.encoder else {}
     grid = GRID if maps else ()
-    info = RunInfo(name, "made-up", "nowhere", ("features",), ("d",), (12,), 0, "", (), grid, **encoder)
+    info = RunInfo(name, "made-up", "nowhere", ("features",), ("d",), (size,), 0, "", (), grid, **encoder)
     captions = splits["train"].captions
     vocabulary = Vocabulary.build(captions).with_bigrams(captions, text.stem, text.bigrams)
     processor = TextProcessor(vocabulary, **encoding_settings(text))
     rng, sentences = np.random.default_rng(2), {}
     for part, split in splits.items():
-        encoded = rng.normal(size=(len(split.captions), ENCODED)).astype(np.float32) if text.encoder else None
+        encoded = rng.normal(size=(len(split.captions), encoded_size)).astype(np.float32) if text.encoder else None
         sentences[part] = processor.encode(split.captions, encoded)
     return RunPlan(folder, settings, info), TrainingData(vocabulary, splits, sentences)
 
