@@ -10,6 +10,7 @@ is a ratio of times taken in turn in the same run. The ranks of both ways are co
 import argparse
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,16 +38,16 @@ def reference_ranks(similarity: str, images: np.ndarray, captions: np.ndarray, i
     return Ranks(image_to_text, text_to_image)
 
 
-def rows_of_scores(similarity: str, queries: np.ndarray, items: np.ndarray, by_image: bool):
+def rows_of_scores(similarity: str, queries: np.ndarray, items: np.ndarray, by_image: bool) -> Iterator[np.ndarray]:
     """Yield the scores of each query."""
     if similarity == "cosine":
         for query in queries:
             yield items @ query
         return
-    items = torch.from_numpy(items)
+    every = torch.from_numpy(items)
     for start in range(0, len(queries), REFERENCE_BLOCK):
         block = torch.from_numpy(queries[start : start + REFERENCE_BLOCK])
-        lacking = items[None] - block[:, None] if by_image else block[:, None] - items[None]
+        lacking = every[None] - block[:, None] if by_image else block[:, None] - every[None]
         yield from (-lacking.clamp(min=0).pow(2).sum(2)).numpy()
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evaluation.comparison import finished_runs
+from evaluation.groups import finished_runs
 from evaluation.share import CARD, without_paths
 from features.text.vocabulary import TOKENIZER, UNKNOWN, Vocabulary
 from layers.pooling import GPO, positional_encodings

@@ -529,7 +529,7 @@ def test_rows_are_filled_and_keep_proportions(page):
     boxes = page.locator(".tile:visible img").evaluate_all(
         "all => all.map((image) => [image.getBoundingClientRect().toJSON(), image.width, image.height])"
     )
-    rows = {}
+    rows: dict[int, list[dict]] = {}
     for box, width, height in boxes:
         rows.setdefault(round(box["top"]), []).append(box)
         assert width / height == pytest.approx(1, abs=0.02), "the images are squares"
