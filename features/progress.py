@@ -35,7 +35,7 @@ class _Stage:
 
     def __iter__(self) -> Iterator[Any]:
         with self:
-            for item in self.items or ():
+            for item in () if self.items is None else self.items:
                 self.n += 1
                 yield item
 

@@ -11,7 +11,7 @@ import eval as evaluation
 import prep
 import train
 from features.prepared import Prepared
-from features.text.sentences import sentence_encoder
+from features.text.sentences import frozen_encoder, sentence_encoder
 from settings import read_recipe
 from tests.helpers import call, draw_images, make_tiny_encoder
 from training.run import Run
@@ -153,6 +153,7 @@ def test_other_sentence_features_than_those_of_training_are_told(with_bert, prep
     assert call(monkeypatch, evaluation, run) == 2
     assert "sentence features of other weights" in capsys.readouterr().err
     sentence_encoder.cache_clear()
+    frozen_encoder.cache_clear()
     with pytest.raises(BadInput, match="other weights than the run was trained with"):
         Run.open(run).embed_sentences(["a red circle"])
 

@@ -44,7 +44,7 @@ def test_figures_and_report(swept, monkeypatch, capsys, tmp_path):
     page = report.read_text()
     for wanted in ("vsepp loss.margin=0.1", "Kendall", "margin = 0.1", 'class="true"', "true one at rank", "</html>"):
         assert wanted in page, wanted
-    assert page.count("data:image/png") == 4
+    assert page.count("data:image/png") == 2 * 4, "each figure once for a light page and once for a dark one"
     assert "data:image/jpeg" in page
     assert page.count("<details>") == 2
     assert page.count("<h3>") == 2

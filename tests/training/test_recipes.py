@@ -118,7 +118,7 @@ def test_captions_of_one_image_share_a_batch(tmp_path):
     assert len(np.flatnonzero(np.diff(images))) + 1 == 60, "all captions of an image, three at most, stand together"
 
 
-@pytest.mark.parametrize("name", known_recipes())
+@pytest.mark.parametrize("name", sorted({*known_recipes()} - {"zero_shot"}))
 def test_what_a_recipe_comes_to_is_what_the_tables_say(name):
     """A row of the recipe as it is, uncorrected, with that rsum."""
     expected = tomllib.loads((RECIPES / f"{name}.toml").read_text())["expected"]
@@ -139,5 +139,7 @@ def test_the_recipes_are_listed_a_line_each_and_at_once():
     assert sorted(listed) == known_recipes()
     assert all(piece in listed["dual_encoder"] for piece in ("272.9", "densenet201, bert-base-uncased"))
     assert "Faghri et al., 2018" in listed["vse0"]
-    figures = [float(row[1]) for row in recipe_table().rows]
+    *figures, unmeasured = (row[1] for row in recipe_table().rows)
+    assert unmeasured == "–", "zero_shot: its model has to be downloaded"
+    figures = [float(figure) for figure in figures]
     assert figures == sorted(figures, reverse=True)
