@@ -21,7 +21,7 @@ def recipe_table() -> Table:
         settings = from_table(table, str(path))
         first, _ = path.read_text(encoding="utf-8").split("\n", 1)
         rows.append([name, *figures(expected), needs(settings), paper(settings.source), about(first)])
-    rows.sort(key=lambda row: row[1], reverse=True)
+    rows.sort(key=lambda row: float(row[1].replace("–", "0")), reverse=True)
     notes = [
         "rsum: on Flickr8k's test images with the features beside it, uncorrected (docs/RESULTS.md, docs/MODERN.md)."
     ]
