@@ -2,7 +2,7 @@
 
     python benchmarks/other_worlds.py models/minilm models/stems 'runs/strong-scenes-*' --data data/flickr8k data/scenes
 
-Shares of the val and test splits of prepared folders, all with the features of the runs; `search.py` warns from MANY on.
+Shares of the val and test splits of prepared folders, all with the runs' features; `search.py` warns from MANY on.
 """
 
 import argparse
