@@ -6,14 +6,14 @@ PARALLEL := -n 2 --dist worksteal
 
 .PHONY: demo search test check format
 
-demo: .venv/demo
+demo: .venv/ready
 	$(BIN)/python prep.py
 	$(BIN)/python train.py
 	$(BIN)/python eval.py
 	@echo 'now, for python to find what was installed: source $(BIN)/activate'
 
 # An index of a folder of images, and the page that searches it.
-search: .venv/search
+search: .venv/ready
 	@test -n '$(IMAGES)' || { echo 'make search IMAGES=folder: name a folder of images'; exit 2; }
 	@echo 'for commands of yours beside the page: source $(BIN)/activate'
 	$(BIN)/python search.py index '$(IMAGES:/=)'
@@ -32,24 +32,18 @@ format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.venv/demo: requirements.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --requirement requirements.txt
-	touch $@
-
-.venv/search: requirements.txt requirements-search.txt
+.venv/ready: requirements.txt requirements-search.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements-search.txt
-	touch .venv/demo $@
+	touch $@
 
 .venv/dev: requirements.txt requirements-search.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
-	touch .venv/demo .venv/search $@
-
+	touch .venv/ready $@
 
 # What ships in models/, from a prepared Flickr8k with sentence features; on one machine the same weights and bank, to the bit.
-models: .venv/demo
+models: .venv/ready
 	$(BIN)/python train.py strong --data $(DATA) --jobs 2 --runs $(RUNS)/models/stems $(A) --set $(SMALL)
 	$(BIN)/python train.py strong --data $(DATA) --jobs 2 --runs $(RUNS)/models/minilm $(A) --set $(SMALL) $(MINILM)
 	$(BIN)/python eval.py '$(RUNS)/models/stems/*' --share models/stems --correction inverted_softmax
@@ -68,7 +62,7 @@ ORDER := similarity=order loss.margin=0.05
 
 .PHONY: models one-hot gru modern strongest together together-val
 
-one-hot: .venv/demo
+one-hot: .venv/ready
 	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.negatives=sum,hardest,semihard,random
 	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.name=smooth loss.sharpness=50
 	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.name=infonce
@@ -78,7 +72,7 @@ one-hot: .venv/demo
 	$(BIN)/python eval.py '$(RUNS)/one_hot/*-inception_v3-*' --against stems --format markdown
 	$(BIN)/python eval.py '$(RUNS)/one_hot/*-efficientnet_lite0+inception_v3-*' --against stems --format markdown
 
-gru: .venv/demo
+gru: .venv/ready
 	$(BIN)/python train.py gru $(COMPARE) --runs $(RUNS)/gru $(AB) --set loss.negatives=sum
 	$(BIN)/python train.py gru $(COMPARE) --runs $(RUNS)/gru $(AB) --set loss.negatives=hardest loss.warmup_epochs=1
 	$(BIN)/python train.py gru $(COMPARE) --runs $(RUNS)/gru $(AB) --set $(ORDER)
@@ -100,7 +94,7 @@ strongest: together
 	$(BIN)/python eval.py '$(RUNS)/strongest/*' $(CORRECTED)
 
 # A sentence encoder, a GRU, order similarity, each with CCA: a row for each of the two, and one for both together.
-together: .venv/demo
+together: .venv/ready
 	$(BIN)/python train.py strong $(MODERN) --runs $(RUNS)/together/minilm $(SEEDS) $(AB) --set $(MINILM)
 	$(BIN)/python train.py strong $(MODERN) --runs $(RUNS)/together/gru $(SEEDS) $(AB) --set $(GRU)
 	$(BIN)/python train.py strong $(MODERN) --runs $(RUNS)/together/order $(SEEDS) $(AB) --set $(ORDERED)
@@ -117,7 +111,7 @@ together-val: together
 	$(BIN)/python eval.py '$(RUNS)/together/minilm/strong-*-[012]-*' --split val --ensemble all --correction inverted_softmax
 
 # What each idea is worth: the recipes of 2014 to today on the features of one CNN, and its map where a recipe pools it.
-modern: .venv/demo
+modern: .venv/ready
 	$(BIN)/python train.py strong stems two_branch cwcl hal sail fusemix structure $(COMPARE) --runs $(RUNS)/modern $(A)
 	$(BIN)/python train.py linear $(COMPARE) --runs $(RUNS)/modern $(A) --set loss.name=infonce,siglip training.batch_size=1024,4096
 	$(BIN)/python train.py strong $(COMPARE) --runs $(RUNS)/modern $(A) --set $(MINILM)
