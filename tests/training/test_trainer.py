@@ -435,6 +435,7 @@ def test_a_killed_process_goes_on_exactly(tmp_path):
     code = (
         "import os, signal\n"
         "from pathlib import Path\n"
+        "import tests.conftest\n"  # as many threads as there: the log notes them
         "from training import trainer\n"
         "from tests.helpers import ROOT, train_small\n"
         "save = trainer.save_checkpoint\n"
