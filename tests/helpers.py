@@ -5,6 +5,7 @@ import json
 import sys
 import time
 import tomllib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,6 +102,22 @@ def call(monkeypatch, module, *args):
     except SystemExit as end:
         return end.code or 0
     return 0
+
+
+@contextmanager
+def interrupted(monkeypatch, steps):
+    """Training ends as by Ctrl-C after `steps` steps."""
+    left, step = iter(range(steps)), trainer.Trainer.train_step
+
+    def stopping(*args):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "train_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def prep_args(folder, *more):

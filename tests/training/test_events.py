@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from settings import flat_table
-from tests.helpers import plan_small
+from tests.helpers import interrupted, plan_small
 from training.events import check_tensorboard
 from training.sweep import sweep, train
 from training.trainer import Trainer
@@ -40,18 +40,8 @@ def rows_of(folder):
 
 def test_every_epoch_and_the_result_are_there_whether_or_not_it_was_stopped(tmp_path, monkeypatch):
     plan, data = plan_small(tmp_path / "run", text__branch="onehot")
-    steps = iter(range(2 * len(Trainer(plan, data).batches()) + 1))
-    step = Trainer.train_step
-
-    def stopping(*args):
-        if next(steps, None) is None:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train(plan, data, tensorboard=tmp_path / "board")
+    with interrupted(monkeypatch, 2 * len(Trainer(plan, data).batches()) + 1):
+        train(plan, data, tensorboard=tmp_path / "board")
     scalars, hparams = read(tmp_path / "board/run")
     assert [epoch for epoch, _ in scalars["val/rsum"]] == [1, 2]
     assert hparams == {}

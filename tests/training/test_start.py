@@ -13,7 +13,7 @@ import train
 from features.prepared import Prepared
 from features.text.vocabulary import WordIndex
 from settings import override
-from tests.helpers import call, made_up_folder
+from tests.helpers import call, interrupted, made_up_folder
 from training.plan import plan_run
 from training.run import Run, new_model
 from training.sweep import SplitCache, train_recipes
@@ -99,17 +99,8 @@ def test_it_goes_on_after_a_stop_to_the_same_bits(home, tmp_path, monkeypatch):
         return train_recipes([], data=home / "data/second", from_run=start, runs=runs, changes=changes)
 
     (whole,) = tune(tmp_path / "whole")
-    step, left = Trainer.train_step, iter(range(4))
-
-    def stopping(*args):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            tune(tmp_path / "stopped")
+    with interrupted(monkeypatch, 4):
+        tune(tmp_path / "stopped")
     assert list((tmp_path / "stopped").glob("*/last.pt")), "an epoch or two were done"
     (stopped,) = tune(tmp_path / "stopped")
     assert whole.name == stopped.name

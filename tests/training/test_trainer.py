@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +22,7 @@ from metrics.ranks import metrics_of, ranks_by_block
 from metrics.similarity import exact_cosine_scores
 from model import InputDims, TwoBranch
 from settings import Settings, override
-from tests.helpers import ROOT, made_up_data, plan_small, train_small
+from tests.helpers import ROOT, interrupted, made_up_data, plan_small, train_small
 from training import sweep
 from training import trainer as training
 from training.run import Run
@@ -32,22 +31,6 @@ from training.steps import draw_mixup, structure_loss
 from training.sweep import train
 from training.trainer import Trainer, chance_rsum, collapse, loss_of_epoch, new_optimizer, summary
 from utils import BadInput, lock_folder
-
-
-@contextmanager
-def interrupted(monkeypatch, steps):
-    """Training ends as by Ctrl-C after `steps` steps."""
-    left, step = iter(range(steps)), Trainer.train_step
-
-    def stopping(*args):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            yield
 
 
 def files(folder):
