@@ -141,5 +141,5 @@ def test_the_recipes_are_listed_a_line_each_and_at_once():
     assert "Faghri et al., 2018" in listed["vse0"]
     *figures, unmeasured = (row[1] for row in recipe_table().rows)
     assert unmeasured == "–", "zero_shot: its model has to be downloaded"
-    figures = [float(figure) for figure in figures]
-    assert figures == sorted(figures, reverse=True)
+    expected = [float(figure) for figure in figures]
+    assert expected == sorted(expected, reverse=True)
