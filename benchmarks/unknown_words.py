@@ -65,7 +65,8 @@ def table(run: Run, prepared: Prepared) -> Table:
 
 def taken(neighbors: words.WordNeighbors, asked: Sequence[str]) -> Iterator[list[str]]:
     """Yield queries with neighbors in spelling in the place of unknown words, then with those in meaning, if any."""
-    for words.MIN_COSINE in (1.1, *(() if neighbors.processor.encoder else COSINES)):
+    for cosine in (1.1, *(() if neighbors.processor.encoder else COSINES)):
+        neighbors.min_cosine = cosine
         yield [neighbors.mend(text).text for text in asked]
 
 

@@ -10,7 +10,6 @@ import importlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -206,18 +205,26 @@ def _gates(weight: Tensor) -> Tensor:
     return torch.cat([update, reset, new])
 
 
+class GPOGraph(nn.Module):
+    """GPO whose weights come from a GRU as the operator of ONNX."""
+
+    def __init__(self, gpo: GPO):
+        super().__init__()
+        self.gpo, self.operator = gpo, GRUOperator(gpo.gru)
+
+    def forward(self, features: Tensor, keep: Tensor) -> Tensor:
+        counts = keep.sum(dim=1)
+        batch, longest = features.shape[:2]  # len() would fix the size of a batch in the graph
+        encodings = positional_encodings(longest, self.gpo.linear.weight).expand(batch, -1, -1)
+        return self.gpo.weighted(features, keep, self.gpo.weights_of(self.operator(encodings, counts)[0], counts))
+
+
 def replace_gpo(branch: nn.Module) -> None:
-    """Let GPOs take their weights from a GRU as the operator of ONNX."""
-    for module in branch.modules():
-        if isinstance(module, GPO):
-            module.operator = GRUOperator(module.gru)
-            module.forward = partial(_gpo, module)  # type: ignore[method-assign]
-
-
-def _gpo(gpo: Any, features: Tensor, keep: Tensor) -> Tensor:
-    counts = keep.sum(dim=1)
-    encodings = positional_encodings(features.shape[1], gpo.linear.weight).expand(features.shape[0], -1, -1)
-    return gpo.weighted(features, keep, gpo.weights_of(gpo.operator(encodings, counts)[0], counts))
+    """Put a GPOGraph in the place of every GPO below a module."""
+    for parent in list(branch.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, GPO):
+                setattr(parent, name, GPOGraph(child))
 
 
 def write_graph(path: Path, graph: nn.Module, inputs: dict[str, Tensor]) -> None:

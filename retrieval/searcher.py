@@ -1,7 +1,7 @@
 """Search an index: a sentence finds images, an image finds captions and similar images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -59,8 +59,8 @@ class Answer:
 
     hits: list[Hit]
     positions: dict[str, int]
-    likeliest: float | None = None
-    query: MendedQuery = field(default_factory=lambda: MendedQuery(""))
+    likeliest: float | None
+    query: MendedQuery
 
     def __repr__(self) -> str:
         return "\n".join([f"Answer: {len(self.hits)} images", *(f"  {hit}" for hit in self.hits), *self.notes()])

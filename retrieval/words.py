@@ -56,8 +56,8 @@ class WordNeighbors:
     MendedQuery(text='A woman on a horse, xyzzy', taken={'wmoan': 'woman', 'hrose': 'horse'}, left_out=('xyzzy',))
     """
 
-    def __init__(self, processor: TextProcessor):
-        self.processor, index = processor, processor.words
+    def __init__(self, processor: TextProcessor, min_cosine: float = MIN_COSINE):
+        self.processor, self.min_cosine, index = processor, min_cosine, processor.words
         self._nearest: dict[str, tuple[str, float]] = {}  # word → the known one of nearest meaning, and their cosine
         self.counts = {word: n for word, n in processor.vocabulary.counts.items() if index.form(word) in index.numbers}
 
@@ -90,7 +90,7 @@ class WordNeighbors:
             cosines = self._embedded @ self._meanings([word])[0]
             self._nearest[word] = self._frequent[int(cosines.argmax())], float(cosines.max())
         known, cosine = self._nearest[word]
-        return known if cosine >= MIN_COSINE else None
+        return known if cosine >= self.min_cosine else None
 
     @cached_property
     def encoder(self) -> "SentenceEncoder | None":

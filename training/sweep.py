@@ -28,7 +28,7 @@ from training.plan import parse_changes, plan_run
 from training.run import AGAIN, LAST, LOG, RECIPE, RESULT, RunPlan, check_same, create_run, encoding_settings
 from training.schedule import epochs_of
 from training.start import joint_vocabulary, open_start
-from training.trainer import COLLAPSED, OnEpoch, Trainer, TrainingData
+from training.trainer import OnEpoch, Trainer, TrainingData
 from utils import BadInput, lock_folder, log, make_folder, read_json, read_jsonl, warn
 
 
@@ -164,7 +164,7 @@ def train(
     plan: RunPlan,
     data: TrainingData,
     fresh: bool = False,
-    on_epoch: OnEpoch = lambda epochs, line: None,
+    on_epoch: OnEpoch = lambda *said: None,
     progress: bool = True,
     threads: int | None = None,
     tensorboard: Path | None = None,
@@ -189,9 +189,9 @@ def train(
             return read_json(folder / RESULT, AGAIN)
         with EventWriter(tensorboard, plan) as events:
 
-            def hear(epochs: int, line: str) -> None:
+            def hear(epochs: int, line: str, *warning: bool) -> None:
                 events.update(trainer.log)
-                on_epoch(epochs, line)
+                on_epoch(epochs, line, *warning)
 
             trainer = Trainer(plan, data, hear, progress)
             if not begun:  # only now: with what does not fit no run begins
@@ -209,12 +209,11 @@ def train(
 
 def resume(rows: Sequence[dict[str, Any]], threads: int | None) -> str:
     """Take up the threads of the epochs behind, unless others are asked for; return what is said of both."""
-    before = rows[-1].get("threads")  # not noted by earlier versions
-    torch.set_num_threads(threads or before or torch.get_num_threads())
-    other = threads and before and threads != before
-    return f"epoch {len(rows)}" + (
-        f" with other threads, {threads} for {before}: no longer to the same bits" if other else ""
-    )
+    before = rows[-1]["threads"]
+    torch.set_num_threads(threads or before)
+    if threads in (None, before):
+        return f"epoch {len(rows)}"
+    return f"epoch {len(rows)} with other threads, {threads} for {before}: no longer to the same bits"
 
 
 def write_finished(plan: RunPlan, tensorboard: Path | None) -> None:
@@ -253,9 +252,9 @@ class Sweep:
     def close(self) -> None:
         self.bar.close()
 
-    def on_epoch(self, plan: RunPlan, epochs: int, line: str) -> None:
+    def on_epoch(self, plan: RunPlan, epochs: int, line: str, warning: bool = False, /) -> None:
         """Show that a run has `epochs` epochs behind it."""
-        (warn if COLLAPSED in line else log)(line)
+        (warn if warning else log)(line)
         left = max(0, epochs_of(plan.settings) - epochs)  # a run that began anew has more
         done = self.left[plan.folder] - left
         self.bar.update(done)
@@ -326,7 +325,7 @@ class Sweep:
         """Take in what a process says; yield its run if it could not be trained, and why."""
         plan, process = running[pipe]
         try:
-            epochs, line = pipe.recv()
+            epochs, line, *warning = pipe.recv()
         except EOFError:
             process.join()
             del running[pipe]
@@ -337,11 +336,12 @@ class Sweep:
             if epochs is None:
                 yield plan, BadInput(line)
             else:
-                self.on_epoch(plan, epochs, line)
+                self.on_epoch(plan, epochs, line, *warning)
 
 
 def fork(plan: RunPlan, data: TrainingData, train: Callable[..., Any], jobs: int) -> tuple[Connection, ForkProcess]:
-    """Train a run in a process of its own; return it and the pipe on which it says (epochs, line) or (None, reason)."""
+    """Train a run in a process of its own; return it, and the pipe on which it says what OnEpoch hears, or (None,
+    reason)."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_train_forked, args=(plan, data, train, theirs, jobs))
@@ -355,7 +355,7 @@ def _train_forked(plan: RunPlan, data: TrainingData, train: Callable[..., Any], 
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     try:
-        train(plan, data, on_epoch=lambda epochs, line: parent.send((epochs, line)), progress=False)
+        train(plan, data, on_epoch=lambda *said: parent.send(said), progress=False)
     except BadInput as error:
         parent.send((None, str(error)))
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -52,7 +52,6 @@ from training.steps import draw_mixup, grouped_order, similarities, structure_lo
 from utils import BadInput, write_json, write_jsonl
 
 MAX_RESTARTS = 3  # after collapses; what collapses once more is told and goes on
-COLLAPSED = ": collapsed: "  # in the line about a collapse, which is a warning
 PROBED, ALIKE = 100, 0.01  # images and captions looked at for a collapse; their scores' standard deviation in one
 
 
@@ -65,7 +64,10 @@ class TrainingData:
     sentences: dict[str, Sentences]
 
 
-OnEpoch = Callable[[int, str], None]  # hears after every epoch how many there have been, and a line about it
+class OnEpoch(Protocol):
+    """Hears after every epoch how many there have been, and a line about it, which may be a warning."""
+
+    def __call__(self, epochs: int, line: str, warning: bool = False, /) -> None: ...
 
 
 class Trainer:
@@ -82,7 +84,7 @@ class Trainer:
         self,
         plan: RunPlan,
         data: TrainingData,
-        on_epoch: OnEpoch = lambda epochs, line: None,
+        on_epoch: OnEpoch = lambda *said: None,
         progress: bool = False,
     ):
         self.folder, self.settings, self.seed = plan.folder, plan.settings, plan.info.seed
@@ -269,7 +271,7 @@ class Trainer:
             self.on_epoch(len(self.log), hint)
         if row["collapsed"]:
             lr = self.rate(0.0) if self.restarts > restarts else None
-            self.on_epoch(len(self.log), collapse(self.folder.name, row, self.settings, lr))
+            self.on_epoch(len(self.log), collapse(self.folder.name, row, self.settings, lr), True)
 
     def finish(self) -> None:
         """Write the bank, and result.json, with which the run is finished. The model then has its best weights."""
@@ -346,7 +348,7 @@ def summary(name: str, row: dict[str, Any], epochs: int, seconds_left: float = 0
 def collapse(name: str, row: dict[str, Any], settings: Settings, lr: float | None) -> str:
     """Return what a collapse is and what is done about it: training begins anew at `lr`, or has done so in vain."""
     what = (
-        f"{name}{COLLAPSED}scores are all but equal, rsum {row['rsum']:.1f} is near chance; every image and caption "
+        f"{name}: collapsed: scores are all but equal, rsum {row['rsum']:.1f} is near chance; every image and caption "
         f"lies at one place."
     )
     if lr is not None:

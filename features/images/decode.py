@@ -71,8 +71,7 @@ def as_images(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
     >>> as_images("a.jpg"), len(as_images([PILImage.new("RGB", (2, 2)), "b.jpg"]))
     (['a.jpg'], 2)
     """
-    several = isinstance(images, Iterable) and not _is_one(images)
-    given: list[Any] = list(images) if several else [images]  # type: ignore[arg-type]
+    given: list[Any] = [images] if _is_one(images) or not isinstance(images, Iterable) else list(images)
     for image in given:
         if not _is_one(image):
             what = f"{type(image).__name__}: is no image"

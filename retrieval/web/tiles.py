@@ -13,10 +13,8 @@ from retrieval.searcher import Searcher
 
 MAX_CAPTIONS = 100_000  # of an index, beyond which the nearest one is not looked up for every image shown
 REMEMBERED = 10_000  # images whose facts are kept
-COPY_COSINE, COPY_PIXELS = (
-    0.5,
-    0.97,
-)  # of copies at least: the cosine of embeddings, and of small pixels less their mean
+COPY_COSINE = 0.5  # of the embeddings of copies, at least, and
+COPY_PIXELS = 0.97  # of their small pixels less their mean
 SMALL = 16  # pixels a side
 
 

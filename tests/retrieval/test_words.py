@@ -90,7 +90,7 @@ def test_a_slip_of_the_pen_is_the_most_frequent_word_a_letter_away(encoder):
     assert mended.text == "A woman and two puppies; the woman's horse"
 
 
-def test_a_word_of_like_meaning_is_taken_where_the_run_has_no_encoder(encoder, monkeypatch):
+def test_a_word_of_like_meaning_is_taken_where_the_run_has_no_encoder(encoder):
     neighbors = WordNeighbors(processor())
     assert neighbors.mend("a labradoodle").text == "a labrador"
     assert "dock" not in encoder.read, "it stands once in the captions: too seldom"
@@ -98,8 +98,7 @@ def test_a_word_of_like_meaning_is_taken_where_the_run_has_no_encoder(encoder, m
     encoder.read.clear()
     assert neighbors.neighbor("xyzzyx") is None
     assert encoder.read == ["xyzzyx"], "known words are read once"
-    monkeypatch.setattr(words, "MIN_COSINE", 1.01)
-    assert neighbors.neighbor("labradoodle") is None
+    assert WordNeighbors(processor(), min_cosine=1.01).neighbor("labradoodle") is None
     own = WordNeighbors(processor(encoder="package:own"))
     assert own.neighbor("labradoodle") is None, "it reads the word itself"
     assert own.mend("a labradoodle and a wmoan").text == "a labradoodle and a woman"

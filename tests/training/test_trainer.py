@@ -95,7 +95,7 @@ def test_a_run_keeps_its_threads(tmp_path, monkeypatch):
     with interrupted(monkeypatch, steps):
         train(plan, data)
     lines = []
-    train(plan, data, threads=1, on_epoch=lambda epochs, line: lines.append(line))
+    train(plan, data, threads=1, on_epoch=lambda epochs, line, *_: lines.append(line))
     assert lines[0] == "run: continues after epoch 3 with other threads, 1 for 2: no longer to the same bits"
     rows = [json.loads(line) for line in (plan.folder / "log.jsonl").read_text().splitlines()]
     assert [row["threads"] for row in rows] == [2, 2, 2, 1, 1, 1]
@@ -233,7 +233,7 @@ def test_collapse_is_equal_scores_near_chance(tmp_path, monkeypatch):
 def test_the_row_of_an_epoch(tmp_path, monkeypatch):
     told, saved = [], []
     plan, data = plan_small(tmp_path)
-    trainer = Trainer(plan, data, on_epoch=lambda epochs, line: told.append(epochs))
+    trainer = Trainer(plan, data, on_epoch=lambda epochs, line, *_: told.append(epochs))
     clock, scores = iter([101.2345, 103.4567] * 3), iter([10.0, 10.0, 11.0])
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(training, "rsum", lambda metrics: next(scores))
@@ -478,7 +478,9 @@ def test_collapse_is_noticed_and_said(tmp_path, monkeypatch, negatives):
     monkeypatch.setitem(similarity.TRAINING, "cosine", lambda a, b: 0 * zero(a, b))
     monkeypatch.setitem(similarity.RANKING, "cosine", lambda a, b: 0 * zero(a, b))
     lines = []
-    result = train_small(tmp_path / "run", loss__negatives=negatives, on_epoch=lambda epochs, line: lines.append(line))
+    result = train_small(
+        tmp_path / "run", loss__negatives=negatives, on_epoch=lambda epochs, line, *_: lines.append(line)
+    )
     assert result["collapsed"]
     assert result["rsum"] == 0
     assert result["epochs"] == 3 + 4, "three new beginnings, then all epochs"
