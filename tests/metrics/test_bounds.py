@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from metrics import bounds
-from metrics.bounds import TooManyOpen, cosine_bounds, counts_at_least, exactly_at_least, order_bounds
+from metrics.bounds import BOUNDS, TooManyOpen, cosine_bounds, counts_at_least, exactly_at_least, order_bounds
 from metrics.ranks import ranks_by_block
 from metrics.similarity import RANKING
 
@@ -34,10 +34,16 @@ def rows(seed, n, dim, kind):
     return torch.from_numpy((values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32))
 
 
+def only_tile(bounds, images, captions):
+    ((_, _, tile),) = bounds.tiles(images, captions)
+    return tile
+
+
 @pytest.mark.parametrize("similarity", RANKING)
 @pytest.mark.parametrize("kind", ["spread", "few", "alike"])
-@pytest.mark.parametrize("tile", [(512, 1024), (3, 4)])
-def test_counts_equal_plain_loops(similarity, kind, tile, monkeypatch):
+@pytest.mark.parametrize(("block", "tile"), [(4096, (512, 1024)), (7, (3, 4))])
+def test_counts_equal_plain_loops(similarity, kind, block, tile, monkeypatch):
+    monkeypatch.setattr(bounds, "BLOCK", block)
     monkeypatch.setattr(bounds, "TILE", tile)
     monkeypatch.setattr(bounds, "MOST_OPEN", 1.0)
     monkeypatch.setattr(bounds, "PAIRS", 7)
@@ -57,8 +63,8 @@ def test_exact_scores_lie_between_the_bounds(dim, kind):
     images, captions = rows(3, 20, dim, kind), rows(4, 30, dim, kind)
     a, b = images.double()[:, None], captions.double()[None]
     exact = {"cosine": (a * b).sum(2), "order": -(b - a).clamp(min=0).square().sum(2)}
-    for similarity, bound in (("cosine", cosine_bounds), ("order", order_bounds(images[::3]))):
-        tile = bound(images, captions)
+    for similarity, bounds_of in BOUNDS.items():
+        tile = only_tile(bounds_of(images, captions), images, captions)
         assert (exact[similarity] <= tile.scores.double() + tile.excess).all()
         assert (exact[similarity] >= tile.scores.double() - tile.shortfall).all()
 
@@ -66,9 +72,9 @@ def test_exact_scores_lie_between_the_bounds(dim, kind):
 def test_bounds_of_spread_rows_leave_little_open():
     """Else they would be right, and of no use."""
     images, captions = rows(5, 200, 1024, "spread"), rows(6, 300, 1024, "spread")
-    assert cosine_bounds(images, captions).excess < 1e-4
+    assert only_tile(cosine_bounds(images, captions), images, captions).excess < 1e-4
     violation = (captions[None] - images[:, None]).clamp(min=0).square().sum(2)
-    tile = order_bounds(images)(images, captions)
+    tile = only_tile(order_bounds(images, captions), images, captions)
     assert (tile.scores + violation).max() < 0.15 * violation.mean()
 
 
