@@ -1,15 +1,17 @@
 """How often does a search say that nothing matches, when something does and when nothing does?
 
     python benchmarks/nothing_matches.py models/minilm data/flickr8k --plot reliability.png
+    python benchmarks/nothing_matches.py 'runs/strong-scenes-*' data/scenes --other data/flickr8k
 
 The test split's images are searched with its own captions, with the sentences of off_topic.txt, of which none is about
-them, with words of its captions in random order, and with captions of drawn scenes. The plot compares what
-probabilities say with how often that is so, ANSWERED of the queries being captions.
+them, with words of its captions in random order, and with captions of drawn scenes, or of the test split of another
+prepared folder. The plot compares what probabilities say with how often that is so, ANSWERED of the queries being
+captions.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from folders import images_of
+
 from features.datasets import scenes
 from features.prepared import Prepared
 from metrics.similarity import TRAINING
@@ -35,28 +39,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("data", type=Path, help="a prepared folder with the features of the run")
+    parser.add_argument(
+        "--other", type=Path, metavar="DIR", help="a prepared folder whose test captions are asked, too"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     args = parser.parse_args()
-    said = probabilities(Run.open(args.run), Prepared(args.data))
+    said = probabilities(Run.open(args.run), Prepared(args.data), others(args.other))
     print(as_markdown(table(said)))
     if args.plot:
         plot(args.plot, said)
 
 
-def probabilities(run: Run, prepared: Prepared) -> dict[str, np.ndarray]:
+def others(folder: Path | None) -> dict[str, list[str]]:
+    """Return captions of other images: of drawn scenes, or of the test split of a prepared folder."""
+    if folder is None:
+        drawn = scenes.plan(0, 0, 0, 100)
+        return {"captions of drawn scenes": [caption for scene in drawn for caption in scenes.captions(scene)]}
+    prepared = Prepared(folder)
+    test = [image for image in images_of(prepared) if image.split == "test"]
+    return {f"captions of {prepared.folder.name}": [caption for image in test for caption in image.captions]}
+
+
+def probabilities(run: Run, prepared: Prepared, others: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
     """Return the probability of the best image of every query, by kind; the first kind has images that match."""
     bank = read_bank(run.folder)
     if bank is None or bank.calibration is None:
         raise BadInput(f"{run.folder}: keeps nothing that makes probabilities; name another run")
     test = prepared.split("test", run.info.features, run.settings.image.normalize)
     images = torch.from_numpy(run.embed_features(test.features))
-    queries = {
+    queries: dict[str, Sequence[str]] = {
         "captions of the images": test.captions,
         "off topic": OFF_TOPIC.read_text().splitlines(),
         "words in random order": shuffled_sentences(test.captions, seed=1),
-        "captions of drawn scenes": [
-            caption for scene in scenes.plan(0, 0, 0, 100) for caption in scenes.captions(scene)
-        ],
+        **others,
     }
     said = {}
     for kind, sentences in queries.items():

@@ -23,7 +23,7 @@ from retrieval import index as files
 from retrieval.build_report import BuildReport
 from retrieval.correction import NONE, Corrector, asking, check_correction
 from retrieval.index import META, PART, ROW, Index, Meta, file_name, write_array, write_rows, write_strings
-from retrieval.nearest import import_faiss, write_graph
+from retrieval.nearest import drawn_queries, import_faiss, write_graph
 from retrieval.sources import Entry, Source, captions_of, embed_run_captions, gather
 from training.run import Run
 from utils import BadInput, atomic_write, lock_folder, make_folder
@@ -33,7 +33,6 @@ CAPTIONS_PER_BLOCK = 8192  # captions in a finished block
 THUMBNAIL_PIXELS = 256  # of a thumbnail, the longer side
 FRESH = "fresh"  # a file of part-DIGEST/: this build starts over, whatever the old index holds
 EXACT_MAX_IMAGES = 50_000  # images, beyond which cosine is searched approximately unless `approximate` says otherwise
-RECALL_QUERIES = 500  # captions that recall is measured with
 MAX_PACKS = 32  # of thumbnails; if there are more, or one is mostly waste, they are written again
 UNRELIABLE_NS = 2 * 10**9  # a file changed less than this ago may change again without a sign
 
@@ -56,8 +55,8 @@ def build_index(  # noqa: PLR0913 (its options, keyword-only)
     EXACT_MAX_IMAGES. fresh: embed everything again. batch: images at a time through the backbone; workers: processes
     that decode beside it. correction: one of BY_A_BIAS, by which scores are corrected, or NONE; None keeps what the
     index has.
-    Raises BadInput if there is no image, the folder holds the index of another run or other files, another program is
-    at work in it, or the run has no bank to correct by.
+    Raises BadInput if there is no image, the folder holds the index of another run, of other images altogether, or
+    other files, another program is at work in it, or the run has no bank to correct by.
     """
     if approximate and run.settings.similarity == "order":
         raise BadInput("`approximate`: order similarity is not an inner product, its search is exact; leave it out")
@@ -69,7 +68,7 @@ def build_index(  # noqa: PLR0913 (its options, keyword-only)
     digest = run.digest()
     check_run(folder, digest, fresh)
     source = gather(images, run)
-    texts, captions_from = captions_of(run, captions)
+    texts, captions_from = captions_of(run, captions, source)
     with lock_folder(make_folder(folder, "out")):
         part = folder / f"{PART}{digest}"
         refuse_link(part)
@@ -134,10 +133,6 @@ class _Build:
             meta.write(self.folder)
         files.clean_up(self.folder, meta.names())
         self.report.images, self.report.graph, self.report.correction = meta.images, meta.graph, meta.correction
-        if not self.captions:
-            self.report.notes.append(
-                f"no captions to search from images: {self.run.info.data} is not there; name some with `captions`"
-            )
         return self.report
 
     def look(self) -> None:
@@ -166,6 +161,14 @@ class _Build:
                 self.rows[i]["digest"] = np.frombuffer(digest, np.uint8)
         self._leave_out(reasons)
         self._recognize()
+        if self.old is not None and self.entries and not self._continues(self.old):
+            others = f"is the index of {len(self.old):,} other images, such as {self.old.ids[0]}"
+            raise BadInput(f"{self.folder}: {others}; name another with `out`, or start over with `fresh`")
+
+    def _continues(self, old: Index) -> bool:
+        """Return whether one of the images is in the old index, or one of another content at the same place."""
+        before = set(zip(old.ids, old.paths, strict=True))
+        return bool((self.origin >= 0).any()) or any((e.id, str(e.path or "")) in before for e in self.entries)
 
     def _recognize(self) -> None:
         """Tell the new from the changed and the moved; whatever content the old index has is taken from it."""
@@ -378,14 +381,9 @@ class _Build:
 
     def _queries(self, columns: dict[str, str], rows: np.ndarray) -> np.ndarray:
         """Return captions, queries that the graph has not seen. Without any, images with noise stand for them."""
-        rng = np.random.default_rng(0)
-        if "caption_embeddings" in columns:
-            captions = np.load(self.folder / columns["caption_embeddings"], mmap_mode="c").view(np.ndarray)
-            queries = captions[np.sort(rng.permutation(len(captions))[:RECALL_QUERIES]), : self.dim]
-        else:
-            drawn = rows[np.sort(rng.permutation(len(rows))[:RECALL_QUERIES]), : self.dim]
-            noisy = drawn + rng.normal(size=drawn.shape, scale=0.5 * self.dim**-0.5).astype(np.float32)
-            queries = noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
+        if captions := columns.get("caption_embeddings"):
+            rows = np.load(self.folder / captions, mmap_mode="c").view(np.ndarray)
+        queries = drawn_queries(rows[:, : self.dim], noise=0 if captions else 0.5)
         return asking(self.run.settings.similarity, "text_to_image", queries) if self.corrector else queries
 
 

@@ -41,7 +41,8 @@ class BuildReport:
         if count > len(shown):
             lines.append(f"cannot be read: {count - len(shown):,} more")
         if count:
-            lines.append(f"{count:,} images that cannot be read left out; the next build tries them again")
+            what = "image that cannot be read" if count == 1 else "images that cannot be read"
+            lines.append(f"{count:,} {what} left out; the next build tries again")
         if graph:
             lines.append(
                 f"approximate search: recall@10 {graph['recall@10']:.3f} against exact on {graph['queries']:,} "

@@ -5,6 +5,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from retrieval.index import META, Index, Meta
 from retrieval.models import shipped_run
 from retrieval.nearest import check_k
 from retrieval.searcher import MAX_TRUE_SHOWN, Hit, ScoredIds, Searcher, check_query, plain
-from retrieval.sources import known_captions, read_captions
+from retrieval.sources import check_there, known_captions, read_captions
 from retrieval.world import trained_on, world_note
 from training.bank import read_bank
 from training.run import Run, find_runs
@@ -128,6 +129,7 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
         warn(note)
     corrected = f", corrected by {report.correction}" if report.correction else ""
     print(f"{out}: {report.images:,} images ({report.counts()}), {report.captions:,} captions{corrected}")
+    log(f'ask it: python search.py find {shlex.quote(str(out))} "a dog on the beach"')
 
 
 def find(  # noqa: PLR0913 (a command's options, keyword-only)
@@ -215,6 +217,7 @@ def index_folder(images: Sequence[Path]) -> Path:
     >>> index_folder([Path(__file__).parent]).name
     'retrieval.index'
     """
+    check_there(images)
     folders = [path for path in images if path.is_dir()]
     if len(folders) != 1:
         raise BadInput("index: of files, or of several folders, has no name of its own; name it with `out`")
@@ -317,7 +320,7 @@ def find_captions(searcher: Searcher, image: Path, k: int, captions: list[str] |
     query = searcher.embed_image(image)
     hits = [Hit(rank, score, other) for rank, (other, score) in enumerate(searcher.similar_of(query, k), 1)]
     if captions is None and not len(searcher.index.captions):
-        return Result(hits, notes=["the index has no captions; name a file of captions"])
+        return Result(hits, notes=["the index has no captions; name a file of them with --captions"])
     return Result(hits, searcher.captions_of(query, k, captions))
 
 

@@ -21,6 +21,7 @@ from metrics.similarity import order_scores_by_block, pair_scores
 from utils import BadInput, atomic_write
 
 BLOCK_BYTES = 2**24  # of rows scored at a time
+RECALL_QUERIES = 500  # queries that recall is measured with, at most
 QUERIES_PER_BLOCK = 64  # scored at a time: queries x rows of a block are held, never queries x all rows
 NEIGHBORS, EF_CONSTRUCTION = 32, 100  # of the graph: neighbors of a vector; how many are looked at to find them
 MIN_RECALL, MIN_EF, MAX_EF = 0.95, 16, 4096  # efSearch begins at MIN_EF and doubles until recall@10 is MIN_RECALL
@@ -231,6 +232,20 @@ def recall_of(scores: np.ndarray, exact: np.ndarray) -> float:
     0.5
     """
     return float((scores >= exact[:, -1:]).mean()) if exact.size else 1.0
+
+
+def drawn_queries(rows: np.ndarray, noise: float) -> np.ndarray:
+    """Draw RECALL_QUERIES of the rows (N, D) at most, of unit length. noise: the length of what is added to each.
+
+    >>> drawn_queries(np.eye(4, dtype=np.float32), noise=0).sum()
+    np.float32(4.0)
+    """
+    rng = np.random.default_rng(0)
+    drawn = rows[np.sort(rng.permutation(len(rows))[:RECALL_QUERIES])]
+    if not noise:
+        return drawn
+    noisy = drawn + rng.normal(size=drawn.shape, scale=noise * rows.shape[1] ** -0.5).astype(np.float32)
+    return noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
 
 
 def write_graph(rows: np.ndarray, queries: np.ndarray, path: Path) -> dict[str, Any]:

@@ -121,9 +121,7 @@ class CachedFeatures:
 
 def gather(named: Sequence[Path], run: Run) -> Source:
     """Collect the images of what was named. Raises BadInput if it does not exist, or holds no image at all."""
-    for path in named:
-        if not path.exists():
-            raise BadInput(f"{path}: no such file or folder; name images, folders of images, or one prepared folder")
+    check_there(named)
     prepared = [path for path in named if is_prepared(path)]
     if prepared and len(named) > 1:
         raise BadInput(f"{prepared[0]}: a prepared folder is indexed by itself; leave the others out, or index apart")
@@ -132,27 +130,36 @@ def gather(named: Sequence[Path], run: Run) -> Source:
     failed: list[tuple[str, str]] = []
     entries = list(_numbered(named, failed))
     if not entries:
-        reason = f"; {failed[0][1]}" if failed else ""
+        remedy = f"{failed[0][0]}: {failed[0][1]}" if failed else "name another folder"
         raise BadInput(
-            f"{', '.join(map(str, named))}: no image found ({', '.join((*IMAGE_SUFFIXES, *CONTAINERS))}){reason}; "
-            f"name another folder"
+            f"{', '.join(map(str, named))}: no image found ({', '.join((*IMAGE_SUFFIXES, *CONTAINERS))}); {remedy}"
         )
     return Source(entries, failed=failed)
 
 
-def captions_of(run: Run, file: Path | None) -> tuple[list[str], str]:
-    """Return the distinct captions to search from images, sorted, and their source; none if the run's are gone.
+def check_there(named: Sequence[Path]) -> None:
+    """Raise BadInput for what does not exist."""
+    for path in named:
+        if not path.exists():
+            raise BadInput(f"{path}: no such file or folder; name images, folders of images, or one prepared folder")
 
-    Left out is what the run knows no word of.
+
+def captions_of(run: Run, file: Path | None, source: Source) -> tuple[list[str], str]:
+    """Return the distinct captions to search from images, sorted, and where they come from.
+
+    Those of a file, else those that the run was trained on, else those of the indexed dataset; none if there are none
+    of these. Left out is what the run knows no word of.
     """
     if file is not None:
         return known_captions(run, read_captions(file), file), str(file.resolve())
     try:
         rows = Prepared(run.info.data).rows
+        captions = {clean_caption(caption) for row in rows if row["split"] == "train" for caption in row["captions"]}
+        origin = str(Path(run.info.data).resolve())
     except BadInput:
-        return [], ""
-    captions = {clean_caption(caption) for row in rows if row["split"] == "train" for caption in row["captions"]}
-    return [text for text in sorted(captions - {""}) if run.knows(text)], str(Path(run.info.data).resolve())
+        captions, origin = {caption for caption, _ in source.known}, "the images"
+    texts = [text for text in sorted(captions - {""}) if run.knows(text)]
+    return texts, origin if texts else ""
 
 
 def embed_run_captions(run: Run, captions: Sequence[str]) -> np.ndarray | None:

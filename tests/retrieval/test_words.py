@@ -83,7 +83,8 @@ def test_a_slip_of_the_pen_is_the_most_frequent_word_a_letter_away(encoder):
     assert neighbors.neighbor("hrose") == "horse"
     assert neighbors.neighbor("womn") == "woman", "as frequent as women, and before it in the alphabet"
     assert neighbors.neighbor("hose") is None, "the encoder's vocabulary has it: it is no slip of horse"
-    assert neighbors.neighbor("dgo") is None, "too short"
+    assert neighbors.neighbor("dgo") == "dog", "two letters changed"
+    assert neighbors.neighbor("dox") is None, "too short"
     assert neighbors.neighbor("puppies") is None, "its stem is known: nobody asks"
     mended = neighbors.mend("A WMOAN and two puppies; the wmoan's hrose")
     assert mended.taken == {"wmoan": "woman", "hrose": "horse"}
@@ -103,6 +104,8 @@ def test_a_word_of_like_meaning_is_taken_where_the_run_has_no_encoder(encoder):
     assert own.neighbor("labradoodle") is None, "it reads the word itself"
     assert own.mend("a labradoodle and a wmoan").text == "a labradoodle and a woman"
     assert own.mend("a labradoodle").left_out == ()
+    assert own.mend("a labradoodle").notes() == ["Unknown words, read by the sentence encoder alone: labradoodle."]
+    assert WordNeighbors(processor(encoder="clip:own")).mend("a labradoodle").notes() == []
     other = WordNeighbors(processor(language="none"))
     assert other.encoder is None, "English is not its language, as far as it knows"
     assert other.mend("hose labradoodle").text == "horse labradoodle"
