@@ -234,7 +234,7 @@ def check_sources(options: PrepOptions) -> None:
         if options.captions != options.images:
             raise BadInput(f"`captions` {options.captions}: those of {options.dataset} are in its files; leave it out")
     if options.captions is None:
-        raise BadInput(f"`captions` is missing: name the caption file or folder of {options.dataset}")
+        raise BadInput("`captions` is missing: name the file that holds them, or the folder")
     if options.images is None and options.features_file is None:
         raise BadInput("`images` is missing: name the folder of the images, or features of yours with `precomputed`")
     if options.ids is not None and options.precomputed is None:

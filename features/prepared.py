@@ -89,7 +89,9 @@ class Prepared:
         self.folder = Path(folder)
         remedy = f"prepare it with prep.py (`data` {self.folder.parent})"
         if not (self.folder / CAPTIONS).is_file():
-            raise BadInput(f"{self.folder}: not a prepared folder (no {CAPTIONS}); {remedy}")
+            beside = [str(file.parent) for file in self.folder.parent.glob(f"*/{CAPTIONS}")]
+            nearest = did_you_mean(str(self.folder), beside, otherwise=remedy)
+            raise BadInput(f"{self.folder}: not a prepared folder (no {CAPTIONS}); {nearest}")
         head = read_json(self.folder / DATASET, remedy)
         if not isinstance(head, dict) or not isinstance(head.get("dataset"), str):
             raise BadInput(f"{self.folder / DATASET}: does not say which dataset this is; {remedy}")

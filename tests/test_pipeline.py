@@ -322,6 +322,7 @@ BAD_TRAIN = [
     (["strong", "--threads", "0"], "--threads 0"),
     (["strong", "--set", "embed_dim=999999999999"], "dim"),
     (["strong", "--data", "{root}/images"], "not a prepared folder"),
+    (["strong", "--data", "{root}/data/foldr"], "/data/folder?"),
     (["strong", "--runs", "{captions}/x"], "--runs"),
 ]
 BAD_EVAL = [
