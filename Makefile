@@ -13,11 +13,12 @@ demo: .venv/ready
 	@echo 'now, for python to find what was installed: source $(BIN)/activate'
 
 # An index of a folder of images, and the page that searches it.
+search: export IMAGES := $(IMAGES)
 search: .venv/ready
-	@test -n '$(IMAGES)' || { echo 'make search IMAGES=folder: name a folder of images'; exit 2; }
+	@test -n "$$IMAGES" || { echo 'make search IMAGES=folder: name a folder of images'; exit 2; }
 	@echo 'for commands of yours beside the page: source $(BIN)/activate'
-	$(BIN)/python search.py index '$(IMAGES:/=)'
-	$(BIN)/python app.py '$(IMAGES:/=).index'
+	$(BIN)/python search.py index "$${IMAGES%/}"
+	$(BIN)/python app.py "$${IMAGES%/}.index"
 
 test: .venv/dev
 	$(BIN)/python -m pytest $(PARALLEL)

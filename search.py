@@ -106,7 +106,12 @@ def arguments() -> argparse.Namespace:
         correction=lambda args: ["inverted_softmax", "nnn", "db_norm", "none"],
     )
     sentence = bool(given) and given[0] not in commands.choices and not given[0].startswith("-")
-    return parser.parse_args(["find", *given] if sentence else given)
+    args, behind = parser.parse_known_args(["find", *given] if sentence else given)
+    if behind and (args.command != "find" or any(word.startswith("-") for word in behind)):
+        parser.error(f"unrecognized arguments: {' '.join(behind)}")
+    if behind:  # words of a sentence that stand behind an option
+        args.words += behind
+    return args
 
 
 if __name__ == "__main__":

@@ -198,15 +198,24 @@ def index_and_sentence(words: Sequence[str], folder: Path = Path()) -> tuple[Pat
 
     The sentence is None where there is no word more. Raises BadInput if no index is named and there is none.
     """
-    first = Path(words[0]) if words else folder
-    if words and (first.is_dir() or first.suffix == INDEX_SUFFIX or os.sep in words[0]):
-        return first, " ".join(words[1:]) if words[1:] else None
+    if words and names_an_index(words[0]):
+        return Path(words[0]), " ".join(words[1:]) if words[1:] else None
     indexes = sorted(folder.glob(f"*/{META}"), key=lambda path: (-path.stat().st_mtime, path))
     if not indexes:
         raise BadInput(f"{folder.resolve()}: holds no index; build one with search.py index IMAGES, or name one")
     which = f"the newest of {len(indexes)} indexes here; another, by its name before the sentence"
     log(f"asks {indexes[0].parent}, {which if len(indexes) > 1 else 'the index here'}")
     return indexes[0].parent, " ".join(words) if words else None
+
+
+def names_an_index(word: str) -> bool:
+    """Return whether a word names a folder: it is there, ends in INDEX_SUFFIX, or is a path; a sentence has blanks.
+
+    >>> [names_an_index(word) for word in ("photos.index", "my/photos", "a black/white dog")]
+    [True, True, False]
+    """
+    path_like = os.sep in word and not any(character.isspace() for character in word)
+    return word.endswith(INDEX_SUFFIX) or path_like or os.path.isdir(word)
 
 
 def index_folder(images: Sequence[Path]) -> Path:

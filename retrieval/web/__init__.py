@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import math
 import socket
 from pathlib import Path
 
@@ -25,8 +26,8 @@ def serve(
 
     >>> serve("photos.index", port=0)  # doctest: +SKIP
     """
-    if not max_upload > 0:
-        raise BadInput(f"`max_upload` {max_upload:g}: no image is so small; choose 1 or more")
+    if not 0 < max_upload < math.inf:
+        raise BadInput(f"`max_upload` {max_upload:g}: no image has so many MB; choose 1 or more")
     try:
         for package in ("jinja2", "python_multipart", "starlette", "uvicorn"):
             importlib.import_module(package)

@@ -28,7 +28,7 @@ class Guard:
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
-        announced, received = int(length) if length.isdecimal() else 0, 0
+        announced, received = int(length[:18]) if length.isdecimal() else 0, 0
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -28,8 +28,9 @@ from typing import Any
 import jinja2
 from PIL import Image as PILImage
 from starlette.applications import Starlette
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -75,18 +76,27 @@ def application(searcher: Searcher, host: str = "127.0.0.1", max_upload: float =
         Route("/api/search", page.search),
         Route("/api/search.csv", page.export),
         Route("/api/image", page.upload, methods=["POST"]),
-        Route("/thumbnail/{row:int}", page.thumbnail),
-        Route("/image/{row:int}", page.image),
-        Route("/full/{row:int}", page.full),
-        Route("/about/{row:int}", page.about),
+        Route("/thumbnail/{row:row}", page.thumbnail),
+        Route("/image/{row:row}", page.image),
+        Route("/full/{row:row}", page.full),
+        Route("/about/{row:row}", page.about),
         Route("/upload/{digest}", page.sent),
         *(Route(f"/{name}", page.file) for name in FILES),
     ]
-    handlers: dict[Any, Any] = {BadInput: page.refuse, HTTPException: page.refuse, Exception: page.refuse}
+    handlers: dict[Any, Any] = dict.fromkeys((BadInput, HTTPException, ClientDisconnect, Exception), page.refuse)
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=page.lifespan)
     # from another host's page, a browser could be led here under a name of that host
     hosts = {*LOOPBACK, host.lower()} if is_loopback(host) else None
     return Guard(app, hosts, int(max_upload * 1_000_000))
+
+
+class RowConvertor(IntegerConvertor):
+    """The number of a row in an address; Python turns no number of thousands of digits into an int."""
+
+    regex = "[0-9]{1,18}"
+
+
+register_url_convertor("row", RowConvertor())
 
 
 class Page:

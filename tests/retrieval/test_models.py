@@ -73,7 +73,8 @@ def test_short_ways_to_ask(shipped, monkeypatch, capsys, tmp_path):
     capsys.readouterr()
     answers = []
     for words in (["find", "newer.index", "a red circle"], ["find", "newer.index", "a", "red", "circle"],
-                  ["find", "a", "red circle"], ["a", "red", "circle"], ["a red circle"]):  # fmt: skip
+                  ["find", "a", "red circle"], ["a", "red", "circle"], ["a red circle"],
+                  ["a", "--exact", "red", "circle"]):  # fmt: skip
         assert call(monkeypatch, search, *words, "-k", 3) == 0
         said = capsys.readouterr()
         answers.append(said.out)
@@ -82,6 +83,12 @@ def test_short_ways_to_ask(shipped, monkeypatch, capsys, tmp_path):
         assert said.err.count(f"answers by {run.name}, trained on folder\n") == 1
         assert "unlike" not in said.err, "images of the training set"
     assert len(set(answers)) == 1
+    for sentence in ("a red/blue circle", "a red circle " * 40):  # neither is the path of an index
+        assert call(monkeypatch, search, sentence, "-k", 3) == 0
+    assert call(monkeypatch, search, "a red circle", "--sheeet", "x.png") == 2
+    assert "unrecognized arguments: --sheeet x.png" in capsys.readouterr().err
+    assert call(monkeypatch, search, "index", "nowhere") == 2
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
     shutil.rmtree("older.index")
     assert call(monkeypatch, search, "a red circle", "-k", 3) == 0
     assert "asks newer.index, the index here\n" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The page's server, asked over real connections: every address, hostile requests, a hundred queries at once."""
 
+import asyncio
 import contextlib
 import csv
 import io
@@ -24,6 +25,7 @@ from retrieval.searcher import MAX_QUERY_CHARS, Searcher
 from retrieval.web.answers import Answers
 from retrieval.web.export import no_formula
 from retrieval.web.query import MAX_MINUS, Query
+from retrieval.web.server import application
 from retrieval.web.uploads import Upload, Uploads
 from tests.helpers import ROOT, FakeRun, call
 from tests.page_helpers import HOSTILE, LIMIT, ODD, SVG, ask, jpeg, served
@@ -280,6 +282,23 @@ def test_too_large_a_body_is_refused_before_it_has_come(port):
     assert (status, said) in ((413, "the file is too large; choose one of 0.5 MB at most"), (0, ""))
 
 
+def test_a_client_that_goes_away_raises_nothing(searcher):
+    """What is raised out of the application is a traceback of the server's."""
+    messages = [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+    sent = []
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    head = [(b"host", b"localhost"), (b"content-type", b"image/jpeg")]
+    scope = {"type": "http", "method": "POST", "path": "/api/image", "headers": head, "query_string": b""}
+    asyncio.run(application(searcher)(scope, receive, send))
+    assert not messages
+
+
 BAD = [
     ("/api/search?q=", 400, "the query is empty"),
     ("/api/search", 400, "the query is empty"),
@@ -307,7 +326,8 @@ BAD = [
     ("/upload/..%2f..%2fetc", 404, "nothing at this address"),
     ("/api/similar?id=3.png", 404, "nothing at this address"),
     ("/thumbnail/24", 404, "no image of number 24"),
-    ("/image/99999999999999999999999999", 404, "no image of number"),
+    ("/image/999999999999999999", 404, "no image of number"),
+    ("/image/" + "9" * 5000, 404, "nothing at this address"),
     ("/image/-1", 404, "nothing at this address"),
     ("/image/3.png", 404, "nothing at this address"),
     ("/image/../../etc/passwd", 404, "nothing at this address"),
@@ -513,6 +533,7 @@ def test_bad_input_is_one_sentence_and_status_2(page_folder, monkeypatch, capsys
         ([page_folder / "index", "--port", "99999"], "--port 99999"),
         ([page_folder / "index", "--host", "256.1.1.1"], "--host 256.1.1.1"),
         ([page_folder / "index", "--max-upload", "0"], "--max-upload 0"),
+        ([page_folder / "index", "--max-upload", "inf"], "--max-upload inf"),
     ]
     for args, sentence in cases:
         port = [] if "--port" in args else ["--port", 0]
