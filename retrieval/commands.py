@@ -9,22 +9,18 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image as PILImage
 
 from features.images.decode import IMAGE_SUFFIXES, Unreadable, read_image
 from metrics.table import Table, as_text
-from retrieval import emoji_map
-from retrieval.build import build_index
 from retrieval.contact_sheet import Tile, write_sheet
-from retrieval.emoji import EMOJI_FORMATS, embed_emoji, rank_emoji
-from retrieval.export import export_index
 from retrieval.index import META, Index, Meta
 from retrieval.models import shipped_run
 from retrieval.nearest import check_k
 from retrieval.searcher import MAX_TRUE_SHOWN, Hit, ScoredIds, Searcher, check_query, plain
-from retrieval.sources import check_there, known_captions, read_captions
 from retrieval.world import trained_on, world_note
 from training.bank import read_bank
 from training.run import Run, find_runs
@@ -68,6 +64,9 @@ def emoji(  # noqa: PLR0913 (a command's options, keyword-only)
 
     prompt, projection, max_emoji: see `embed_emoji` and `make_map`; format: a key of EMOJI_FORMATS.
     """
+    from retrieval import emoji_map
+    from retrieval.emoji import EMOJI_FORMATS, embed_emoji, rank_emoji
+
     if not images and (sheet or not map):
         raise BadInput("emoji: no image; name one at least, or only the emoji themselves with `map` FILE")
     check_k(k)
@@ -106,6 +105,8 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
 
     out: by default that of the first folder named, with .index at its end.
     """
+    from retrieval.build import build_index
+
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
             raise BadInput(f"`{name}` {value}: too small; leave it out for the default")
@@ -162,11 +163,11 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
     if sheet:
         check_output("sheet", sheet, ".png")
     Meta.read(index)  # an error if it is no index, before a run is opened
-    lines = read_captions(captions) if captions else None
+    lines = captions and sources().read_captions(captions)
     query_image = None if image is None else open_image(image)
     searcher = Searcher.open(index, run, exact=exact)
     if lines and captions:
-        lines = known_captions(searcher.run, lines, captions)
+        lines = sources().known_captions(searcher.run, lines, captions)
     if summed:
         result = find_sum(searcher, sentence or "", like, minus, k)
     elif image:
@@ -188,6 +189,8 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
 
 def export(index: Path, out: Path, *, run: Path | None = None) -> None:
     """Write an index as clip-retrieval's folder, and print what it holds; see `export_index`."""
+    from retrieval.export import export_index
+
     report = export_index(Searcher.open(index, run), out)
     what = "one for each caption" if report.captions else "one for each image"
     print(f"{out}: {report.rows:,} rows, {what}, of {report.images:,} images")
@@ -226,7 +229,7 @@ def index_folder(images: Sequence[Path]) -> Path:
     >>> index_folder([Path(__file__).parent]).name
     'retrieval.index'
     """
-    check_there(images)
+    sources().check_there(images)
     folders = [path for path in images if path.is_dir()]
     if len(folders) != 1:
         raise BadInput("index: of files, or of several folders, has no name of its own; name it with `out`")
@@ -245,6 +248,13 @@ def open_run(run: str | None, runs: Path = RUNS) -> Run:
     if len(folders) > 1:
         raise BadInput(f"{run}: names {len(folders)} runs; name one of them, such as {folders[0]}")
     return Run.open(folders[0])
+
+
+def sources() -> Any:
+    """Import what reads captions and images of other programs, late: a sentence needs none of it."""
+    from retrieval import sources
+
+    return sources
 
 
 def open_image(path: Path) -> PILImage.Image:
