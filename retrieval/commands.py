@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 from features.images.decode import IMAGE_SUFFIXES, Unreadable, read_image
 from metrics.table import Table, as_text
 from retrieval.contact_sheet import Tile, write_sheet
-from retrieval.index import META, Index, Meta
+from retrieval.index import INDEX_SUFFIX, META, Index, Meta, index_folder
 from retrieval.models import shipped_run
 from retrieval.nearest import check_k
 from retrieval.searcher import MAX_TRUE_SHOWN, Hit, ScoredIds, Searcher, check_query, plain
@@ -28,7 +28,6 @@ from utils import BadInput, atomic_write, log, make_folder, warn
 
 MAX_ANSWER_CHARS = 100  # of a caption or an id in the table
 RUNS = Path("runs")
-INDEX_SUFFIX = ".index"
 
 
 def embed(inputs: Sequence[str], out: Path, *, run: str | None = None, runs: Path = RUNS) -> None:
@@ -110,6 +109,7 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
             raise BadInput(f"`{name}` {value}: too small; leave it out for the default")
+    sources().check_there(images)
     out = out or index_folder(images)
     opened = open_run(run, runs)
     report = build_index(
@@ -219,22 +219,6 @@ def names_an_index(word: str) -> bool:
     """
     path_like = os.sep in word and not any(character.isspace() for character in word)
     return word.endswith(INDEX_SUFFIX) or path_like or os.path.isdir(word)
-
-
-def index_folder(images: Sequence[Path]) -> Path:
-    """Return the folder of an index of these images, beside the one folder among them; the links in its path stay.
-
-    Raises BadInput unless there is exactly one folder.
-
-    >>> index_folder([Path(__file__).parent]).name
-    'retrieval.index'
-    """
-    sources().check_there(images)
-    folders = [path for path in images if path.is_dir()]
-    if len(folders) != 1:
-        raise BadInput("index: of files, or of several folders, has no name of its own; name it with `out`")
-    folder = folders[0] if folders[0].name not in ("", "..") else folders[0].resolve()
-    return folder.with_name(folder.name + INDEX_SUFFIX)
 
 
 def open_run(run: str | None, runs: Path = RUNS) -> Run:
