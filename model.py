@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from features.device import default_device
 from features.images.views import Features
 from features.text.vocabulary import UNKNOWN, Sentences
+from layers.gru import gru_states
 from layers.heads import Linear, head_layers
 from layers.inputs import Standardize
 from layers.pooling import GPO, AttentionPool, GPOPool
@@ -93,14 +94,29 @@ class GRUBranch(nn.Module):
         lengths = torch.from_numpy(sentences.lengths)  # on the CPU: packing wants them there
         words = _tensor(sentences.numbers, self.embedding.weight.device).split(lengths.tolist())
         padded = nn.utils.rnn.pad_sequence(list(words), batch_first=True, padding_value=UNKNOWN)
-        packed = pack_padded_sequence(
-            self.dropout(self.embedding(padded)), lengths, batch_first=True, enforce_sorted=False
-        )
-        states, last = self.gru(packed)  # last: (directions, B, embed_dim); directions are averaged
-        # states: (B, longest, directions x embed_dim), padded with zeros
-        states, _ = pad_packed_sequence(states, batch_first=True)
-        x = last.mean(dim=0) if self.pooling == "last" else self.pooled(states, lengths)
+        if self.gru.bidirectional or padded.is_cuda:  # cuDNN has its own way
+            states, last = self.gru(self._packed(self.dropout(self.embedding(padded)), lengths))
+            last = last.mean(dim=0)  # (directions, B, embed_dim): directions are averaged
+        else:
+            states, last = self._states(padded, lengths)
+        x = last if self.pooling == "last" else self.pooled(pad_packed_sequence(states, batch_first=True)[0], lengths)
         return self.dropout(x if self.past is None else x + self.past(self._bag(sentences)))
+
+    def _states(self, padded: Tensor, lengths: Tensor) -> tuple[PackedSequence, Tensor]:
+        """Words (B, longest) → packed states, and the last of each sentence (B, embed_dim)."""
+        if self.training and self.dropout.p:  # no two words are the same any more
+            packed = self._packed(self.dropout(self.embedding(padded)), lengths)
+            x, index = packed.data, torch.arange(len(packed.data))
+        else:
+            packed = self._packed(padded, lengths)
+            distinct, index = packed.data.unique(return_inverse=True)
+            x = self.embedding(distinct)
+        counts = packed.batch_sizes
+        states = packed._replace(data=gru_states(self.gru, x, index, counts.tolist()))
+        return states, states.data[(counts.cumsum(0) - counts)[lengths - 1] + packed.unsorted_indices]
+
+    def _packed(self, padded: Tensor, lengths: Tensor) -> PackedSequence:
+        return pack_padded_sequence(padded, lengths, batch_first=True, enforce_sorted=False)
 
     def _bag(self, sentences: Sentences) -> Tensor:
         weight = self.embedding.weight

@@ -77,7 +77,7 @@ def probabilities(run: Run, prepared: Prepared, others: Mapping[str, Sequence[st
     for kind, sentences in queries.items():
         embedded = torch.from_numpy(run.embed_sentences(sentences))
         best = TRAINING[run.settings.similarity](images, embedded).amax(dim=0).numpy()
-        said[kind] = bank.calibration.probabilities(best, nearness_to(bank.captions, embedded).numpy())
+        said[kind] = bank.calibration.probabilities(best, nearness_to(bank.captions, embedded.numpy()))
     return said
 
 

@@ -37,7 +37,7 @@ def shares(run: Run, folders: list[Prepared]) -> list[float]:
     bank = read_bank(run.folder)
     if bank is None:
         raise BadInput(f"{run.folder}: keeps no training images; name another run")
-    training, normalize = bank.images.numpy(), run.settings.image.normalize
+    training, normalize = bank.images, run.settings.image.normalize
     splits = [folder.split(split, run.info.features, normalize) for folder in folders for split in SPLITS]
     return [share_far(run.embed_features(split.features), training) for split in splits]
 

@@ -25,7 +25,8 @@ from metrics.similarity import TRAINING
 from metrics.table import Table, as_markdown
 from retrieval import words
 from training.calibration import spread
-from training.run import VOCABULARY, Run, embed_sentences, encoding_settings
+from training.embed import embed_sentences
+from training.run import VOCABULARY, Run, encoding_settings
 from utils import run_script
 
 MAX_CAPTIONS = 600  # of a row of the table

@@ -110,7 +110,7 @@ class External:
         spread = float(ranked.scorer(DIRECTIONS[0])(few[0], few[1]).double().std())
         chosen = {bank: dict.fromkeys(DIRECTIONS, fixed_parameters(spread)) for bank in BANKS}
         none = np.empty(0, np.int64)
-        return RunBank(images, captions, none, none, chosen, None)
+        return RunBank(images.numpy(), captions.numpy(), none, none, chosen, None)
 
 
 def _check_bank(path: Path, bank: Tensor, measured: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from evaluation.elsewhere import check_features, is_elsewhere, warn_of_training_images
 from evaluation.groups import Group, trained_on
 from features.prepared import Prepared, Split
-from metrics.similarity import pair_scores
+from metrics.pairs import pair_scores
 from settings import Settings
 from training.run import Run, RunInfo
 from utils import BadInput

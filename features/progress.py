@@ -5,8 +5,6 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tqdm import tqdm
-
 from utils import is_quiet, log
 
 STAGE_SECONDS = 2.0  # what takes less is not worth a line in a redirected log
@@ -23,6 +21,8 @@ def progress_bar(items: Iterable[Any] | None = None, name: str = "", *, line: bo
     """
     if is_quiet() or not sys.stderr.isatty():
         return _Stage(items, name, line and not options.get("disable"), options.get("unit", ""))
+    from tqdm import tqdm  # late: a search in a script has no bar
+
     return tqdm(items, name, **options)
 
 

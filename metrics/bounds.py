@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from metrics.similarity import pair_scores
+from metrics.pairs import pair_scores
 
 TILE = (512, 1024)  # images by captions: comparisons of a tile then stay near the cache
 BLOCK = 4096  # images whose rows are held for the products of many tiles

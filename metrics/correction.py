@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metrics.parameters import Parameters
 from metrics.similarity import RANKING, Scores
 
 CORRECTIONS = ("inverted_softmax", "qb_norm", "nnn", "db_norm")  # those of a bank
@@ -27,18 +28,6 @@ SCORES_PER_BLOCK = 2**23  # of items with a bank, held at a time
 CACHED_SCORES_PER_BLOCK = 2**17  # of which a soft maximum is taken, at a time
 SINKHORN_STEPS = 20
 TINY = 1e-30
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """What a correction is chosen by. beta: inverse temperature of the soft maximum over the queries of a bank;
-    gallery_beta: the same over its gallery items; k, alpha: how many scores NNN averages, and the weight of the mean.
-    """
-
-    beta: float = 0.0
-    gallery_beta: float = 0.0
-    k: int = 0
-    alpha: float = 0.0
 
 
 def fixed_parameters(spread: float) -> dict[str, Parameters]:

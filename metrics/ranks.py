@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from metrics.bounds import TooManyOpen, counts_at_least
+from metrics.pairs import pair_scores
 from metrics.positions import Positions
-from metrics.similarity import RANKING, Scores, pair_scores
+from metrics.similarity import RANKING, Scores
 
 BOUNDED: dict[Scores, str] = {score: name for name, score in RANKING.items()}  # what there are bounds for
 

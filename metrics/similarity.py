@@ -7,14 +7,12 @@ come L2-normalized (and non-negative for order) from the model. Nothing here hol
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 # Rows at a time for order scores: with 1024 dimensions a block of them is 2 MB and stays in the cache, which makes
 # plain tensor operations as quick as a compiled kernel (benchmarks/order_scores.py).
 ROWS_PER_BLOCK = 512
-PAIRS_PER_BLOCK = 4096
 
 
 def cosine_scores(images: Tensor, captions: Tensor) -> Tensor:
@@ -97,25 +95,6 @@ class _OrderScores(torch.autograd.Function):
                 for_images[row] = weights @ violation
                 for_captions.index_add_(0, used, violation.mul_(-weights[:, None]))
         return for_images, for_captions
-
-
-def pair_scores(
-    similarity: str, images: np.ndarray, captions: np.ndarray, image_rows: np.ndarray, caption_rows: np.ndarray
-) -> np.ndarray:
-    """Return the scores (P,) of pairs of rows of the embeddings (N, D) and (M, D), a block of pairs at a time.
-
-    Summed up in float64 and rounded to float32, as for ranking: equal embeddings score equal.
-    """
-    scores = np.empty(len(image_rows), np.float32)
-    for start in range(0, len(scores), PAIRS_PER_BLOCK):
-        pairs = slice(start, start + PAIRS_PER_BLOCK)
-        one, other = images[image_rows[pairs]].astype(np.float64), captions[caption_rows[pairs]].astype(np.float64)
-        if similarity == "order":
-            violation = _violation(torch.from_numpy(one), torch.from_numpy(other)).numpy()
-            scores[pairs] = -np.square(violation).sum(1)
-        else:
-            scores[pairs] = (one * other).sum(1)
-    return scores
 
 
 Scores = Callable[[Tensor, Tensor], Tensor]

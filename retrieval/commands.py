@@ -9,22 +9,18 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image as PILImage
 
 from features.images.decode import IMAGE_SUFFIXES, Unreadable, read_image
 from metrics.table import Table, as_text
-from retrieval import emoji_map
-from retrieval.build import build_index
 from retrieval.contact_sheet import Tile, write_sheet
-from retrieval.emoji import EMOJI_FORMATS, embed_emoji, rank_emoji
-from retrieval.export import export_index
-from retrieval.index import META, Index, Meta
+from retrieval.index import INDEX_SUFFIX, META, Index, Meta, index_folder
 from retrieval.models import shipped_run
 from retrieval.nearest import check_k
 from retrieval.searcher import MAX_TRUE_SHOWN, Hit, ScoredIds, Searcher, check_query, plain
-from retrieval.sources import check_there, known_captions, read_captions
 from retrieval.world import trained_on, world_note
 from training.bank import read_bank
 from training.run import Run, find_runs
@@ -32,7 +28,6 @@ from utils import BadInput, atomic_write, log, make_folder, warn
 
 MAX_ANSWER_CHARS = 100  # of a caption or an id in the table
 RUNS = Path("runs")
-INDEX_SUFFIX = ".index"
 
 
 def embed(inputs: Sequence[str], out: Path, *, run: str | None = None, runs: Path = RUNS) -> None:
@@ -68,6 +63,9 @@ def emoji(  # noqa: PLR0913 (a command's options, keyword-only)
 
     prompt, projection, max_emoji: see `embed_emoji` and `make_map`; format: a key of EMOJI_FORMATS.
     """
+    from retrieval import emoji_map
+    from retrieval.emoji import EMOJI_FORMATS, embed_emoji, rank_emoji
+
     if not images and (sheet or not map):
         raise BadInput("emoji: no image; name one at least, or only the emoji themselves with `map` FILE")
     check_k(k)
@@ -106,9 +104,12 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
 
     out: by default that of the first folder named, with .index at its end.
     """
+    from retrieval.build import build_index
+
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
             raise BadInput(f"`{name}` {value}: too small; leave it out for the default")
+    sources().check_there(images)
     out = out or index_folder(images)
     opened = open_run(run, runs)
     report = build_index(
@@ -162,11 +163,11 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
     if sheet:
         check_output("sheet", sheet, ".png")
     Meta.read(index)  # an error if it is no index, before a run is opened
-    lines = read_captions(captions) if captions else None
+    lines = captions and sources().read_captions(captions)
     query_image = None if image is None else open_image(image)
     searcher = Searcher.open(index, run, exact=exact)
     if lines and captions:
-        lines = known_captions(searcher.run, lines, captions)
+        lines = sources().known_captions(searcher.run, lines, captions)
     if summed:
         result = find_sum(searcher, sentence or "", like, minus, k)
     elif image:
@@ -188,6 +189,8 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
 
 def export(index: Path, out: Path, *, run: Path | None = None) -> None:
     """Write an index as clip-retrieval's folder, and print what it holds; see `export_index`."""
+    from retrieval.export import export_index
+
     report = export_index(Searcher.open(index, run), out)
     what = "one for each caption" if report.captions else "one for each image"
     print(f"{out}: {report.rows:,} rows, {what}, of {report.images:,} images")
@@ -218,22 +221,6 @@ def names_an_index(word: str) -> bool:
     return word.endswith(INDEX_SUFFIX) or path_like or os.path.isdir(word)
 
 
-def index_folder(images: Sequence[Path]) -> Path:
-    """Return the folder of an index of these images, beside the one folder among them; the links in its path stay.
-
-    Raises BadInput unless there is exactly one folder.
-
-    >>> index_folder([Path(__file__).parent]).name
-    'retrieval.index'
-    """
-    check_there(images)
-    folders = [path for path in images if path.is_dir()]
-    if len(folders) != 1:
-        raise BadInput("index: of files, or of several folders, has no name of its own; name it with `out`")
-    folder = folders[0] if folders[0].name not in ("", "..") else folders[0].resolve()
-    return folder.with_name(folder.name + INDEX_SUFFIX)
-
-
 def open_run(run: str | None, runs: Path = RUNS) -> Run:
     """Open the run that a folder, a name under `runs`, or a pattern names, or a model that ships (None).
 
@@ -245,6 +232,13 @@ def open_run(run: str | None, runs: Path = RUNS) -> Run:
     if len(folders) > 1:
         raise BadInput(f"{run}: names {len(folders)} runs; name one of them, such as {folders[0]}")
     return Run.open(folders[0])
+
+
+def sources() -> Any:
+    """Import what reads captions and images of other programs, late: a sentence needs none of it."""
+    from retrieval import sources
+
+    return sources
 
 
 def open_image(path: Path) -> PILImage.Image:

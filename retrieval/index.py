@@ -32,6 +32,7 @@ from utils import BadInput, atomic_write, read_json, write_json
 
 FORMAT = 1
 META, PART = "meta.json", "part-"
+INDEX_SUFFIX = ".index"  # of its folder, behind the name of the folder of images
 ROW = np.dtype(
     [
         ("digest", "u1", (32,)),  # SHA-256 of the content
@@ -282,6 +283,21 @@ class Index:
         """Return the rows of the images that the indexed dataset has this very caption for."""
         rows = self.known.rows_of(caption)
         return sorted({int(row) for row in self.known_rows[rows.start : rows.stop]})
+
+
+def index_folder(images: Sequence[Path]) -> Path:
+    """Return the folder of an index of these images, beside the one folder among them; the links in its path stay.
+
+    Raises BadInput unless there is exactly one folder.
+
+    >>> index_folder([Path(__file__).parent]).name
+    'retrieval.index'
+    """
+    folders = [path for path in images if path.is_dir()]
+    if len(folders) != 1:
+        raise BadInput("index: of files, or of several folders, has no name of its own; name it with `out`")
+    folder = folders[0] if folders[0].name not in ("", "..") else folders[0].resolve()
+    return folder.with_name(folder.name + INDEX_SUFFIX)
 
 
 def map_file(path: Path) -> Any:

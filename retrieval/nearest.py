@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from metrics.similarity import order_scores_by_block, pair_scores
+from metrics.pairs import pair_scores
 from utils import BadInput, atomic_write
 
 BLOCK_BYTES = 2**24  # of rows scored at a time
@@ -34,15 +32,22 @@ class Measure:
     similarity: str
     caption_asks: bool = True
 
-    def quick(self, queries: Tensor, rows: Tensor) -> Tensor:
+    def quick(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Score queries (Q, D) with rows (B, D), float32 → (Q, B); not-a-number counts as the worst score."""
-        if self.similarity == "cosine":
-            scores = queries @ rows.T
-        elif self.caption_asks:
-            scores = order_scores_by_block(rows, queries, by_image=False).T
-        else:
-            scores = order_scores_by_block(queries, rows)
-        return scores.nan_to_num_(nan=-torch.inf)
+        scores = queries @ rows.T if self.similarity == "cosine" else self._quick_order(queries, rows)
+        return np.nan_to_num(scores, copy=False, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+
+    def _quick_order(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        import torch  # late: cosine needs NumPy alone, whose import takes a tenth of the time
+
+        from metrics.similarity import order_scores_by_block
+
+        # torch warns of arrays that cannot be written, though nobody writes
+        writable = rows if rows.flags.writeable and rows.flags.c_contiguous else np.array(rows)
+        asking, asked = torch.from_numpy(queries), torch.from_numpy(writable)
+        if self.caption_asks:
+            return order_scores_by_block(asked, asking, by_image=False).T.numpy()
+        return order_scores_by_block(asking, asked).numpy()
 
     def exact(self, queries: np.ndarray, rows: np.ndarray, of_query: np.ndarray, of_row: np.ndarray) -> np.ndarray:
         """Score pairs of a query and a row, (C,) float32: equal rows score equal, wherever they stand."""
@@ -93,9 +98,9 @@ def _nearest(
         return best, scores
     slack = slack_of(rows.shape[1])
     for start, part, quick in _scored(queries, rows, measure, block):
-        least = quick.topk(min(k, len(part)), dim=1).values[:, -1].numpy() if len(part) >= k else -np.inf
-        bound = torch.from_numpy(np.maximum(least, scores[:, -1]).astype(np.float32) - slack)
-        of_query, of_row = (numbers.numpy() for numbers in (quick >= bound[:, None]).nonzero(as_tuple=True))
+        least = np.partition(quick, -k, axis=1)[:, -k] if len(part) >= k else -np.inf
+        bound = np.maximum(least, scores[:, -1]).astype(np.float32) - np.float32(slack)
+        of_query, of_row = np.nonzero(quick >= bound[:, None])
         exact = measure.exact(queries, part, of_query, of_row)
         cuts = np.searchsorted(of_query, np.arange(len(queries) + 1))
         for query, (a, b) in enumerate(pairwise(cuts)):
@@ -123,7 +128,7 @@ def positions(
     for start, part, quick in _scored(queries, rows, measure, block):
         for index, (row, score) in enumerate(zip(targets.tolist(), scores.tolist(), strict=True)):
             surely = quick[0] > score + slack
-            near = ((quick[0] >= score - slack) & ~surely).nonzero().squeeze(1).numpy()
+            near = np.flatnonzero((quick[0] >= score - slack) & ~surely)
             exact = measure.exact(queries, part, np.zeros_like(near), near)
             ahead = (exact > score) | ((exact == score) & (near + start < row))
             better[index] += int(surely.sum()) + int(ahead.sum())
@@ -140,14 +145,12 @@ def slack_of(dim: int) -> float:
 
 def _scored(
     queries: np.ndarray, rows: np.ndarray, measure: Measure, block: int
-) -> Iterator[tuple[int, np.ndarray, Tensor]]:
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Start, rows and quick scores (Q, B) of every block."""
     height = max(1, block // (4 * max(1, rows.shape[1])))
     for start in range(0, len(rows), height):
         part = rows[start : start + height]
-        # torch warns of arrays that cannot be written, though nobody writes
-        writable = part if part.flags.writeable and part.flags.c_contiguous else np.array(part)
-        yield start, part, measure.quick(torch.from_numpy(queries), torch.from_numpy(writable))
+        yield start, part, measure.quick(queries, part)
 
 
 def _float32(array: np.ndarray) -> np.ndarray:

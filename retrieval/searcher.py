@@ -4,23 +4,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from features.datasets.dataset import clean_caption
-from features.images.decode import ImageSource
 from features.images.files import ImageFile
-from metrics.similarity import pair_scores
+from metrics.pairs import pair_scores
 from retrieval.combination import add_up
-from retrieval.correction import Corrector, asking, not_asking
 from retrieval.index import Index
 from retrieval.nearest import COSINE, IMAGE_QUERY, TEXT_QUERY, check_k, exact_nearest, positions
 from retrieval.words import MendedQuery, WordNeighbors
+from training.bag import open_for_sentences
 from training.bank import RunBank, read_bank
 from training.calibration import nearness_to
 from training.run import MAX_QUOTED_CHARS, Run
 from utils import BadInput
+
+if TYPE_CHECKING:
+    from features.images.decode import ImageSource
 
 MAX_QUERY_CHARS = 5000  # of a query; a recurrent network reads one word after the other
 MAX_TRUE_SHOWN = 20  # true images of a caption whose positions are shown
@@ -107,7 +109,7 @@ class Searcher:
             if not Path(run).is_dir():
                 raise BadInput(f"{index.folder}: its run is not at {run} any more; say where it is with `run`")
         if isinstance(run, str | Path):
-            run = Run.open(run)
+            run = open_for_sentences(run)
         if run.digest() != index.meta.digest:
             raise BadInput(
                 f"{index.folder}: is the index of another run than {run.folder}, or the run was trained again; "
@@ -163,15 +165,15 @@ class Searcher:
             return None
         images = np.ascontiguousarray(self.index.embeddings[rows, : self.index.meta.dim])
         scores = pair_scores(self.similarity, images, query, np.arange(len(rows)), np.zeros(len(rows), np.int64))
-        nearness = nearness_to(self.bank.captions, torch.from_numpy(query))
-        return self.bank.calibration.probabilities(scores, float(nearness))
+        nearness = nearness_to(self.bank.captions, query)
+        return self.bank.calibration.probabilities(scores, float(nearness[0]))
 
     @cached_property
     def bank(self) -> RunBank | None:
         """The bank of the run, read when the first sentence comes."""
         return read_bank(self.run.folder)
 
-    def search_image(self, image: ImageSource, k: int = 20) -> ScoredIds:
+    def search_image(self, image: "ImageSource", k: int = 20) -> ScoredIds:
         """Return the k captions nearest to an image, (caption, score), best first.
 
         Raises BadInput if the index has none, or the image cannot be read.
@@ -181,7 +183,7 @@ class Searcher:
         """
         return self.captions_of(self.embed_image(image), k)
 
-    def similar(self, image: ImageSource, k: int = 20) -> ScoredIds:
+    def similar(self, image: "ImageSource", k: int = 20) -> ScoredIds:
         """Return the k images most similar to an image, (id, score), by cosine; `similar_to`: to one of the index.
 
         >>> searcher.similar("beach.jpg", k=1)  # doctest: +SKIP
@@ -204,7 +206,7 @@ class Searcher:
         self,
         sentence: str = "",
         *,
-        like: ImageSource | np.ndarray | None = None,
+        like: "ImageSource | np.ndarray | None" = None,
         minus: Sequence[str] = (),
         k: int = 20,
     ) -> ScoredIds:
@@ -283,7 +285,7 @@ class Searcher:
             f"trained on, nor near to one that is; say it in other words"
         )
 
-    def embed_image(self, image: ImageSource) -> np.ndarray:
+    def embed_image(self, image: "ImageSource") -> np.ndarray:
         """Embed an image, (1, dim) float32. Raises BadInput if it cannot be read, or there are several."""
         rows = self.run.embed_images(image)
         if len(rows) != 1:
@@ -300,7 +302,11 @@ class Searcher:
 
     def similar_images(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and cosines of the images of the index that are most similar to images (Q, dim)."""
-        return self._by_inner_product(not_asking(queries) if self.correction else queries, k)
+        if self.correction:
+            from retrieval.correction import not_asking
+
+            queries = not_asking(queries)
+        return self._by_inner_product(queries, k)
 
     def _by_inner_product(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         if self.index.graph is not None and not self.exact:
@@ -308,7 +314,11 @@ class Searcher:
         return exact_nearest(queries, self.index.embeddings, k, COSINE)
 
     def _asking(self, direction: str, queries: np.ndarray) -> np.ndarray:
-        return asking(self.similarity, direction, queries) if self.correction else queries
+        if not self.correction:
+            return queries
+        from retrieval.correction import asking  # late: with torch, which a corrected index alone needs
+
+        return asking(self.similarity, direction, queries)
 
     def _score_of(self, scores: np.ndarray) -> np.ndarray:
         """Return scores as they are shown: corrected ones of order come less 1 (`with_bias`)."""
@@ -321,6 +331,8 @@ class Searcher:
         if captions is not None:
             embedded = self.run.embed_sentences(captions)
             if self.correction:
+                from retrieval.correction import Corrector
+
                 embedded = Corrector.of_run(self.run, self.correction).rows(embedded, "image_to_text")
         elif not len(captions := self.index.captions):
             raise BadInput(f"{self.index.folder}: has no captions; build it with `captions`, one a line of a file")

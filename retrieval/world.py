@@ -51,7 +51,7 @@ def world_note(index: Index, info: RunInfo, bank: RunBank | None) -> str | None:
     """Return a sentence that warns where the images of an index are of another world; None where nothing says so."""
     if bank is None or len(index) == 0 or len(bank.images) <= NEIGHBORS:
         return None
-    if share_far(index.embeddings[:, : index.meta.dim], bank.images.numpy()) < MANY:
+    if share_far(index.embeddings[:, : index.meta.dim], bank.images) < MANY:
         return None
     return f"These images are unlike those that the model was trained on ({trained_on(info)}): answers may mean little."
 

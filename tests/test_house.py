@@ -138,12 +138,6 @@ def test_help_waits_for_nothing_heavy(script):
     assert "usage:" in done.stdout
 
 
-def test_importing_nltk_takes_neither_scipy_stats_nor_scikit_learn():
-    code = "import features.text.vocabulary, sys; print({'scipy.stats', 'sklearn'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 

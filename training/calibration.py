@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 MAX_SENTENCES = 1000  # of val, and of the bank
 SHUFFLED = 400  # sentences that nothing belongs to: a transformer may have to read them now
@@ -35,15 +33,17 @@ class Calibration:
         return 1 / (1 + np.exp(-(self.intercept + self.score * scores + self.nearness * nearness)))
 
 
-def calibrate(scores: Tensor, nearness: Tensor, shuffled_scores: Tensor, shuffled_nearness: Tensor) -> Calibration:
+def calibrate(
+    scores: np.ndarray, nearness: np.ndarray, shuffled_scores: np.ndarray, shuffled_nearness: np.ndarray
+) -> Calibration:
     """Fit the curve to the best score and the nearness of sentences that images belong to (M,), and of others (S,).
 
     ANSWERED of all cases are of the first kind, however many there are here.
     """
     from sklearn.linear_model import LogisticRegression  # late: a table needs none of it
 
-    figures = [torch.stack(pair, dim=1).double() for pair in ((scores, nearness), (shuffled_scores, shuffled_nearness))]
-    x, answered = torch.cat(figures).numpy(), np.repeat([1, 0], [len(part) for part in figures])
+    figures = [np.stack(pair, axis=1) for pair in ((scores, nearness), (shuffled_scores, shuffled_nearness))]
+    x, answered = np.concatenate(figures).astype(np.float64), np.repeat([1, 0], [len(part) for part in figures])
     weights = np.where(answered, ANSWERED / len(scores), (1 - ANSWERED) / len(shuffled_scores)) * len(x)
     scale = x.std(axis=0) + 1e-9
     for used in (2, 1):  # the score alone where it would count against a pair beside nearness
@@ -54,20 +54,20 @@ def calibrate(scores: Tensor, nearness: Tensor, shuffled_scores: Tensor, shuffle
     return Calibration(math.log(ANSWERED / (1 - ANSWERED)), 0.0, 0.0)  # no score tells them apart
 
 
-def nearness_to(captions: Tensor, sentences: Tensor) -> Tensor:
+def nearness_to(captions: np.ndarray, sentences: np.ndarray) -> np.ndarray:
     """Return for sentences (S, D) the mean cosine (S,) with their NEIGHBORS nearest captions of a bank (B, D)."""
     near = spread(captions, MAX_SENTENCES)
-    return (sentences @ near.T).topk(min(NEIGHBORS, len(near)), dim=1).values.mean(dim=1)
+    return np.sort(sentences @ near.T, axis=1)[:, -NEIGHBORS:].mean(axis=1)
 
 
-def spread(rows: Tensor, most: int) -> Tensor:
+def spread(rows: np.ndarray, most: int) -> np.ndarray:
     """Return up to `most` rows (N, …), evenly spread; of what it returns, it returns all.
 
-    >>> spread(torch.arange(10), 3)
-    tensor([0, 3, 6])
+    >>> spread(np.arange(10), 3)
+    array([0, 3, 6])
     """
     kept = min(len(rows), most)
-    return rows[torch.arange(kept) * len(rows) // kept].contiguous()
+    return rows[np.arange(kept) * len(rows) // kept]
 
 
 def shuffled_sentences(captions: Sequence[str], seed: int) -> list[str]:

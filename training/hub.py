@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from features.images.weights import cache_only_without_network
 from training.run import MODEL, RECIPE, RESULT, VOCABULARY
 from utils import BadInput, warn
 
@@ -58,6 +57,8 @@ def download_run(name: Path | str) -> Path:
     import huggingface_hub
     from huggingface_hub import constants
 
+    from features.images.weights import cache_only_without_network  # late: with torch
+
     where = parse_name(name)
     with _hub_errors(str(name)), cache_only_without_network():
         if constants.HF_HUB_OFFLINE:
@@ -100,6 +101,8 @@ def check_files(name: Path | str, sizes: dict[str, int | None]) -> None:
 def check_push(name: Path | str) -> HubName:
     """Return where to push to. Raises BadInput for a wrong name, without a network, or without a token."""
     import huggingface_hub
+
+    from features.images.weights import cache_only_without_network
 
     where = parse_name(name)
     if where.revision:

@@ -9,11 +9,9 @@ last.pt             all that resuming needs; plain tensors and numbers, loads wi
 result.json         the metrics on val; it appears when training is over
 """
 
-import copy
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -21,29 +19,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tomli_w
-import torch
-from torch import Tensor
 
-from features.device import default_device
-from features.images.decode import ImageSource, as_images
 from features.images.files import ImageFile
-from features.images.views import Features, join_features
-from features.prepared import Prepared
-from features.text.sentences import TextProcessor, as_sentences, sentence_encoder
-from features.text.vocabulary import Sentences, Vocabulary, WordIndex, tokenize
-from model import InputDims, TwoBranch
+from features.text.sentences import TextProcessor, as_sentences
+from features.text.vocabulary import Sentences, Vocabulary, tokenize
 from settings import Settings, TextSettings, from_table, read_toml, to_table
-from training.checkpoint import load_model
 from utils import BadInput, atomic_write, did_you_mean, digest_text, make_folder, read_json
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch is imported where it is used: a search for a sentence may do without (training/bag.py)
     from features.images.backbones import Backbone
+    from features.images.decode import ImageSource
+    from features.images.views import Features
+    from features.prepared import Prepared
+    from model import TwoBranch
 
 RECIPE, MODEL, VOCABULARY = "recipe.toml", "model.safetensors", "vocabulary.json"
 LOG, LAST, RESULT = "log.jsonl", "last.pt", "result.json"
-ROWS_PER_BATCH = 1000  # images or sentences embedded at a time; of maps, as many as
-BATCH_BYTES = 2**26  # bytes hold;
-SENTENCES_PER_BATCH = 64  # sentences through a transformer
 MAX_QUOTED_CHARS = 200  # of a sentence in an error
 AGAIN = "train the run again with `fresh`"
 
@@ -145,16 +136,10 @@ def encoding_settings(text: TextSettings) -> dict[str, Any]:
     return {name: getattr(text, name) for name in names}
 
 
-def new_model(settings: Settings, info: RunInfo, vocabulary: Vocabulary) -> TwoBranch:
-    """Make a model whose first weights depend on the seed alone; a transformer that is trained too has its own."""
-    num_words = len(WordIndex(vocabulary, settings.text.stem, settings.text.min_count))
-    dims = InputDims(sum(info.sizes), num_words, info.grid, info.sizes, info.encoder_size)
-    if settings.text.finetune:
-        encoder = sentence_encoder(settings.text.encoder)
-        module = copy.deepcopy(encoder.module).requires_grad_(True)
-        dims = replace(dims, transformer=module, padding=encoder.padding)
-    torch.manual_seed(info.seed)
-    return TwoBranch(settings, dims).to(default_device())
+def check_finished(folder: Path) -> None:
+    """Raise BadInput unless the training of a run has finished."""
+    if not (folder / RESULT).is_file():
+        raise BadInput(f"{folder}: its training has not finished; repeat the train.py command and it continues")
 
 
 class Run:
@@ -168,8 +153,8 @@ class Run:
     (2, 1024)
     """
 
-    def __init__(self, folder: Path, settings: Settings, info: RunInfo, vocabulary: Vocabulary, model: TwoBranch):
-        self.folder, self.settings, self.info, self.model = folder, settings, info, model
+    def __init__(self, folder: Path, settings: Settings, info: RunInfo, vocabulary: Vocabulary):
+        self.folder, self.settings, self.info, self.vocabulary = folder, settings, info, vocabulary
         self.processor = TextProcessor(vocabulary, **encoding_settings(settings.text), digest=info.encoder_digest)
 
     @classmethod
@@ -180,12 +165,24 @@ class Run:
         """
         folder = local_folder(folder)
         settings, info = read_run_config(folder)
-        if not (folder / RESULT).is_file():
-            raise BadInput(f"{folder}: its training has not finished; repeat the train.py command and it continues")
-        vocabulary = Vocabulary.load(folder / VOCABULARY)
-        model = new_model(settings, info, vocabulary)
-        load_model(folder / MODEL, model)
-        return cls(folder, settings, info, vocabulary, model.eval())
+        check_finished(folder)
+        run = cls(folder, settings, info, Vocabulary.load(folder / VOCABULARY))
+        run.read_weights()
+        return run
+
+    def read_weights(self) -> None:
+        """Read what embeds, so that what is wrong with it is said now."""
+        self.model  # noqa: B018 (read by asking for it)
+
+    @cached_property
+    def model(self) -> "TwoBranch":
+        """Both branches, in eval mode."""
+        from training.checkpoint import load_model
+        from training.embed import new_model
+
+        model = new_model(self.settings, self.info, self.vocabulary)
+        load_model(self.folder / MODEL, model)
+        return model.eval()
 
     def __repr__(self) -> str:
         text = self.settings.text
@@ -201,11 +198,13 @@ class Run:
 
         return [reopen(attributes) for attributes in self.info.backbones]
 
-    def embed_images(self, images: ImageSource | Iterable[ImageSource]) -> np.ndarray:
+    def embed_images(self, images: "ImageSource | Iterable[ImageSource]") -> np.ndarray:
         """Embed N images (paths, open files, images of PIL), or one alone → (N, embed_dim) float32.
 
         Raises BadInput for one that is none, or unreadable.
         """
+        from features.images.decode import as_images
+
         given, rows = as_images(images), []
         for index, row in self.embed_readable(given, batch=max(1, min(16, len(given)))):
             if isinstance(row, str):
@@ -216,13 +215,14 @@ class Run:
         return np.stack(rows) if rows else np.empty((0, self.settings.embed_dim), np.float32)
 
     def embed_readable(
-        self, paths: Sequence[ImageSource], batch: int = 16, workers: int = 0
+        self, paths: "Sequence[ImageSource]", batch: int = 16, workers: int = 0
     ) -> Iterator[tuple[int, np.ndarray | str]]:
         """Embed many images; yield of each in turn its index, and its embedding (embed_dim,) or why it is unreadable.
 
         batch: images that the frozen networks see at a time; workers: processes that decode beside them.
         """
         from features.images.extract import features_of
+        from features.images.views import join_features
 
         streams = [features_of(paths, backbone, batch=batch, workers=workers) for backbone in self.backbones]
         dtypes = [attributes["dtype"] for attributes in self.info.backbones]
@@ -240,8 +240,10 @@ class Run:
                 reason = next((row for _, row in pieces if isinstance(row, str)), None)
                 yield pieces[0][0], reason if reason is not None else next(rows)
 
-    def embed_features(self, features: Features) -> np.ndarray:
+    def embed_features(self, features: "Features") -> np.ndarray:
         """Embed joined features (N, D), views or maps, as Prepared.split gives them → (N, embed_dim) float32."""
+        from training.embed import embed_features
+
         return embed_features(self.model, features).cpu().numpy()
 
     def embed_sentences(self, sentences: str | Iterable[str], check: bool = True) -> np.ndarray:
@@ -254,10 +256,12 @@ class Run:
         return self._embed(self.processor.encode(texts))
 
     def _embed(self, sentences: Sentences) -> np.ndarray:
+        from training.embed import embed_sentences
+
         rows = embed_sentences(self.model, sentences).cpu().numpy()
         return rows if len(rows) else np.empty((0, self.settings.embed_dim), np.float32)
 
-    def embed_captions(self, data: Prepared, split: str) -> np.ndarray:
+    def embed_captions(self, data: "Prepared", split: str) -> np.ndarray:
         """Embed the M captions of a split in the order of `data.split(split, …)` → (M, embed_dim) float32.
 
         A frozen sentence encoder need not run again: its features are read from where prep.py cached them. Raises
@@ -304,31 +308,6 @@ def known_sentences(sentences: str | Iterable[str], knows: Callable[[str], bool]
             why = words if text.strip() else "an empty sentence"
             raise BadInput(f"{text[:MAX_QUOTED_CHARS]!r}: {why}; use words of its training captions, or leave it out")
     return texts
-
-
-@torch.inference_mode()
-def embed_features(model: TwoBranch, features: Features) -> Tensor:
-    """Embed (N, D) float32, maps or the mean of views → (N, embed_dim) on the model's device, in blocks.
-
-    The model is in eval mode.
-    """
-    height = max(1, min(ROWS_PER_BATCH, BATCH_BYTES // (4 * math.prod(features.shape[1:]))))
-    blocks = (features[start : start + height] for start in range(0, len(features), height))
-    parts = [model.embed_images(torch.from_numpy(np.ascontiguousarray(block)).to(default_device())) for block in blocks]
-    return torch.cat(parts) if parts else torch.empty(0, 0)
-
-
-@torch.inference_mode()
-def embed_sentences(model: TwoBranch, sentences: Sentences) -> Tensor:
-    """Embed N sentences → (N, embed_dim) on the model's device, like lengths together. The model is in eval mode."""
-    lengths = (sentences.tokens or sentences).lengths
-    order = np.argsort(lengths, kind="stable")
-    height = ROWS_PER_BATCH if sentences.tokens is None else SENTENCES_PER_BATCH
-    parts = [model.embed_sentences(sentences.take(order[i : i + height])) for i in range(0, len(order), height)]
-    if not parts:
-        return torch.empty(0, 0)
-    embedded = torch.cat(parts)
-    return embedded[torch.from_numpy(np.argsort(order)).to(embedded.device)]
 
 
 def local_folder(name: Path | str) -> Path:

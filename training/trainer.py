@@ -26,18 +26,10 @@ from metrics.ranks import metrics_of, ranks_by_block, rsum
 from metrics.similarity import RANKING, TRAINING
 from model import TwoBranch
 from settings import LossSettings, Settings
-from training.bank import save_bank
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
-from training.run import (
-    LAST,
-    LOG,
-    MODEL,
-    RESULT,
-    RunPlan,
-    embed_features,
-    embed_sentences,
-    new_model,
-)
+from training.embed import embed_features, embed_sentences, new_model
+from training.fill_bank import save_bank
+from training.run import LAST, LOG, MODEL, RESULT, RunPlan
 from training.schedule import (
     batch_size_for,
     busy_hint,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from features.text.hub import is_dual
-from features.text.store import PRECOMPUTED
 from features.text.vocabulary import Sentences, Vocabulary, WordIndex, tokenize
 from utils import BadInput
 
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 @cache
 def sentence_encoder(name: str) -> "SentenceEncoder":
     """Load the transformer `name`, once. Raises BadInput if it cannot be, or its features came without it."""
+    from features.text.store import PRECOMPUTED
+
     if name.startswith(PRECOMPUTED):
         raise BadInput(f"{name}: sentence features that came without their encoder: no other sentence can be read")
     from features.text.encoders import load_sentence_encoder

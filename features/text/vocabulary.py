@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import regex
 
+from features.options import LANGUAGES
 from features.progress import progress_bar
 from utils import BadInput, did_you_mean, read_json, write_json
 
@@ -33,23 +35,32 @@ def _without(*packages: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-# `import nltk` imports its classifiers and metrics too, and they SciPy and scikit-learn where these are installed:
-# 1.4 s of every command, for rooms that nothing here enters. NLTK does without where the import fails.
-with _without("scipy", "scipy.stats", "sklearn"):
-    from nltk.stem.snowball import SnowballStemmer
-    from nltk.tokenize import TweetTokenizer
+def _import_nltk() -> tuple[Any, Any]:
+    """Import NLTK's stemmer and tokenizer, which takes 0.3 s: sentences of plain known words need neither.
+
+    `import nltk` imports its classifiers and metrics too, and they SciPy and scikit-learn where these are installed:
+    1.4 s more, for rooms that nothing here enters. NLTK does without where the import fails.
+    """
+    with _without("scipy", "scipy.stats", "sklearn"):
+        from nltk.stem.snowball import SnowballStemmer
+        from nltk.tokenize import TweetTokenizer
+    return SnowballStemmer, TweetTokenizer
+
+
+@cache
+def _tokenizer() -> Any:
+    return _import_nltk()[1](preserve_case=True)
+
 
 FORMAT = 1
 TOKENIZER = (
     "nltk.TweetTokenizer; NFC, lower case; Han and kana cut into characters; tokens without letter or digit dropped"
 )
-LANGUAGES = ("none", *SnowballStemmer.languages)
 UNKNOWN = 0  # the number of every word that the vocabulary does not hold
 
 # Scripts written without blanks; a whole clause would otherwise be one word that never comes again.
 _UNSPACED = regex.compile(r"([\p{Han}\p{Hiragana}\p{Katakana}])")
 _WORD = regex.compile(r"[\p{L}\p{N}]")
-_TOKENIZER = TweetTokenizer(preserve_case=True)
 # Letters, and full stops and commas by themselves: cutting these at blanks gives the tokenizer's words, sooner.
 PLAIN = regex.compile(r"(?:[a-z]+(?= |$)|[.,](?= |$)| )*+")
 
@@ -63,7 +74,7 @@ def tokenize(sentence: str) -> list[str]:
     if PLAIN.fullmatch(plain := sentence.lower()):
         return [word for word in plain.split() if word not in ".,"]
     sentence = _UNSPACED.sub(r" \1 ", unicodedata.normalize("NFC", sentence).lower())
-    return [token for token in _TOKENIZER.tokenize(sentence) if _WORD.search(token)]
+    return [token for token in _tokenizer().tokenize(sentence) if _WORD.search(token)]
 
 
 def make_stemmer(language: str) -> Any:
@@ -76,7 +87,7 @@ def make_stemmer(language: str) -> Any:
         return lambda word: word
     if language not in LANGUAGES:
         raise BadInput(f"`language` {language}: no stemmer for it; {did_you_mean(language, LANGUAGES)}")
-    return SnowballStemmer(language).stem
+    return _import_nltk()[0](language).stem
 
 
 @dataclass(frozen=True)
@@ -171,7 +182,7 @@ class WordIndex:
     """
 
     def __init__(self, vocabulary: Vocabulary, stem: bool, min_count: int):
-        self._stem = make_stemmer(vocabulary.language) if stem else None
+        self._language, self._stemmed = vocabulary.language, stem
         self._stems = dict(vocabulary.stems) if stem else {}
         counter: Counter[str] = Counter()
         for word, count in vocabulary.counts.items():
@@ -200,9 +211,13 @@ class WordIndex:
         """Return the words of a sentence that have no number."""
         return [word for word in tokenize(sentence) if self.form(word) not in self.numbers]
 
+    @cached_property
+    def _stem(self) -> Any:
+        return make_stemmer(self._language)
+
     def form(self, word: str) -> str:
         """Return what stands for a word in `words`: itself, or its stem."""
-        if self._stem is None:
+        if not self._stemmed:
             return word
         if word not in self._stems:
             self._stems[word] = self._stem(word)

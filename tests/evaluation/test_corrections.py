@@ -18,7 +18,7 @@ from metrics.ranks import ranks_of
 from metrics.similarity import RANKING
 from tests.helpers import call, copy_of, plan_small, train_drawn, train_small
 from training.bank import BANK, keys, read_bank
-from training.run import embed_features, embed_sentences
+from training.embed import embed_features, embed_sentences
 from training.trainer import Trainer
 
 ALL = ["inverted_softmax", "qb_norm", "nnn", "db_norm", "sinkhorn"]
@@ -137,7 +137,8 @@ def test_ranks_are_those_of_the_corrected_matrix_of_each_fold(embedded, similari
         for direction in ("text_to_image", "image_to_text"):
             flip = direction == "image_to_text"
             p = kept.chosen[bank][direction][name]
-            queries, gallery = (kept.images, kept.captions) if flip else (kept.captions, kept.images)
+            sides = torch.from_numpy(kept.images), torch.from_numpy(kept.captions)
+            queries, gallery = sides if flip else sides[::-1]
             if bank == "test":
                 queries, gallery = pair if flip else pair[::-1]
             score = RANKING[similarity]

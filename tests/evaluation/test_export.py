@@ -17,7 +17,8 @@ from features.text.vocabulary import Sentences
 from model import OneHotBranch
 from settings import TextSettings, override
 from tests.helpers import call, plan_small
-from training.run import VOCABULARY, Run, embed_sentences
+from training.embed import embed_sentences
+from training.run import VOCABULARY, Run
 from training.sweep import train
 from utils import BadInput
 

@@ -32,7 +32,7 @@ def made(seed, similarity, dim):
     images = unit(rng, 12, dim)
     captions = torch.nn.functional.normalize(images[OWNER] + 0.7 * unit(rng, 36, dim), dim=1)
     chosen = {"train": {way: {"nnn": Parameters(k=3, alpha=0.7)} for way in DIRECTIONS}}
-    sides = unit(rng, 20, dim), unit(rng, 30, dim), np.arange(20), np.arange(30)
+    sides = unit(rng, 20, dim).numpy(), unit(rng, 30, dim).numpy(), np.arange(20), np.arange(30)
     bank = RunBank(*sides, chosen, Calibration(0.0, 1.0, 1.0))
     return Ranked(similarity, images, captions, bank)
 
@@ -50,6 +50,7 @@ def test_ranks_are_those_of_the_mean_of_the_score_matrices(kinds, correction):
                 scores = RANKING[run.similarity](images, captions)
                 if correction:
                     items, held = (captions, run.bank.images) if flip else (images, run.bank.captions)
+                    held = torch.from_numpy(held)
                     p = run.bank.chosen["train"][direction]["nnn"]
                     bias = biases("nnn", p, Retrieval(run.similarity, direction), items, Bank(held, held))
                     scores = scores - (bias[None] if flip else bias[:, None])

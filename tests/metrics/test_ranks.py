@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from metrics import similarity
+from metrics.pairs import pair_scores
 from metrics.protocols import (
     Protocol,
     first_captions,
@@ -24,7 +24,6 @@ from metrics.similarity import (
     cosine_scores,
     order_scores,
     order_scores_by_block,
-    pair_scores,
 )
 
 
@@ -185,7 +184,7 @@ def test_pairs_score_as_they_do_in_ranking(name, monkeypatch):
     random = np.random.default_rng(0)
     images, captions = (np.abs(random.normal(size=(n, 8))).astype(np.float32) for n in (5, 7))
     image_rows, caption_rows = random.integers(0, 5, 20), random.integers(0, 7, 20)
-    monkeypatch.setattr(similarity, "PAIRS_PER_BLOCK", 6)
+    monkeypatch.setattr("metrics.pairs.PAIRS_PER_BLOCK", 6)
     scores = pair_scores(name, images, captions, image_rows, caption_rows)
     every = RANKING[name](torch.from_numpy(images), torch.from_numpy(captions)).numpy()
     np.testing.assert_allclose(scores, every[image_rows, caption_rows], rtol=1e-5)

@@ -59,8 +59,9 @@ def corrected_scores(run, name, direction, images, captions):
     assert held is not None
     way = Retrieval(run.similarity, direction)
     images, captions = torch.from_numpy(np.array(images)), torch.from_numpy(np.array(captions))
-    items, one = (images, held.captions) if direction == "text_to_image" else (captions, held.images)
-    other = held.images if direction == "text_to_image" else held.captions
+    bank_images, bank_captions = torch.from_numpy(held.images), torch.from_numpy(held.captions)
+    items, one = (images, bank_captions) if direction == "text_to_image" else (captions, bank_images)
+    other = bank_images if direction == "text_to_image" else bank_captions
     scores = RANKING[run.similarity](images, captions)
     scores = scores if direction == "text_to_image" else scores.T
     return (scores - biases(name, PARAMETERS, way, items, Bank(one, other))[:, None]).numpy()

@@ -4,6 +4,8 @@ import doctest
 import json
 import os
 import shutil
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,12 @@ import pytest
 
 import search
 from retrieval import commands, models
+from retrieval.build import build_index
 from retrieval.searcher import Searcher
-from tests.helpers import ROOT, call, train_drawn
+from tests.helpers import ROOT, call, paint, train_drawn
 from training.bank import BANK, read_bank
 from training.calibration import NEIGHBORS
-from training.run import RECIPE, RESULT
+from training.run import RECIPE, RESULT, Run
 from utils import BadInput
 
 
@@ -106,7 +109,7 @@ def test_probabilities_say_when_nothing_matches(shipped, monkeypatch, capsys, tm
     c: Any = bank.calibration
     sentence = "a red circle"
     query = plain.embed_sentence(sentence)[0]
-    near = np.sort(bank.captions.numpy() @ query)[::-1][:NEIGHBORS].mean()
+    near = np.sort(bank.captions @ query)[::-1][:NEIGHBORS].mean()
     answer = plain.ask(sentence, 5)
     for hit in answer.hits:
         logit = (
@@ -135,6 +138,19 @@ def test_probabilities_say_when_nothing_matches(shipped, monkeypatch, capsys, tm
     assert "keeps nothing that makes probabilities" in capsys.readouterr().err
     assert call(monkeypatch, search, *find, "--run", bare) == 0
     assert "likely" not in capsys.readouterr().out
+
+
+def test_a_bag_of_words_answers_from_the_shell_without_torch(tmp_path):
+    """What is loaded is what every search waits for: importing torch takes longer than all else together."""
+    paint(tmp_path / "photos/a.png", 0)
+    build_index(Run.open(ROOT / "models/stems"), [tmp_path / "photos"], tmp_path / "photos.index")
+    heavy = {"torch", "nltk", "h5py", "scipy", "sklearn", "faiss", "tqdm", "transformers"}
+    for sentence, loaded in (("a dog runs", set()), ("two dogs' beach", {"nltk"})):
+        code = f"import sys; sys.argv = ['search.py', 'find', '{tmp_path}/photos.index', {sentence!r}]; import search\n"
+        code += f"search.main(); print(sorted({heavy} & set(sys.modules)))"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert "a.png" in done.stdout
+        assert done.stdout.splitlines()[-1] == str(sorted(loaded))
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "models").glob("*/")), ids=lambda folder: folder.name)

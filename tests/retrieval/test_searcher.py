@@ -18,7 +18,6 @@ from retrieval.nearest import CAPTION_TO_IMAGE, COSINE, IMAGE_TO_CAPTION, Graph,
 from retrieval.searcher import MAX_QUERY_CHARS, Hit, Searcher, plain
 from tests.helpers import QUICK, FakeRun, copy_of, draw_images, paint, prep_args
 from tests.helpers import call as script_call
-from training.run import Run
 from utils import BadInput, run_script
 
 
@@ -259,7 +258,7 @@ def test_names_on_a_terminal():
 
 def call(monkeypatch, run, *args):
     """search.py as a command would run it, with a run of our own; returns the exit status."""
-    monkeypatch.setattr(Run, "open", lambda folder: run)
+    monkeypatch.setattr("retrieval.searcher.open_for_sentences", lambda folder: run)
     monkeypatch.setattr(search_commands, "open_run", lambda *_: run)
     where = ["--run", run.folder] if args[0] == "find" else []  # the run of these tests has no folder
     monkeypatch.setattr(sys, "argv", ["search.py", *map(str, [*args, *where])])

@@ -1,18 +1,22 @@
 """The bank of a run: drawn by the seed, embedded with the best weights, and the parameters that val chose."""
 
+import json
+
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
+from features.prepared import Split
 from metrics.correction import CORRECTIONS, SINKHORN, Retrieval, biases, sinkhorn, with_bias
 from metrics.ranks import CUTOFFS, DIRECTIONS, one_way, ranks_by_block
 from metrics.similarity import RANKING
 from tests.helpers import SMALL, plan_small, train_small
-from training import bank
-from training.bank import caption_keys, drawn_rows, keys, read_bank
+from training import fill_bank
+from training.bank import caption_keys, keys, read_bank
 from training.checkpoint import load_model
-from training.run import embed_features, embed_sentences
+from training.embed import embed_features, embed_sentences
+from training.fill_bank import drawn_rows
 from training.trainer import Trainer
 from utils import BadInput
 
@@ -26,7 +30,7 @@ def small(folder, **changes):
 
 
 def test_a_bank_holds_the_best_weights_embeddings_of_drawn_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(bank, "BANK_ROWS", 30)
+    monkeypatch.setattr(fill_bank, "BANK_ROWS", 30)
     trainer, held = small(tmp_path, seed=3)
     trainer.model.eval()
     train = trainer.data.splits["train"]
@@ -34,11 +38,11 @@ def test_a_bank_holds_the_best_weights_embeddings_of_drawn_rows(tmp_path, monkey
     assert len(set(rows.tolist())) == len(rows) == 30
     assert rows.tolist() != drawn_rows(len(train.images), 4, 1).tolist()
     images = embed_features(trainer.model, train.features)[rows]
-    torch.testing.assert_close(held.images, images.half().float())
+    np.testing.assert_allclose(held.images, images.half().float().numpy(), rtol=1e-6)
     assert held.image_keys.tolist() == keys([train.images[row] for row in rows]).tolist()
     rows = drawn_rows(len(train.captions), 3, 2)
     captions = embed_sentences(trainer.model, trainer.data.sentences["train"])[rows]
-    torch.testing.assert_close(held.captions, captions.half().float(), atol=1e-3, rtol=0)
+    np.testing.assert_allclose(held.captions, captions.half().float().numpy(), atol=1e-3)
     assert held.caption_keys.tolist() == caption_keys(train)[rows].tolist()
 
 
@@ -52,7 +56,7 @@ def test_what_val_chose_gives_the_recalls_that_stand_beside_it(tmp_path, similar
         embed_sentences(trainer.model, trainer.data.sentences["val"]),
     )
     with safetensors.safe_open(tmp_path / "bank.safetensors", "pt") as file:
-        table = bank.json.loads(file.metadata()["about"])["chosen"]
+        table = json.loads(file.metadata()["about"])["chosen"]
     assert set(table) == {"train", "test"}
     for direction in DIRECTIONS:
         assert set(table["train"][direction]) == set(CORRECTIONS)
@@ -77,11 +81,11 @@ def test_val_has_the_last_word():
     """Of two images one is near to everything; only a strong correction finds the captions of the other."""
     images = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
     captions = torch.tensor([[1.0, 0.0], [0.96, 0.28]])
-    table = bank.choose("cosine", images, captions, np.array([0, 1]), images, captions)
+    table = fill_bank.choose("cosine", images, captions, np.array([0, 1]), images, captions)
     for direction in DIRECTIONS:
         for rows in (table["train"][direction], table["test"][direction]):
             assert all(row["val"] >= 200 for row in rows.values())
-            assert rows["inverted_softmax"]["beta"] in bank.BETAS
+            assert rows["inverted_softmax"]["beta"] in fill_bank.BETAS
 
 
 def test_what_of_a_split_a_bank_holds(tmp_path):
@@ -89,14 +93,14 @@ def test_what_of_a_split_a_bank_holds(tmp_path):
     train, val = trainer.data.splits["train"], trainer.data.splits["val"]
     assert held.held(train) == train.images
     assert held.held(val) == []
-    moved = bank.Split("test", [train.images[5], "new"], ["a", "b"], np.array([0, 1]), train.features[:2])
+    moved = Split("test", [train.images[5], "new"], ["a", "b"], np.array([0, 1]), train.features[:2])
     assert held.held(moved) == [train.images[5]]
 
 
 def test_a_caption_of_two_images_is_two_captions(tmp_path):
     trainer, _ = small(tmp_path)
     split = trainer.data.splits["val"]
-    same = bank.Split("val", ["a", "b"], ["a dog", "a dog"], np.array([0, 1]), split.features[:2])
+    same = Split("val", ["a", "b"], ["a dog", "a dog"], np.array([0, 1]), split.features[:2])
     one, other = caption_keys(same).tolist()
     assert one != other
 

@@ -4,7 +4,6 @@ import doctest
 
 import numpy as np
 import pytest
-import torch
 
 from metrics.similarity import TRAINING
 from tests.helpers import plan_small, train_small
@@ -12,7 +11,7 @@ from training import calibration
 from training.bank import read_bank
 from training.calibration import ANSWERED, Calibration, calibrate, nearness_to, shuffled_sentences, spread
 from training.checkpoint import load_model
-from training.run import embed_features, embed_sentences
+from training.embed import embed_features, embed_sentences
 from training.trainer import Trainer
 
 
@@ -26,10 +25,7 @@ def test_it_finds_the_curve_that_made_the_cases():
     score, nearness = random.normal(0.5, 0.2, 40_000), random.normal(0.4, 0.1, 40_000)
     truth = Calibration(-4.0, 9.0, 6.0)
     matches = random.random(40_000) < truth.probabilities(score, nearness)
-    drawn = [
-        torch.from_numpy(part) for part in (score[matches], nearness[matches], score[~matches], nearness[~matches])
-    ]
-    fitted = calibrate(*drawn)
+    fitted = calibrate(score[matches], nearness[matches], score[~matches], nearness[~matches])
     share = matches.mean()
     shift = np.log(ANSWERED / (1 - ANSWERED)) - np.log(share / (1 - share))  # more of the cases match than here
     assert fitted.score == pytest.approx(truth.score, rel=0.05)
@@ -45,7 +41,7 @@ def test_it_finds_the_curve_that_made_the_cases():
 
 
 def test_a_higher_score_is_never_less_likely():
-    low, high = torch.linspace(0, 0.4, 200), torch.linspace(0.6, 1, 200)
+    low, high = np.linspace(0, 0.4, 200), np.linspace(0.6, 1, 200)
     beside = calibrate(low, high, low + 0.01, low)  # nearness says it all, the score a little less than nothing
     assert beside.score >= 0
     assert calibrate(low, high, high, high).probabilities(np.array([0.1, 0.9]), 0.5) == pytest.approx([ANSWERED] * 2)
@@ -54,12 +50,13 @@ def test_a_higher_score_is_never_less_likely():
 def test_nearness_is_the_mean_of_the_nearest_captions(monkeypatch):
     monkeypatch.setattr(calibration, "NEIGHBORS", 2)
     monkeypatch.setattr(calibration, "MAX_SENTENCES", 3)
-    bank, sentences = torch.randn(7, 4), torch.randn(5, 4)
+    random = np.random.default_rng(0)
+    bank, sentences = random.normal(size=(7, 4)), random.normal(size=(5, 4))
     kept = [bank[0], bank[2], bank[4]]
     for sentence, nearness in zip(sentences, nearness_to(bank, sentences), strict=True):
         plain = sorted((float(sentence @ row) for row in kept), reverse=True)
         assert float(nearness) == pytest.approx(sum(plain[:2]) / 2, abs=1e-5)
-    assert torch.equal(nearness_to(spread(bank, 3), sentences), nearness_to(bank, sentences)), "of a thinned bank, too"
+    np.testing.assert_array_equal(nearness_to(spread(bank, 3), sentences), nearness_to(bank, sentences))
 
 
 def test_shuffled_sentences_are_of_the_captions_words():
@@ -83,7 +80,7 @@ def test_a_run_keeps_that_of_its_val(tmp_path, similarity):
     images = embed_features(model, data.splits["val"].features)
     captions = embed_sentences(model, data.sentences["val"])
     best = TRAINING[similarity](images, captions).amax(dim=0).numpy()
-    said = kept.calibration.probabilities(best, nearness_to(kept.captions, captions).numpy())
+    said = kept.calibration.probabilities(best, nearness_to(kept.captions, captions.numpy()))
     assert said.shape == best.shape
     assert ((said > 0) & (said < 1)).all()
     assert kept.calibration.score >= 0

@@ -17,8 +17,9 @@ from features.text.vocabulary import Vocabulary
 from losses import infonce
 from settings import RECIPES, known_recipes, override, read_recipe
 from tests.helpers import ROOT, made_up_data, plan_small
+from training.embed import embed_features
 from training.recipes import recipe_table
-from training.run import RunInfo, RunPlan, embed_features, encoding_settings
+from training.run import RunInfo, RunPlan, encoding_settings
 from training.steps import Mixup, similarities
 from training.sweep import train
 from training.trainer import Trainer, TrainingData

@@ -19,7 +19,8 @@ from metrics.similarity import RANKING
 from retrieval.sources import CachedFeatures
 from tests.helpers import QUICK, call, draw_images, prep_args
 from training.bank import read_bank
-from training.run import Run, embed_features, embed_sentences, find_runs
+from training.embed import embed_features, embed_sentences
+from training.run import Run, find_runs
 from utils import BadInput
 
 NAME = "timm-test_resnet"

@@ -14,8 +14,9 @@ from features.prepared import Prepared
 from features.text.vocabulary import WordIndex
 from settings import override
 from tests.helpers import call, interrupted, made_up_folder
+from training.embed import new_model
 from training.plan import plan_run
-from training.run import Run, new_model
+from training.run import Run
 from training.sweep import SplitCache, train_recipes
 from training.trainer import Trainer
 from utils import BadInput

@@ -148,7 +148,10 @@ import sys
 before = {{name for name in ("scipy.stats", "sklearn") if name in sys.modules}}
 import features.text.vocabulary as vocabulary
 assert {{name for name in ("scipy.stats", "sklearn") if name in sys.modules}} == before, "loaded, or left blocked"
+assert "nltk" not in sys.modules, "plain known words need none of it"
 assert vocabulary.make_stemmer("english")("running") == "run"
+assert vocabulary.tokenize("It's") == ["it's"]
+assert {{name for name in ("scipy.stats", "sklearn") if name in sys.modules}} == before, "loaded, or left blocked"
 import scipy.stats, sklearn
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,0 +1,71 @@
+"""The text branch of a bag of words, by NumPy alone: a sentence is embedded before torch would have been imported."""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import safetensors
+
+from features.text.vocabulary import UNKNOWN, Sentences, Vocabulary
+from settings import Settings
+from training.run import AGAIN, MODEL, VOCABULARY, Run, check_finished, local_folder, read_run_config
+from utils import BadInput
+
+
+def open_for_sentences(folder: Path | str) -> Run:
+    """Open a run as Run.open does; one whose text branch is a bag of words loads torch when an image comes, not before.
+
+    Raises BadInput if `folder` is no run, or one whose training has not finished.
+    """
+    folder = local_folder(folder)
+    settings, info = read_run_config(folder)
+    if not is_bag(settings):
+        return Run.open(folder)
+    check_finished(folder)
+    run = BagRun(folder, settings, info, Vocabulary.load(folder / VOCABULARY))
+    run.read_weights()
+    return run
+
+
+def is_bag(settings: Settings) -> bool:
+    """Return whether the text branch is a bag of words alone."""
+    return settings.text.branch == "onehot" and not settings.text.encoder
+
+
+class BagRun(Run):
+    """A run whose sentences do without torch: rows of its weights are added up, as `model.OneHotBranch` does it.
+
+    The embeddings are those of its model, but for the last bits of a float32. Images go through the model itself.
+    """
+
+    def read_weights(self) -> None:
+        self.weights  # noqa: B018 (read by asking for it)
+
+    @cached_property
+    def weights(self) -> dict[str, np.ndarray]:
+        """What the saved weights hold of the text branch, as they are stored. Raises BadInput if they are damaged."""
+        path = self.folder / MODEL
+        try:
+            with safetensors.safe_open(path, "numpy") as file:
+                return {name: file.get_tensor(name) for name in file.keys() if name.startswith("text.")}  # noqa: SIM118
+        except FileNotFoundError:
+            raise BadInput(f"{path}: no such file; {AGAIN}") from None
+        except (safetensors.SafetensorError, TypeError) as error:
+            raise BadInput(f"{path}: cut short, or not the weights of this recipe ({error}); {AGAIN}") from None
+
+    def _embed(self, sentences: Sentences) -> np.ndarray:
+        if not len(sentences):
+            return np.empty((0, self.settings.embed_dim), np.float32)
+        x = np.stack([self._bag(words) for words in np.split(sentences.numbers, sentences.starts[1:-1])])
+        x = x + self.weights["text.bias"] if "text.bias" in self.weights else x
+        if "text.second.1.weight" in self.weights:
+            weight, bias = (self.weights[f"text.second.1.{name}"].astype(np.float32) for name in ("weight", "bias"))
+            x = np.maximum(x, 0) @ weight.T + bias
+        x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        return np.abs(x) if self.settings.similarity == "order" else x
+
+    def _bag(self, words: np.ndarray) -> np.ndarray:
+        """Numbers of words (n,) → the mean or the sum of their rows (width,); unknown words count for nothing."""
+        words, weighting = words[words != UNKNOWN], self.settings.text.weighting
+        rows = self.weights["text.bag.weight"][np.unique(words) if weighting == "binary" else words].astype(np.float32)
+        return rows.sum(axis=0) / (max(1, len(rows)) if weighting == "mean" else 1)
