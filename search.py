@@ -71,10 +71,8 @@ def arguments() -> argparse.Namespace:
     correct = "rank by scores corrected for hubs, by the run's bank: inverted_softmax, nnn, db_norm, or none"
     index.add_argument("--correction", metavar="NAME", help=f"{correct}; default: as the index is")
     index.add_argument("--quiet", action="store_true", help="say only warnings, errors and the result")
-    way = index.add_mutually_exclusive_group()
-    graph = "a graph for approximate search, for cosine; default: beyond 50,000 images"
-    way.add_argument("--approximate", action="store_true", default=None, help=graph)
-    way.add_argument("--exact", action="store_false", dest="approximate", help="no such graph")
+    way = "exact, or for cosine hnsw or ivf_pq of FAISS; default: by the number of images, hnsw from 50,000 on"
+    index.add_argument("--search", metavar="WAY", help=way)
 
     find = add("find", "search an index: a sentence finds images, an image finds captions and similar images", False)
     words = "an index, by default the newest here, and a sentence"

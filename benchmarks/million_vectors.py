@@ -10,8 +10,9 @@ of standard deviation noise / sqrt(dim) in every dimension, made of unit length 
 noise of the same kind. Uniform vectors, and their queries, are Gaussian of unit length: nothing is near anything else
 there, and graphs are known to fail on it.
 
-Vectors and graph are written below --folder (4 x vectors x dim bytes each, 4 GB for a million of 1024) and removed.
-Peak memory is that of the process, which holds vectors by memory map and the graph while it is built.
+Vectors and what FAISS makes of them are written below --folder and removed: 4 x vectors x dim bytes
+each, 4 GB for a million of 1024; less for ivf_pq.
+Peak memory is that of the process, which holds vectors by memory map, and what FAISS makes while it is built.
 """
 
 import argparse
@@ -29,10 +30,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from features.prepared import Prepared
+from retrieval.approximate import KINDS, Approximate, import_faiss, recall_of
 from retrieval.commands import open_run
 from retrieval.emoji import unit_rows
 from retrieval.index import ROW, Index, Meta, file_name, write_array, write_rows, write_strings
-from retrieval.nearest import BLOCK_BYTES, COSINE, Graph, exact_nearest, import_faiss, recall_of
+from retrieval.nearest import BLOCK_BYTES, COSINE, exact_nearest
 from utils import BadInput, make_folder, run_script
 
 ROWS = 2**14  # vectors made at a time
@@ -54,7 +56,7 @@ def main() -> None:
         dim = queries.shape[1]
     print(f"{args.vectors:,} vectors of {dim} dimensions, {what}; seed {args.seed}, {len(queries):,} held-out queries")
     with tempfile.TemporaryDirectory(dir=make_folder(args.folder, "folder")) as folder:
-        measure(Path(folder), vectors, args.vectors, queries, args.k)
+        measure(Path(folder), vectors, args.vectors, queries, args.k, args.search)
 
 
 def uniform(rng: np.random.Generator, dim: int) -> Draw:
@@ -79,46 +81,46 @@ def around_captions(rng: np.random.Generator, args: argparse.Namespace) -> tuple
     return lambda start, count: noisy(train[np.arange(start, start + count) % len(train)]), queries, what
 
 
-def measure(folder: Path, draw: Draw, count: int, queries: np.ndarray, k: int) -> None:
+def measure(folder: Path, draw: Draw, count: int, queries: np.ndarray, k: int, kind: str) -> None:
     def blocks() -> Iterator[np.ndarray]:
         for start in range(0, count, ROWS):
             yield draw(start, min(ROWS, count - start))
 
-    files = {column: file_name(column, 1) for column in ("embeddings", "ids", "paths", "files", "graph")}
+    files = {column: file_name(column, 1) for column in ("embeddings", "ids", "paths", "files", "approximate")}
     write_rows(folder / files["embeddings"], (count, queries.shape[1]), blocks())
     vectors = np.load(folder / files["embeddings"], mmap_mode="c").view(np.ndarray)
     _, exact = exact_nearest(queries, vectors, k, COSINE)
     report("exact", timed(lambda query: exact_nearest(query, vectors, k, COSINE), queries[:20], warm=2))
     print(f"peak memory so far {peak():.2f} GB, blocks of {BLOCK_BYTES / 2**20:.0f} MiB", flush=True)
     began = time.perf_counter()
-    graph = Graph.build(vectors, folder / files["graph"])
-    print(f"graph built in {time.perf_counter() - began:,.1f} s; peak memory {peak():.2f} GB", flush=True)
+    built = Approximate.build(kind, vectors, folder / files["approximate"])
+    print(f"{kind} built in {time.perf_counter() - began:,.1f} s; peak memory {peak():.2f} GB", flush=True)
     half = len(queries) // 2
-    graph.tune(queries[:half], k=k)  # efSearch is chosen on one half, and measured on the other
-    ef, chosen = 16, graph.ef
-    del graph
-    write_index(folder, files, vectors.shape, chosen)
+    built.tune(queries[:half], k=k)  # effort is chosen on one half, and measured on the other
+    effort, chosen = KINDS[kind].first, built.effort
+    del built
+    write_index(folder, files, vectors.shape, {"search": kind, "effort": chosen})
     began = time.perf_counter()
     index = Index.open(folder)
     print(f"index opened in {1e3 * (time.perf_counter() - began):.1f} ms")
-    assert index.graph is not None
-    while ef <= max(chosen, 256):
-        nearest = index.graph.nearest(queries[half:], k, ef)[1]
-        name = f"approximate, efSearch {ef}: recall@{k} {recall_of(nearest, exact[half:]):.4f}"
-        times = timed(functools.partial(index.graph.nearest, k=k, ef=ef), queries[half:])
-        report(name + (" (chosen)" if ef == chosen else ""), times)
-        ef *= 2
+    assert index.approximate is not None
+    while effort <= 2 * chosen:
+        nearest = index.approximate.nearest(queries[half:], k, effort)[1]
+        name = f"{kind}, effort {effort}: recall@{k} {recall_of(nearest, exact[half:]):.4f}"
+        times = timed(functools.partial(index.approximate.nearest, k=k, effort=effort), queries[half:])
+        report(name + (" (chosen)" if effort == chosen else ""), times)
+        effort *= 2
 
 
-def write_index(folder: Path, files: dict[str, str], shape: tuple[int, int], ef: int) -> None:
-    """What search.py index leaves beside vectors and graph, for images without files."""
+def write_index(folder: Path, files: dict[str, str], shape: tuple[int, int], approximate: dict[str, Any]) -> None:
+    """What search.py index leaves beside vectors and what FAISS has made, for images without files."""
     count, dim = shape
     write_strings(folder / files["ids"], [f"{row:07d}.jpg" for row in range(count)])
     write_strings(folder / files["paths"], [""] * count)
     write_array(folder / files["files"], np.zeros(count, ROW))
     about: dict[str, Any] = dict.fromkeys(("run", "digest", "captions_from", "captions_digest", "known_digest"), "")
     about |= {"generation": 1, "similarity": "cosine", "dim": dim, "images": count, "captions": 0}
-    Meta(files=files, packs=[], graph={"efSearch": ef}, **about).write(folder)
+    Meta(files=files, packs=[], approximate=approximate, **about).write(folder)
 
 
 def timed(search: Callable[[np.ndarray], object], queries: np.ndarray, warm: int = WARM) -> np.ndarray:
@@ -150,8 +152,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=1000, metavar="M")
     parser.add_argument("--noise", type=float, default=0.5, help="length of the noise beside an embedding's 1")
     parser.add_argument("-k", type=int, default=10, metavar="N")
+    parser.add_argument("--search", choices=list(KINDS), default="hnsw")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path("."), help="where vectors and graph are written")
+    parser.add_argument("--folder", type=Path, default=Path("."), help="where these are written")
     return parser.parse_args()
 
 

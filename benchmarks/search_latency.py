@@ -29,7 +29,7 @@ def main() -> None:
     began = time.perf_counter()
     searcher = Searcher.open(args.index, args.run, exact=args.exact)
     opened = time.perf_counter() - began
-    way = "exact" if searcher.exact or searcher.index.graph is None else "approximate"
+    way = "exact" if searcher.exact or searcher.index.approximate is None else "approximate"
     print(f"{len(searcher.index):,} images, {searcher.index.meta.dim} dimensions, {searcher.similarity}, {way}")
     print(f"k = {args.k}, {torch.get_num_threads()} threads; opened with its run in {opened:.2f} s")
     rng = np.random.default_rng(args.seed)

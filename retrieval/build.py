@@ -20,11 +20,12 @@ from features.images.decode import jpeg_bytes, thumbnail
 from features.images.files import ImageFile
 from features.progress import progress_bar
 from retrieval import index as files
+from retrieval.approximate import EXACT, RECALL_QUERIES, check_search, drawn_queries, search_for, write_approximate
 from retrieval.build_report import BuildReport
 from retrieval.correction import NONE, Corrector, asking, check_correction
 from retrieval.index import META, PART, ROW, Index, Meta, file_name, write_array, write_rows, write_strings
-from retrieval.nearest import drawn_queries, import_faiss, write_graph
 from retrieval.sources import Entry, Source, captions_of, embed_run_captions, gather
+from training.bank import read_bank
 from training.run import Run
 from utils import BadInput, atomic_write, lock_folder, make_folder
 
@@ -32,7 +33,6 @@ ROWS_PER_BLOCK = 256  # images in a finished block: what a kill may cost
 CAPTIONS_PER_BLOCK = 8192  # captions in a finished block
 THUMBNAIL_PIXELS = 256  # of a thumbnail, the longer side
 FRESH = "fresh"  # a file of part-DIGEST/: this build starts over, whatever the old index holds
-EXACT_MAX_IMAGES = 50_000  # images, beyond which cosine is searched approximately unless `approximate` says otherwise
 MAX_PACKS = 32  # of thumbnails; if there are more, or one is mostly waste, they are written again
 UNRELIABLE_NS = 2 * 10**9  # a file changed less than this ago may change again without a sign
 
@@ -44,24 +44,20 @@ def build_index(  # noqa: PLR0913 (its options, keyword-only)
     *,
     captions: Path | None = None,
     fresh: bool = False,
-    approximate: bool | None = None,
+    search: str | None = None,
     correction: str | None = None,
     batch: int = 16,
     workers: int = 0,
 ) -> BuildReport:
     """Make `folder` the index of exactly the images named: folders, files, or one prepared folder.
 
-    captions: a text file, one a line; otherwise those of the run's training split. approximate: None leaves it to
-    EXACT_MAX_IMAGES. fresh: embed everything again. batch: images at a time through the backbone; workers: processes
-    that decode beside it. correction: one of BY_A_BIAS, by which scores are corrected, or NONE; None keeps what the
-    index has.
+    captions: a text file, one a line; otherwise those of the run's training split. search: one of SEARCHES; None
+    leaves it to the number of images. fresh: embed everything again. batch, workers: images at a time through the
+    backbone, and processes that decode. correction: one of BY_A_BIAS, or NONE; None keeps what the index has.
     Raises BadInput if there is no image, the folder holds the index of another run, of other images altogether, or
     other files, another program is at work in it, or the run has no bank to correct by.
     """
-    if approximate and run.settings.similarity == "order":
-        raise BadInput("`approximate`: order similarity is not an inner product, its search is exact; leave it out")
-    if approximate:
-        import_faiss()  # before hours of work
+    check_search(search, run.settings.similarity)  # before hours of work
     check_correction(correction)
     if folder.is_dir() and (other := files.foreign_file(folder)):
         raise BadInput(f"{folder}: holds other files, such as {other}; name a folder for the index alone with `out`")
@@ -76,10 +72,10 @@ def build_index(  # noqa: PLR0913 (its options, keyword-only)
         if fresh:
             clear(part)
             (part / FRESH).touch()  # a kill does not bring the old index back
-        old = Index.open(folder, approximate=False) if check_run(folder, digest, fresh) else None
+        old = Index.open(folder, exact=True) if check_run(folder, digest, fresh) else None
         name = correction or (old.meta.correction if old else None)
         corrector = Corrector.of_run(run, name) if name and name != NONE else None
-        build = _Build(run, digest, source, folder, old, Blocks(part), texts, captions_from, approximate, corrector)
+        build = _Build(run, digest, source, folder, old, Blocks(part), texts, captions_from, search, corrector)
         build.look()
         build.embed(batch, workers)
         return build.finish()
@@ -110,7 +106,7 @@ class _Build:
     blocks: Blocks
     captions: list[str]
     captions_from: str
-    approximate: bool | None
+    search: str | None
     corrector: Corrector | None
 
     def __post_init__(self) -> None:
@@ -132,7 +128,8 @@ class _Build:
         if self.old is None or meta != self.old.meta:
             meta.write(self.folder)
         files.clean_up(self.folder, meta.names())
-        self.report.images, self.report.graph, self.report.correction = meta.images, meta.graph, meta.correction
+        self.report.images, self.report.correction = meta.images, meta.correction
+        self.report.approximate = meta.approximate
         return self.report
 
     def look(self) -> None:
@@ -255,7 +252,7 @@ class _Build:
             if old is None or strings != list(getattr(old, column)):
                 columns[column] = self._name(column)
                 write_strings(self.folder / columns[column], strings)
-        graph = old.meta.graph if old is not None and same_rows else None
+        approximate = old.meta.approximate if old is not None and same_rows else None
         meta = Meta(
             generation=self.generation,
             run=str(self.run.folder.resolve()),
@@ -270,7 +267,7 @@ class _Build:
             known_digest=self._write_known(columns, ids),
             files=columns,
             packs=packs,
-            graph=self._write_graph(columns, graph),
+            approximate=self._write_approximate(columns, approximate),
         )
         if old is not None and meta == replace(old.meta, generation=meta.generation):
             return old.meta
@@ -367,23 +364,28 @@ class _Build:
             self.blocks.write([keys[i] for i in group], embeddings=embeddings)
         return self.blocks.assemble(keys, "embeddings", self.row, CAPTIONS_PER_BLOCK, self._earlier)
 
-    def _write_graph(self, columns: dict[str, str], old: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Write the graph for approximate search, if one is wanted; old: what was measured of that of the same rows."""
-        automatic = self.run.settings.similarity == "cosine" and len(self.entries) > EXACT_MAX_IMAGES
-        wanted = automatic if self.approximate is None else self.approximate
-        if not wanted or old is None:
-            columns.pop("graph", None)
-        if not wanted or old is not None:
-            return old if wanted else None
-        columns["graph"] = self._name("graph")
+    def _write_approximate(self, columns: dict[str, str], old: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Write what searches approximately, if that is wanted; old: what was measured of that of the same rows."""
+        cosine = self.run.settings.similarity == "cosine"
+        kind = self.search or (search_for(len(self.entries)) if cosine else EXACT)
+        if old and old["search"] == kind:
+            return old
+        columns.pop("approximate", None)
+        if kind == EXACT:
+            return None
+        columns["approximate"] = self._name("approximate")
         rows = np.load(self.folder / columns["embeddings"], mmap_mode="c").view(np.ndarray)
-        return write_graph(rows, self._queries(columns, rows), self.folder / columns["graph"])
+        return write_approximate(kind, rows, self._queries(columns), self.folder / columns["approximate"])
 
-    def _queries(self, columns: dict[str, str], rows: np.ndarray) -> np.ndarray:
-        """Return captions, queries that the graph has not seen. Without any, images with noise stand for them."""
+    def _queries(self, columns: dict[str, str]) -> np.ndarray:
+        """Return embeddings of sentences that recall is measured with: images ask otherwise than sentences do."""
         if captions := columns.get("caption_embeddings"):
-            rows = np.load(self.folder / captions, mmap_mode="c").view(np.ndarray)
-        queries = drawn_queries(rows[:, : self.dim], noise=0 if captions else 0.5)
+            rows = np.load(self.folder / captions, mmap_mode="c")[:, : self.dim]
+        elif bank := read_bank(self.run.folder):
+            rows = bank.captions
+        else:
+            rows = self.run.embed_sentences([*self.run.processor.vocabulary.counts][:RECALL_QUERIES])
+        queries = drawn_queries(rows)
         return asking(self.run.settings.similarity, "text_to_image", queries) if self.corrector else queries
 
 

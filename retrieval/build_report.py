@@ -10,7 +10,7 @@ MAX_UNREADABLE_SHOWN = 20  # unreadable images that are named one by one
 
 @dataclass
 class BuildReport:
-    """What a build did. unreadable: (image, reason). notes: what to tell the user. graph: what was measured of it."""
+    """What a build did. unreadable: (image, reason). notes: what to tell the user. approximate: what was measured."""
 
     new: int = 0
     changed: int = 0
@@ -21,7 +21,7 @@ class BuildReport:
     notes: list[str] = field(default_factory=list)
     images: int = 0
     captions: int = 0
-    graph: dict[str, Any] | None = None
+    approximate: dict[str, Any] | None = None
     correction: str | None = None
 
     def counts(self) -> str:
@@ -35,7 +35,7 @@ class BuildReport:
 
     def lines(self) -> list[str]:
         """Return what is to be said of a build beside its counts."""
-        count, graph = len(self.unreadable), self.graph
+        count, about = len(self.unreadable), self.approximate
         shown = self.unreadable[:MAX_UNREADABLE_SHOWN]
         lines = [*self.notes, *(f"cannot be read: {plain(image)}: {plain(reason)}" for image, reason in shown)]
         if count > len(shown):
@@ -43,10 +43,10 @@ class BuildReport:
         if count:
             what = "image that cannot be read" if count == 1 else "images that cannot be read"
             lines.append(f"{count:,} {what} left out; the next build tries again")
-        if graph:
+        if about:
             lines.append(
-                f"approximate search: recall@10 {graph['recall@10']:.3f} against exact on {graph['queries']:,} "
-                f"queries, efSearch {graph['efSearch']}, built in {graph['seconds']:,.1f} s; "
+                f"approximate search, {about['search']}: recall@10 {about['recall@10']:.3f} against exact on "
+                f"{about['queries']:,} sentences, effort {about['effort']}, built in {about['seconds']:,.1f} s; "
                 f"an exact search leaves it out"
             )
         return lines

@@ -95,7 +95,7 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
     runs: Path = RUNS,
     captions: Path | None = None,
     fresh: bool = False,
-    approximate: bool | None = None,
+    search: str | None = None,
     correction: str | None = None,
     batch_size: int = 16,
     workers: int = 0,
@@ -118,7 +118,7 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
         out,
         captions=captions,
         fresh=fresh,
-        approximate=approximate,
+        search=search,
         correction=correction,
         batch=batch_size,
         workers=workers,
@@ -126,7 +126,7 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
     for line in report.lines():
         warn(line)
     log(f"made by {opened.folder.name}, trained on {trained_on(opened.info)}")
-    if note := world_note(Index.open(out, approximate=False), opened.info, read_bank(opened.folder)):
+    if note := world_note(Index.open(out, exact=True), opened.info, read_bank(opened.folder)):
         warn(note)
     corrected = f", corrected by {report.correction}" if report.correction else ""
     print(f"{out}: {report.images:,} images ({report.counts()}), {report.captions:,} captions{corrected}")

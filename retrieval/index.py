@@ -8,7 +8,7 @@ files-….npy           of every row: digest of the content, size and time of th
 pack-….bin            thumbnails, JPEG, end to end; later builds add packs and leave those before as they are
 captions-….bin        distinct captions to search from images, sorted; caption_embeddings-….npy, their rows
 known-….bin           every caption of an indexed dataset, sorted; known_rows-….npy, its image
-graph-….faiss         for approximate search, where there is one
+approximate-….faiss   for approximate search, where there is one
 part-DIGEST/          a build under way: what is finished of it, for the run of that digest
 
 Numbers count generations. A reader of an old one keeps its files open, so that taking them away does not disturb it.
@@ -27,7 +27,7 @@ from typing import Any, overload
 import numpy as np
 
 from features.images.files import ImageFile, image_file
-from retrieval.nearest import Graph
+from retrieval.approximate import Approximate
 from utils import BadInput, atomic_write, read_json, write_json
 
 FORMAT = 1
@@ -43,7 +43,7 @@ ROW = np.dtype(
         ("length", "<i4"),  # of the thumbnail; 0 for none
     ]
 )
-SUFFIX = {"ids": "bin", "paths": "bin", "captions": "bin", "known": "bin", "pack": "bin", "graph": "faiss"}
+SUFFIX = {"ids": "bin", "paths": "bin", "captions": "bin", "known": "bin", "pack": "bin", "approximate": "faiss"}
 _COLUMN = rf"(?:{re.escape(META)}|[a-z_]+-(\d{{6,}})\.(?:npy|bin|faiss))"
 INDEX_FILE = re.compile(rf"{_COLUMN}|\.{_COLUMN}\.\d+\.tmp|{PART}[0-9a-f]+")  # its first group: the generation
 REMEDY = "build it again with search.py index and `fresh`"
@@ -51,7 +51,7 @@ REMEDY = "build it again with search.py index and `fresh`"
 
 @dataclass(frozen=True)
 class Meta:
-    """meta.json. files: column → name of its file. graph: what was measured of it; None where search is exact.
+    """meta.json. files: column → name of its file. approximate: what was measured of such search; None for exact.
 
     correction: by which a column of biases stands behind the embeddings, if any (retrieval/correction.py).
     """
@@ -68,7 +68,7 @@ class Meta:
     known_digest: str
     files: dict[str, str]
     packs: list[int]
-    graph: dict[str, Any] | None = None
+    approximate: dict[str, Any] | None = None
     correction: str | None = None
     format: int = FORMAT
 
@@ -199,24 +199,24 @@ class Index:
     caption_embeddings: np.ndarray  # (M, width) float32
     known: Strings
     known_rows: np.ndarray  # (captions of the dataset,) int64
-    graph: Graph | None
+    approximate: Approximate | None
     packs: dict[int, Any] = field(repr=False)  # number → its bytes
 
     @classmethod
-    def open(cls, folder: Path | str, approximate: bool = True) -> "Index":
-        """Open an index; approximate: its graph too, if it has one. Raises BadInput if it holds none, or is damaged."""
+    def open(cls, folder: Path | str, exact: bool = False) -> "Index":
+        """Open an index; exact: not what searches approximately. Raises BadInput if it holds none, or is damaged."""
         folder = Path(folder)
         while True:
             meta = Meta.read(folder)
             try:
-                return cls._open(folder, meta, approximate)
+                return cls._open(folder, meta, exact)
             except (OSError, ValueError, EOFError) as error:
                 if Meta.read(folder).generation != meta.generation:
                     continue  # a build has put a new generation into its place just now
                 raise BadInput(f"{folder}: damaged ({error}); {REMEDY}") from None
 
     @classmethod
-    def _open(cls, folder: Path, meta: Meta, approximate: bool) -> "Index":
+    def _open(cls, folder: Path, meta: Meta, exact: bool) -> "Index":
         def array(column: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
             if column not in meta.files:
                 return np.empty((0, *shape[1:]), dtype)
@@ -234,9 +234,10 @@ class Index:
 
         count, known = meta.images, strings("known")
         embeddings = array("embeddings", (count, meta.width), np.float32)
-        graph = None
-        if meta.graph and approximate:
-            graph = Graph.open(folder / meta.files["graph"], embeddings, meta.graph["efSearch"])
+        approximate, about = None, meta.approximate
+        if about and not exact:
+            path = folder / meta.files["approximate"]
+            approximate = Approximate.open(about["search"], path, embeddings, about["effort"])
         return cls(
             folder,
             meta,
@@ -248,7 +249,7 @@ class Index:
             array("caption_embeddings", (meta.captions, meta.width), np.float32),
             known,
             array("known_rows", (len(known),), np.int64),
-            graph,
+            approximate,
             {number: map_file(folder / file_name("pack", number)) for number in meta.packs},
         )
 

@@ -1,4 +1,4 @@
-"""The rows of a matrix nearest to a query: exactly, block by block over a memory map, or nearly, by a graph of FAISS.
+"""The rows of a matrix nearest to a query, exactly, block by block over a memory map.
 
 The matrix may be larger than the memory. Scores are those of metrics.similarity; equal scores stand in row order.
 
@@ -6,23 +6,17 @@ A block is scored quickly in float32, and what could be among the best is scored
 of matrices may give equal rows scores that differ in the last bit, and a tie would be decided by where a row stands.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from metrics.pairs import pair_scores
-from utils import BadInput, atomic_write
+from utils import BadInput
 
 BLOCK_BYTES = 2**24  # of rows scored at a time
-RECALL_QUERIES = 500  # queries that recall is measured with, at most
 QUERIES_PER_BLOCK = 64  # scored at a time: queries x rows of a block are held, never queries x all rows
-NEIGHBORS, EF_CONSTRUCTION = 32, 100  # of the graph: neighbors of a vector; how many are looked at to find them
-MIN_RECALL, MIN_EF, MAX_EF = 0.95, 16, 4096  # efSearch begins at MIN_EF and doubles until recall@10 is MIN_RECALL
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ def exact_nearest(
     best, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
     for start in range(0, len(queries), QUERIES_PER_BLOCK):
         batch = slice(start, start + QUERIES_PER_BLOCK)
-        best[batch], scores[batch] = _nearest(_float32(queries[batch]), rows, k, measure, block)
+        best[batch], scores[batch] = _nearest(as_float32(queries[batch]), rows, k, measure, block)
     return best, scores
 
 
@@ -121,7 +115,7 @@ def positions(
     >>> positions(np.array([0, 1]), np.array([[1, 0], [0, 1]], np.float32), [0, 1], COSINE)
     [2, 1]
     """
-    queries, targets = _float32(query[None]), np.asarray(wanted, np.int64)
+    queries, targets = as_float32(query[None]), np.asarray(wanted, np.int64)
     slack = slack_of(rows.shape[1])
     scores = measure.exact(queries, rows, np.zeros_like(targets), targets)
     better = [0] * len(targets)
@@ -153,110 +147,5 @@ def _scored(
         yield start, part, measure.quick(queries, part)
 
 
-def _float32(array: np.ndarray) -> np.ndarray:
+def as_float32(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array, np.float32)
-
-
-def import_faiss() -> Any:
-    """Import FAISS, which only approximate search needs. Raises BadInput where it is missing."""
-    try:
-        import faiss
-    except ImportError:
-        raise BadInput(
-            "`approximate`: FAISS is not installed; run pip install faiss-cpu, or search exactly with `exact`"
-        ) from None
-    return faiss
-
-
-class Graph:
-    """FAISS's HNSW graph (Malkov and Yashunin, 2018) of the rows of a matrix, for cosine.
-
-    ef: how many candidates a query keeps, more of them find more and take longer. rows: the matrix, (N, D).
-    """
-
-    def __init__(self, graph: Any, rows: np.ndarray, ef: int):
-        self.graph, self.rows, self.ef = graph, rows, ef
-
-    @classmethod
-    def build(cls, rows: np.ndarray, path: Path, block: int = BLOCK_BYTES) -> "Graph":
-        """Build the graph and write it, whole. It holds a copy of the rows; the build keeps all of it in memory."""
-        faiss = import_faiss()
-        graph = faiss.IndexHNSWFlat(rows.shape[1], NEIGHBORS, faiss.METRIC_INNER_PRODUCT)
-        graph.hnsw.efConstruction = EF_CONSTRUCTION
-        height = max(1, block // (4 * rows.shape[1]))
-        for start in range(0, len(rows), height):
-            graph.add(_float32(rows[start : start + height]))
-        with atomic_write(path, "wb") as file:
-            faiss.write_index(graph, faiss.PyCallbackIOWriter(file.write))
-        return cls(graph, rows, MIN_EF)
-
-    @classmethod
-    def open(cls, path: Path, rows: np.ndarray, ef: int) -> "Graph":
-        """Open a graph by memory map. Raises BadInput if the file is damaged."""
-        faiss = import_faiss()
-        try:
-            graph = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError:
-            raise BadInput(f"{path}: missing or damaged; build the index again with `fresh`") from None
-        if (graph.ntotal, graph.d) != rows.shape:
-            raise BadInput(f"{path}: not the graph of this index; build the index again with `fresh`")
-        return cls(graph, rows, ef)
-
-    def nearest(self, queries: np.ndarray, k: int, ef: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Do as exact_nearest with COSINE; where the graph finds nothing, the row is -1 and its score -inf."""
-        faiss = import_faiss()
-        k = min(k, len(self.rows))
-        queries = _float32(queries)
-        if k == 0 or len(queries) == 0:
-            return np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
-        options = faiss.SearchParametersHNSW(efSearch=max(self.ef if ef is None else ef, k))
-        _, rows = self.graph.search(queries, k, params=options)
-        of_query, of_column = np.nonzero(rows >= 0)
-        scores = np.full(rows.shape, -np.inf, np.float32)
-        scores[of_query, of_column] = COSINE.exact(queries, self.rows, of_query, rows[of_query, of_column])
-        order = np.lexsort((rows, -scores), axis=1)
-        return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
-
-    def tune(self, queries: np.ndarray, target: float = MIN_RECALL, k: int = 10) -> float:
-        """Double `ef` until recall@k on held-out queries (Q, D) reaches `target`, or cannot; return the recall."""
-        _, exact = exact_nearest(queries, self.rows, k, COSINE)
-        self.ef = MIN_EF
-        while (recall := recall_of(self.nearest(queries, k)[1], exact)) < target and self.ef < MAX_EF:
-            self.ef *= 2
-        return recall
-
-
-def recall_of(scores: np.ndarray, exact: np.ndarray) -> float:
-    """Return the share of scores (Q, k) that belong to the best k, by exact scores (Q, k) of the same queries.
-
-    Where several rows score the same as the last of the best, each of them is as good.
-
-    >>> recall_of(np.array([[0.9, 0.4]]), np.array([[0.9, 0.5]]))
-    0.5
-    """
-    return float((scores >= exact[:, -1:]).mean()) if exact.size else 1.0
-
-
-def drawn_queries(rows: np.ndarray, noise: float) -> np.ndarray:
-    """Draw RECALL_QUERIES of the rows (N, D) at most, of unit length. noise: the length of what is added to each.
-
-    >>> drawn_queries(np.eye(4, dtype=np.float32), noise=0).sum()
-    np.float32(4.0)
-    """
-    rng = np.random.default_rng(0)
-    drawn = rows[np.sort(rng.permutation(len(rows))[:RECALL_QUERIES])]
-    if not noise:
-        return drawn
-    noisy = drawn + rng.normal(size=drawn.shape, scale=noise * rows.shape[1] ** -0.5).astype(np.float32)
-    return noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
-
-
-def write_graph(rows: np.ndarray, queries: np.ndarray, path: Path) -> dict[str, Any]:
-    """Build a graph of rows (N, D), measure it on held-out queries (Q, D), and return what was measured."""
-    began = time.perf_counter()
-    graph = Graph.build(rows, path)
-    seconds = time.perf_counter() - began
-    graph.tune(queries[::2])  # chosen on one half, measured on the other
-    held_out = queries[1::2] if len(queries) > 1 else queries
-    recall = recall_of(graph.nearest(held_out, 10)[1], exact_nearest(held_out, rows, 10, COSINE)[1])
-    return {"seconds": round(seconds, 1), "efSearch": graph.ef, "recall@10": round(recall, 4), "queries": len(held_out)}

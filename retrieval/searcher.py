@@ -81,7 +81,7 @@ class Answer:
 class Searcher:
     """An index and its run, both open: a query costs one sentence through the text branch and one search.
 
-    exact: also where the index has a graph for approximate search. Scores are those of the run's similarity, less the
+    exact: also where the index is made for approximate search. Scores are those of the run's similarity, less the
     bias of the image or caption that is found if the index is corrected, but for `similar`, which is cosine always.
     Whatever takes k raises BadInput for less than 1.
 
@@ -103,7 +103,7 @@ class Searcher:
 
         Raises BadInput if `folder` holds no index, or the run is not the one whose embeddings are in it.
         """
-        index = Index.open(folder, approximate=not exact)
+        index = Index.open(folder, exact=exact)
         if run is None:
             run = index.meta.run
             if not Path(run).is_dir():
@@ -309,8 +309,8 @@ class Searcher:
         return self._by_inner_product(queries, k)
 
     def _by_inner_product(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        if self.index.graph is not None and not self.exact:
-            return self.index.graph.nearest(queries, k)
+        if self.index.approximate is not None and not self.exact:
+            return self.index.approximate.nearest(queries, k)
         return exact_nearest(queries, self.index.embeddings, k, COSINE)
 
     def _asking(self, direction: str, queries: np.ndarray) -> np.ndarray:
@@ -357,7 +357,7 @@ class Searcher:
         return float(self._score_of(scores)[0, 0])
 
     def _scored_ids(self, rows: np.ndarray, scores: np.ndarray) -> ScoredIds:
-        """Rows (1, k) and scores → ids and scores; what a graph did not find is left out."""
+        """Rows (1, k) and scores → ids and scores; what was not come upon is left out."""
         pairs = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
         return [(self.index.ids[row], score) for row, score in pairs if row >= 0]
 

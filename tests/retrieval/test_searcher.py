@@ -10,13 +10,14 @@ from PIL import Image as PILImage
 import prep
 import search as search_script
 import train
+from retrieval import approximate, nearest
 from retrieval import commands as search_commands
-from retrieval import nearest
+from retrieval.approximate import Approximate, recall_of
 from retrieval.build import build_index
 from retrieval.index import Index
-from retrieval.nearest import CAPTION_TO_IMAGE, COSINE, IMAGE_TO_CAPTION, Graph, exact_nearest, positions, recall_of
+from retrieval.nearest import CAPTION_TO_IMAGE, COSINE, IMAGE_TO_CAPTION, exact_nearest, positions
 from retrieval.searcher import MAX_QUERY_CHARS, Hit, Searcher, plain
-from tests.helpers import QUICK, FakeRun, copy_of, draw_images, paint, prep_args
+from tests.helpers import QUICK, WORDS, FakeRun, copy_of, draw_images, paint, prep_args
 from tests.helpers import call as script_call
 from utils import BadInput, run_script
 
@@ -98,32 +99,49 @@ def test_recall_is_counted_by_scores():
     assert recall_of(np.array([[0.5, 0.5], [0.8, -np.inf]], np.float32), exact) == 0.75
 
 
-def test_a_graph_and_its_recall(tmp_path):
+@pytest.mark.parametrize(("kind", "count"), [("hnsw", 2000), ("ivf_pq", 10_000)])
+def test_approximate_search_and_its_recall(tmp_path, kind, count):
     pytest.importorskip("faiss")
     rng = np.random.default_rng(0)
-    rows, queries = embeddings(rng, 2000, dim=64), embeddings(rng, 50, dim=64)
-    graph = Graph.build(rows, tmp_path / "graph.faiss")
-    recall = graph.tune(queries)
+    rows, queries = embeddings(rng, count, dim=60), embeddings(rng, 50, dim=60)
+    built = Approximate.build(kind, rows, tmp_path / "x.faiss")
+    recall = built.tune(queries)
     exact, _ = exact_nearest(queries, rows, 10, COSINE)
-    opened = Graph.open(tmp_path / "graph.faiss", rows, graph.ef)
+    opened = Approximate.open(kind, tmp_path / "x.faiss", rows, built.effort)
     result, scores = opened.nearest(queries, 10)
-    hits = [len(set(a) & set(b)) for a, b in zip(result.tolist(), exact.tolist(), strict=True)]
-    assert recall == pytest.approx(sum(hits) / 500), "no rows score equal here: by score is by row"
-    assert recall >= nearest.MIN_RECALL
+    common = [len(set(a) & set(b)) for a, b in zip(result.tolist(), exact.tolist(), strict=True)]
+    assert recall == pytest.approx(sum(common) / 500), "no rows score equal here: by score is by row"
+    assert recall >= approximate.MIN_RECALL
     assert (np.diff(scores, axis=1) <= 0).all()
-    low = opened.nearest(queries, 10, ef=1)[1]
+    for query, hits, of_hits in zip(queries.astype(np.float64), result, scores, strict=True):
+        assert of_hits.tolist() == [np.float32((query * rows[row]).sum()) for row in hits], "exact ones"
+    low = opened.nearest(queries, 10, effort=1)[1]
     assert recall_of(low, exact_nearest(queries, rows, 10, COSINE)[1]) < recall, "an honest measure can be low"
-    with pytest.raises(BadInput, match="not the graph of this index"):
-        Graph.open(tmp_path / "graph.faiss", rows[:10], 16)
-    (tmp_path / "graph.faiss").write_bytes(b"nothing")
+    assert opened.nearest(queries, 3 * count)[0].shape == (50, count)
+    assert [len(part) for part in opened.nearest(queries[:0], 10)] == [0, 0]
+    with pytest.raises(BadInput, match="not of the rows of this index"):
+        Approximate.open(kind, tmp_path / "x.faiss", rows[:10], 16)
+    (tmp_path / "x.faiss").write_bytes(b"nothing")
     with pytest.raises(BadInput, match="damaged"):
-        Graph.open(tmp_path / "graph.faiss", rows, 16)
+        Approximate.open(kind, tmp_path / "x.faiss", rows, 16)
 
 
 def test_without_faiss_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(BadInput, match="pip install faiss-cpu"):
-        nearest.import_faiss()
+        approximate.check_search("hnsw", "cosine")
+
+
+@pytest.mark.parametrize(
+    ("search", "similarity", "sentence"),
+    [
+        ("hsnw", "cosine", "`search` hsnw: no such way to search; did you mean hnsw"),
+        ("ivf_pq", "order", "order similarity is no inner product"),
+    ],
+)
+def test_ways_to_search_that_there_are_not(search, similarity, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        approximate.check_search(search, similarity)
 
 
 @pytest.fixture(params=["cosine", "order"])
@@ -230,26 +248,30 @@ def test_an_index_of_another_run(searcher, tmp_path):
         Searcher.open(tmp_path / "images")
 
 
-def test_approximate_where_asked_for(tmp_path):
+def test_approximate_where_asked_for(tmp_path, monkeypatch):
     pytest.importorskip("faiss")
     run = FakeRun(tmp_path, "cosine")
     for number in range(30):
         paint(tmp_path / "images" / f"{number:02d}.png", number)
-    built = build_index(run, [tmp_path / "images"], tmp_path / "index", approximate=True)
-    assert built.graph is not None
-    assert built.graph["recall@10"] == 1
-    assert built.graph["queries"] == 15, "without captions, images with noise; half of them chose efSearch"
+    built = build_index(run, [tmp_path / "images"], tmp_path / "index", search="hnsw")
+    assert built.approximate is not None
+    assert built.approximate["recall@10"] == 1
+    assert built.approximate["queries"] == len(WORDS) // 2, "words stand for captions; half of them chose effort"
     searcher, exact = Searcher.open(tmp_path / "index", run), Searcher.open(tmp_path / "index", run, exact=True)
-    assert searcher.index.graph is not None
-    assert exact.index.graph is None
+    assert searcher.index.approximate is not None
+    assert exact.index.approximate is None
     assert searcher.search("a dog", 5) == exact.search("a dog", 5)
     paint(tmp_path / "images" / "new.png", 77)
-    assert build_index(run, [tmp_path / "images"], tmp_path / "index", approximate=True).graph is not None
+    assert build_index(run, [tmp_path / "images"], tmp_path / "index", search="hnsw").approximate is not None
     assert len(Searcher.open(tmp_path / "index", run).search("a dog", 40)) == 31
-    assert build_index(run, [tmp_path / "images"], tmp_path / "index").graph is None
+    with pytest.raises(BadInput, match="wants 10,000 images at least, and there are 31"):
+        build_index(run, [tmp_path / "images"], tmp_path / "index", search="ivf_pq")
+    assert build_index(run, [tmp_path / "images"], tmp_path / "index").approximate is None
     assert not list((tmp_path / "index").glob("*.faiss"))
-    with pytest.raises(BadInput, match="order similarity is not an inner product"):
-        build_index(FakeRun(tmp_path, "order"), [tmp_path / "images"], tmp_path / "other", approximate=True)
+    monkeypatch.setattr(approximate, "MOST_IMAGES", {"exact": 20, "hnsw": 40})
+    built = build_index(run, [tmp_path / "images"], tmp_path / "index")
+    assert built.approximate is not None, "so many images ask for it"
+    assert built.approximate["search"] == "hnsw"
 
 
 def test_names_on_a_terminal():
