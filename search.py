@@ -5,7 +5,7 @@ python search.py index photos                               an index of images, 
 python search.py find photos.index "a dog on the beach"     the images nearest to a sentence
 python search.py find photos.index --image a.jpg            captions of an image, and similar images
 python search.py a dog on the beach                         the same of the newest index here
-python search.py in the snow --like a.jpg --minus people    images like one, but in the snow, and without people
+python search.py in the snow --like a.jpg --minus people    images like one, but in the snow, less of people
 python search.py embed a.jpg b.jpg --out images.npy         one float32 row for each image or sentence
 python search.py export photos.index --out embeddings       an index as clip-retrieval's folder, for other tools
 python search.py emoji a.jpg                                emoji by their names, without having seen one

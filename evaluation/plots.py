@@ -109,7 +109,8 @@ def learning_curves(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]])
 
     groups: name → one log for every seed, each the rows of a log.jsonl (epoch, loss, rsum). Marked is the epoch of the
     best rsum, whose weights the run keeps. A run of one epoch, as `cca` is, is that mark alone. Where first epochs
-    would take more than two thirds of the scale of the loss, they run out of it, and the title says how high.
+    would take more than two thirds of the scale of the loss, they run out of it, and the title says how high; but not
+    where a run has no more than two epochs, of which nothing would be left.
     """
     figure, axes = _panels(groups)
     for number, (name, logs) in enumerate(groups.items()):
@@ -132,12 +133,16 @@ def learning_curves(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]])
 
 def _scale_losses(axis: "Axes", groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> str:
     """Scale the axis of the loss by the epochs after the first; return its title."""
-    rows = [row for logs in groups.values() for log in logs for row in log if row.get("loss") is not None]
+    lines = [[row for row in log if row.get("loss") is not None] for logs in groups.values() for log in logs]
+    rows = [row for line in lines for row in line]
     first = [row["loss"] for row in rows if row["epoch"] == 1]
     later = [row["loss"] for row in rows if row["epoch"] > 1] or first
     if later and min(later) > 0 and max(later) > 20 * min(later):  # losses of different kinds share no scale
         _logarithmic(axis, "y")
-    elif first and max(first) - min(later) > 3 * (max(later) - min(later)) > 0:
+    elif (
+        min(map(len, filter(None, lines)), default=0) > 2
+        and max(first) - min(later) > 3 * (max(later) - min(later)) > 0
+    ):
         room = 0.15 * (max(later) - min(later))
         axis.set_ylim(min(later) - room, max(later) + room)
         return f"Loss on train; that of epoch 1 is higher, up to {max(first):.3g}"
@@ -146,17 +151,22 @@ def _scale_losses(axis: "Axes", groups: Mapping[str, Sequence[Sequence[Mapping[s
 
 @styled
 def recall_curves(ranks: Mapping[str, Sequence[Ranks]], max_k: int = 100) -> "Figure":
-    """Draw recall@K for K = 1 … `max_k`, both directions, a line per name.
+    """Draw recall@K for K = 1 … `max_k`, or as many as there are items, both directions, a line per name.
 
     ranks: name → Ranks of every seed and every fold, over which the recalls are averaged.
     """
     figure, axes = _panels(ranks, sharey=True)
-    ks = np.arange(1, max_k + 1)
-    for axis, direction in zip(axes, DIRECTIONS, strict=True):
+    for axis, direction, other in zip(axes, DIRECTIONS, DIRECTIONS[::-1], strict=True):
+        # the queries of the other direction are items of this one, and there is no rank without an item
+        sizes = [
+            max(len(getattr(one, other)), *getattr(one, direction)) for several in ranks.values() for one in several
+        ]
+        top = max(2, min(max_k, max(sizes)))
+        ks = np.arange(1, top + 1)
         for number, (name, several) in enumerate(ranks.items()):
             recalls = [[recall_at(k, getattr(one, direction)) for k in ks.tolist()] for one in several]
             axis.plot(ks, np.mean(recalls, axis=0), **look_of(number), label=name)
-        axis.set(title=TITLES[direction], xlabel="K", xlim=(1, max_k), ylim=(0, 100))
+        axis.set(title=TITLES[direction], xlabel="K", xlim=(1, top), ylim=(0, 100))
         _logarithmic(axis, "x")
     axes[0].set_ylabel("recall@K, % of queries")
     _legend(figure, axes[0])

@@ -1,4 +1,4 @@
-"""Queries that add and subtract: "like this image, but in snow", "a dog, without people"."""
+"""Queries that add and subtract: "like this image, but in snow", "a dog, less of people"."""
 
 from collections.abc import Sequence
 

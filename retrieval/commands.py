@@ -319,9 +319,10 @@ def find_sum(searcher: Searcher, sentence: str, like: str | None, minus: Sequenc
 
 
 def find_captions(searcher: Searcher, image: Path, k: int, captions: list[str] | None = None) -> Result:
-    """Return the k best captions, of the index or of others, and the k most similar images."""
-    query = searcher.embed_image(image)
-    hits = [Hit(rank, score, other) for rank, (other, score) in enumerate(searcher.similar_of(query, k), 1)]
+    """Return the k best captions, of the index or of others, and the k most similar images, without itself."""
+    query, row = searcher.embed_image(image), searcher.index.row_of_file(image)
+    pairs = searcher.similar_of(query, k) if row is None else searcher.similar_to(searcher.index.ids[row], k)
+    hits = [Hit(rank, score, other) for rank, (other, score) in enumerate(pairs, 1)]
     if captions is None and not len(searcher.index.captions):
         return Result(hits, notes=["the index has no captions; name a file of them with --captions"])
     return Result(hits, searcher.captions_of(query, k, captions))
@@ -333,7 +334,11 @@ def write_answer_sheet(
     """Write the contact sheet of an answer: captions as text, images as tiles."""
     captions = enumerate(result.captions, 1)
     lines = [f"{rank} · {score:.3f} · {plain(caption)}" for rank, (caption, score) in captions]
-    tiles = [Tile(f"{hit.rank:,} · {hit.score:.3f}", searcher.thumbnail(hit.image), hit.true) for hit in result.hits]
+    tiles = []
+    for hit in result.hits:
+        likely = "" if hit.probability is None else f"{100 * hit.probability:.0f} % · "
+        label = f"{hit.rank:,} · {likely}{hit.score:.3f}"
+        tiles.append(Tile(label, searcher.thumbnail(hit.image), hit.true, plain(Path(hit.image).name)))
     write_sheet(path, plain(" ".join(title.split())), tiles, [*lines, *result.notes], query_image)
 
 

@@ -1,4 +1,4 @@
-"""Contact sheets: a query and its answers as one PNG, rank and score under each image, true ones framed."""
+"""Contact sheets: a query and its answers as one PNG, what is known of each image under it, true ones framed."""
 
 import io
 from bisect import bisect_right
@@ -22,11 +22,15 @@ INK, QUIET, GRAY, PAPER, TRUE_COLOR = "#1a1a1a", "#5c5c5c", "#e9e9e9", "#ffffff"
 
 @dataclass(frozen=True)
 class Tile:
-    """One answer: what to write under it, its image as JPEG bytes (None: there is none), and whether it is true."""
+    """One answer: what to write under it, its image as JPEG bytes (None: there is none), and whether it is true.
+
+    name: of its file, written in a line of its own, its end where it is too long.
+    """
 
     label: str
     jpeg: bytes | None
     true: bool = False
+    name: str = ""
 
 
 def write_sheet(
@@ -58,7 +62,7 @@ def make_sheet(
     ]
     text_height = sum(_line_height(size) for _, size, _ in lines)
     top = MARGIN_PIXELS + max(text_height, head.height if head else 0) + GAP_PIXELS
-    cell = TILE_PIXELS + GAP_PIXELS + _line_height(SMALL_PIXELS)
+    cell = TILE_PIXELS + GAP_PIXELS + _line_height(SMALL_PIXELS) * (2 if any(tile.name for tile in tiles) else 1)
     rows = -(-len(tiles) // columns)
     sheet = PILImage.new("RGB", (width, top + rows * cell + MARGIN_PIXELS - GAP_PIXELS), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -89,6 +93,20 @@ def _paste_tile(sheet: PILImage.Image, tile: Tile, x: int, y: int) -> None:
     (label,) = wrap(tile.label, font.getlength, TILE_PIXELS, 1) or [""]
     below = (x + TILE_PIXELS / 2, y + TILE_PIXELS + FRAME_PIXELS + 2)
     draw.text(below, label, TRUE_COLOR if tile.true else QUIET, font, anchor="ma")
+    below = (below[0], below[1] + _line_height(SMALL_PIXELS))
+    draw.text(below, end_of(tile.name, font.getlength, TILE_PIXELS), QUIET, font, anchor="ma")
+
+
+def end_of(text: str, measure: Callable[[str], float], width: float) -> str:
+    """Return a text no wider than `width` by `measure`: its end behind "…" if it is too long.
+
+    >>> end_of("a/b/dog.jpg", len, 8)
+    '…dog.jpg'
+    """
+    start = 0
+    while start < len(text) and measure(f"…{text[start:]}" if start else text) > width:
+        start += 1
+    return f"…{text[start:]}" if start else text
 
 
 def wrap(text: str, measure: Callable[[str], float], width: float, most: int) -> list[str]:

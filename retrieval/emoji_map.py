@@ -208,7 +208,7 @@ def write_emoji_sheet(path: Path, images: Sequence[Path | str], hits: Sequence[S
         image = thumbnail(Path(path_of_image), SHEET_IMAGE_PIXELS[0])
         if image is not None:
             image = ImageOps.contain(image, SHEET_IMAGE_PIXELS, PILImage.Resampling.LANCZOS)
-            sheet.paste(image, (x + (SHEET_IMAGE_PIXELS[0] - image.width) // 2, y))
+            sheet.paste(image, (x, y))
         name, y = Path(path_of_image).name, y + SHEET_IMAGE_PIXELS[1]
         name = name if len(name) <= 40 else f"…{name[-39:]}"
         ImageDraw.Draw(sheet).text((x, y + 4), name, QUIET, font_of(13))

@@ -17,6 +17,7 @@ Numbers count generations. A reader of an old one keeps its files open, so that 
 import bisect
 import hashlib
 import mmap
+import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -265,6 +266,24 @@ class Index:
         """Return the row of an image id; None if it is not in the index."""
         rows = self.ids.rows_of(image)
         return rows[0] if rows else None
+
+    def row_of_file(self, path: Path | str) -> int | None:
+        """Return the row of a file: the one that was indexed, or the first of the same content; None without any."""
+        names = {os.path.abspath(path), os.path.realpath(path)}
+        rows = [row for row, name in enumerate(self.paths) if name in names]
+        if not rows:
+            try:
+                with open(path, "rb") as file:
+                    rows = self.rows_of_content(hashlib.file_digest(file, "sha256").digest())
+            except (OSError, ValueError):  # ValueError: a zero byte in its name
+                return None
+        return rows[0] if rows else None
+
+    def rows_of_content(self, digest: bytes) -> list[int]:
+        """Return the rows of the files whose SHA-256 begins with `digest`; those of cached features have none."""
+        start = np.frombuffer(digest, np.uint8)
+        rows: list[int] = np.flatnonzero((self.rows["digest"][:, : len(start)] == start).all(axis=1)).tolist()
+        return rows
 
     def embedding(self, row: int) -> np.ndarray:
         """Return the embedding (1, dim) of the image of a row."""

@@ -212,14 +212,16 @@ class Searcher:
     ) -> ScoredIds:
         """Return the k images nearest to a sentence and an image added up, less the sentences of `minus`, by cosine.
 
-        like: an id of the index, whose image is left out, a file, an image, or an embedding (1, dim). Raises BadInput
-        if only something is to be taken away, or if the run's similarity is not cosine.
+        like: an id or a file, which is left out if it is in the index, an image, or an embedding (1, dim). Raises
+        BadInput if only something is to be taken away, or if the run's similarity is not cosine.
 
         >>> searcher.combined("in the snow", like="beach.jpg", minus=["people"], k=1)  # doctest: +SKIP
         [('dogs/9.jpg', 0.52)]
         """
         check_k(k)
         row = self.index.row_of(like) if isinstance(like, str) else None
+        if row is None and isinstance(like, str | Path):
+            row = self.index.row_of_file(like)
         plus = [self.embed_sentence(sentence)] if sentence.strip() else []
         if row is not None:
             plus.append(self.index.embedding(row))
@@ -228,7 +230,7 @@ class Searcher:
         query = add_up(self.similarity, plus, [self.embed_sentence(text) for text in minus])
         nearest = self.nearest_images if like is None else self.similar_images  # a correction is one of sentences
         images = self._scored_ids(*nearest(query, k + 1))
-        return [(image, score) for image, score in images if row is None or image != like][:k]
+        return [(image, score) for image, score in images if row is None or image != self.index.ids[row]][:k]
 
     def rank_of(self, sentence: str, image_id: str) -> int:
         """Return the rank of an image in the whole list of answers to a sentence; exact, equal scores by id."""

@@ -78,9 +78,9 @@ class Answers:
 
     def of_image(self, query: Query) -> Row:
         """Find similar images, captions and emoji of an image: one that was sent, or one of the index, not itself."""
-        if query.like:
-            embedding = self.index.embedding(self.searcher.row_of(query.like))
-            similar = self.searcher.similar_to(query.like, query.k)
+        if like := self.id_of(query):
+            embedding = self.index.embedding(self.searcher.row_of(like))
+            similar = self.searcher.similar_to(like, query.k)
         else:
             embedding = self.uploads.get(query.upload).embedding
             similar = self.searcher.similar_of(embedding, query.k)
@@ -103,10 +103,18 @@ class Answers:
     def of_sum(self, query: Query) -> Row:
         """Find the images nearest to sentence and image added up, less what is taken away."""
         sentences = [text for text in (query.sentence, *query.minus) if text.strip()]
-        like = self.uploads.get(query.upload).embedding if query.upload else query.like or None
+        like = self.id_of(query) or (self.uploads.get(query.upload).embedding if query.upload else None)
         pairs = self.searcher.combined(query.sentence, like=like, minus=query.minus, k=query.k)
         notes = [plain(note) for text in sentences for note in self.searcher.mended(text).notes()]
         return {"notes": notes + self.warnings, "images": self.image_rows(_hits(pairs))}
+
+    def id_of(self, query: Query) -> str:
+        """Return the id of the image that asks: also of one that was sent, if the index has the same file."""
+        if query.upload:
+            self.uploads.get(query.upload)  # an error if it is not kept any more
+            rows = self.index.rows_of_content(bytes.fromhex(query.upload))
+            return self.index.ids[rows[0]] if rows else ""
+        return query.like
 
     def keep_upload(self, data: bytes, image: PILImage.Image, jpeg: bytes) -> str:
         """Embed an image that was sent, and keep it; return its digest."""

@@ -11,7 +11,7 @@ GET  /about/ROW            its caption, pixels, bytes and date, as JSON, and its
 GET  /upload/DIGEST        an image that was sent, small
 
 Images are looked up by their row in the index: no address is ever joined to a folder. Errors are one sentence, in the
-page or as {"error": sentence}.
+page where a browser opens an address, or as {"error": sentence}.
 """
 
 import asyncio
@@ -251,7 +251,7 @@ class Page:
         return Response(self.files[name], media_type=FILES[name], headers={"Cache-Control": "no-cache"})
 
     async def refuse(self, request: Request, error: Exception) -> Response:
-        """Answer with one sentence: in the page where the page was asked for, or as JSON."""
+        """Answer with one sentence: in the page, where that or any other page was asked for, or as JSON."""
         status, sentence = 500, GENERAL_ERRORS[500]
         if isinstance(error, BadInput):
             status, sentence = 400, str(error)
@@ -259,7 +259,9 @@ class Page:
             status, sentence = error.status_code, error.detail
             if sentence == HTTPStatus(status).phrase:  # nobody has said more
                 sentence = GENERAL_ERRORS.get(status, sentence)
-        if request.url.path != "/":
+        path = request.url.path
+        reads = "text/html" in request.headers.get("accept", "") and not path.startswith("/api/")
+        if path != "/" and not reads:
             return as_json({"error": sentence}, status)
         query = Query(asked=False)
         with contextlib.suppress(BadInput):

@@ -113,6 +113,14 @@ def test_recall_curves_average_seeds_and_folds():
     assert has_color(pixels(figure), COLORS[1])
 
 
+def test_recall_ends_where_there_are_no_more_items():
+    few = Ranks(np.arange(9) % 5 + 1, np.arange(45) % 9 + 1)
+    of_images, of_captions = recall_curves({"few": [few]}).axes
+    assert drawn(of_images.get_lines()[0])[0] == list(range(1, 46)), "of captions"
+    assert drawn(of_captions.get_lines()[0])[0] == list(range(1, 10)), "of images"
+    assert of_captions.get_xlim() == (1, 9)
+
+
 def test_a_sweep_is_a_line_with_its_intervals():
     figure = sweep_curve("loss.margin", {"vse0": [(0.2, 300, 296, 305), (0.1, 280, 275, 284)]})
     (axis,) = figure.axes
@@ -175,7 +183,7 @@ def test_a_first_epoch_does_not_flatten_the_others():
     assert (low, high) == pytest.approx((3 - 0.375, 5.5 + 0.375))
     assert steep.get_title() == "Loss on train; that of epoch 1 is higher, up to 61"
     assert [drawn(line)[1] for line in steep.get_lines()] == [[61, 5, 4, 3], [30, 5.5, 4, 3.5]]
-    for usual in (axis([6, 5, 4, 3]), axis([61]), axis([3, 3, 3])):
+    for usual in (axis([6, 5, 4, 3]), axis([61]), axis([3, 3, 3]), axis([61, 5], [30, 4])):
         assert usual.get_title() == "Loss on train"
         assert usual.get_ylim()[1] > usual.get_lines()[0].get_ydata()[0]
     assert axis([300, 200, 100], [2.0, 1.0]).get_yscale() == "log"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_images_and_sentences_together(searcher, page_folder):
     for like, sentence, minus, plus, without in [
         ("3.png", "a circle", ["red"], [image, circle], "3.png"),
         ("3.png", "", ["red"], [image], "3.png"),
-        (page_folder / "images/3.png", "a circle", [], [image, circle], None),
+        (page_folder / "images/3.png", "a circle", [], [image, circle], "3.png"),
         (image, "a circle", [], [image, circle], None),
         (None, "a circle", ["red"], [circle], None),
     ]:
@@ -73,6 +74,18 @@ def test_a_correction_is_one_of_sentences(tmp_path, searcher, page_folder):
     assert corrected.combined(like="3.png", k=4) == near(corrected.similar_to("3.png", 4))
 
 
+def test_the_image_that_asks_is_known_by_its_file_or_its_content(page_folder, tmp_path):
+    index = Searcher.open(page_folder / "odd.index").index
+    for row, path in enumerate(index.paths):
+        copy = tmp_path / f"{row}.png"
+        copy.write_bytes(Path(path).read_bytes())
+        assert index.row_of_file(path) == index.row_of_file(copy) == row
+    copy.write_bytes(b"other")
+    assert index.row_of_file(copy) is None
+    assert index.row_of_file(tmp_path / "missing.png") is None
+    assert Searcher.open(page_folder / "index").index.row_of_file(page_folder / "images/3.png") is not None
+
+
 def test_under_order_similarity_nothing_adds_up(tmp_path):
     from retrieval.build import build_index
 
@@ -90,8 +103,10 @@ def test_the_command(page_folder, searcher, monkeypatch, capsys, tmp_path):
     wanted = searcher.combined("a circle", like="3.png", minus=["red", "blue"], k=5)
     assert [(row["image"], row["score"]) for row in rows] == wanted
     assert (tmp_path / "sheet.png").is_file()
-    assert call(monkeypatch, search, *find, "--like", page_folder / "images/3.png", "-k", 1) == 0
-    assert re.search(r"1 +1\.0000 +3\.png", capsys.readouterr().out), "a file is compared with itself, too"
+    for way in ("--like", "--image"):
+        assert call(monkeypatch, search, *find, way, page_folder / "images/3.png", "-k", 24) == 0
+        listed = re.findall(r"\d+\.png", capsys.readouterr().out)
+        assert sorted(listed) == sorted(set(searcher.index.ids) - {"3.png"}), "all but the image that asks"
     for args, sentence in [
         (["--minus", "red"], "add a sentence or an image"),
         (["a circle", "--minus", "red", "--at-least", "0.5"], "leave them out"),

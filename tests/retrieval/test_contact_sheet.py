@@ -6,19 +6,24 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
+from retrieval import commands
 from retrieval.contact_sheet import (
     FRAME_PIXELS,
     GAP_PIXELS,
     MARGIN_PIXELS,
     MAX_COLUMNS,
     MAX_LINES,
+    SMALL_PIXELS,
     TILE_PIXELS,
     TRUE_COLOR,
     Tile,
+    end_of,
+    font_of,
     make_sheet,
     wrap,
     write_sheet,
 )
+from retrieval.searcher import Hit
 
 
 def jpeg(color="blue", size=(TILE_PIXELS, TILE_PIXELS)):
@@ -88,6 +93,36 @@ def test_wrapping():
         assert all(len(line) <= 7 for line in lines)
         assert "".join(lines).replace(" ", "") == text.replace(" ", "")
         assert len(wrapped(text * 100, 7, MAX_LINES)) == MAX_LINES
+
+
+def test_names_stand_below_and_end_within_the_tile():
+    def length(text):
+        return font_of(SMALL_PIXELS).getlength(text)
+
+    name = "folder-" * 9 + "last.jpg"
+    short = end_of(name, length, TILE_PIXELS)
+    assert short.startswith("…")
+    assert short.endswith("last.jpg")
+    assert TILE_PIXELS - length("m") <= length(short) <= TILE_PIXELS
+    assert end_of("last.jpg", length, TILE_PIXELS) == "last.jpg"
+    without, named = (make_sheet("a dog", [Tile("1", jpeg(), name=text), Tile("2", jpeg())]) for text in ("", name))
+    line = SMALL_PIXELS * 4 // 3
+    assert named.height - without.height == line
+    below = named.crop((0, named.height - line - MARGIN_PIXELS, named.width, named.height - MARGIN_PIXELS))
+    inked = np.flatnonzero((np.asarray(below.convert("L")) < 200).any(axis=0))
+    assert MARGIN_PIXELS <= inked.min() < inked.max() <= MARGIN_PIXELS + TILE_PIXELS
+
+
+def test_a_sheet_of_an_answer_says_how_likely_each_image_is(searcher, monkeypatch, tmp_path):
+    written = []
+    monkeypatch.setattr(commands, "write_sheet", lambda path, title, tiles, *more: written.extend(tiles))
+    hits = searcher.ask("a red circle", 3).hits
+    commands.write_answer_sheet(
+        tmp_path / "sheet.png", searcher, "", commands.Result([*hits, Hit(4, 0.5, "3.png")]), None
+    )
+    assert written[0].label == f"1 · {100 * hits[0].probability:.0f} % · {hits[0].score:.3f}"
+    assert written[0].name == hits[0].image
+    assert (written[-1].label, written[-1].name) == ("4 · 0.500", "3.png")
 
 
 def test_missing_images_and_an_image_as_query(tmp_path):

@@ -419,9 +419,12 @@ def test_sheet_holds_every_image_and_its_emoji(call, images, tmp_path):
     assert status == 0
     assert len(out.split("\n\n")) == 3
     with PILImage.open(path) as opened:
-        sheet = np.asarray(opened.convert("RGB")).reshape(-1, 3)
+        sheet = np.asarray(opened.convert("RGB"))
     for number in range(3):
-        assert (sheet == (250, 80 * number, 30)).all(axis=1).sum() > 1000
+        of_image = (sheet == (250, 80 * number, 30)).all(axis=2)
+        assert of_image.sum() > 1000
+        left = 24 + number * (emoji_map.SHEET_IMAGE_PIXELS[0] + 24)
+        assert np.flatnonzero(of_image.any(axis=0))[0] == left, "above its name and its emoji"
 
 
 # embed

@@ -1,4 +1,5 @@
-// The larger view of an image: what is known of it, the images beside it, and questions that begin with it.
+// The larger view of an image: what is known of it, the images beside it, and questions that begin with it. Opening it
+// adds one entry to the history, whose state has the image: so Back closes it, and whatever closes it goes back.
 import { selecting, tiles } from "./tiles.js";
 
 const at = (id) => document.getElementById(id);
@@ -7,13 +8,30 @@ export const larger = at("larger");
 const SWIPE = 50; // pixels
 let shown = null; // a tile
 let ask = null;
+let leave = null, left = Promise.resolve(); // resolved once no view is open, and the history has gone back from it
 
 // ask: called with the address of a question
 export function connect(callback) {
   ask = callback;
 }
 
-function open(tile) {
+// To be awaited before an answer takes the place of the one whose image is looked at.
+export const closed = () => left;
+
+async function open(tile) {
+  await left;
+  history.pushState({ larger: tile.getAttribute("href") }, "");
+  show(tile);
+}
+
+// To be called when another entry of the history is reached, and at the start: opens or closes what it says.
+export function follow() {
+  const tile = tiles().find((other) => other.getAttribute("href") === history.state?.larger);
+  if (tile) show(tile);
+  else if (larger.open) larger.close();
+}
+
+function show(tile) {
   shown = tile;
   const small = tile.querySelector("img"), large = new Image();
   at("large").src = small ? small.src : "/icon.svg";
@@ -28,6 +46,7 @@ function open(tile) {
   at("facts").replaceChildren();
   at("copy").hidden = true;
   if (!larger.open) {
+    left = new Promise((done) => (leave = done));
     at("refine").reset();
     larger.showModal();
     at("next").focus();
@@ -60,7 +79,8 @@ function element(name, textContent, className = "") {
 
 function step(by) {
   const all = tiles();
-  open(all[(all.indexOf(shown) + by + all.length) % all.length]); // behind the last comes the first
+  show(all[(all.indexOf(shown) + by + all.length) % all.length]); // behind the last comes the first
+  history.replaceState({ larger: shown.getAttribute("href") }, "");
 }
 
 answer.addEventListener("click", (event) => {
@@ -87,7 +107,13 @@ at("previous").addEventListener("click", () => step(-1));
 at("next").addEventListener("click", () => step(1));
 at("close").addEventListener("click", () => larger.close());
 larger.addEventListener("click", (event) => event.target === larger && larger.close()); // beside its content
-larger.addEventListener("close", () => shown?.isConnected && shown.focus());
+larger.addEventListener("close", () => {
+  if (history.state?.larger) {
+    addEventListener("popstate", leave, { once: true });
+    history.back();
+  } else leave();
+  if (shown?.isConnected) shown.focus();
+});
 larger.addEventListener("keydown", (event) => {
   const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   if (!by || event.target.matches("input")) return;

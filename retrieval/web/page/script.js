@@ -1,13 +1,15 @@
 // Asking. Answers come as the same page that the server writes without scripts; here they are put into the one that is
 // open: a later question takes the place of an earlier one, and the old answer stays until a new one has come.
-import { connect, larger } from "./larger.js";
-import { arrange, leaveOut, move, tiles } from "./tiles.js";
+import { closed, connect, follow, larger } from "./larger.js";
+import { arrange, kept, leaveOut, move, recall, tiles } from "./tiles.js";
 
 const at = (id) => document.getElementById(id);
 const answer = at("answer"), field = at("q"), less = at("less"), chips = at("chips");
 const PAUSE = 200; // milliseconds without a key, after which what stands in the field is asked
 let asking = new AbortController();
 let pause = 0;
+const here = () => location.pathname + location.search;
+let answered = here(); // the address of the answer that is shown
 
 // typing: nobody has asked yet, so what is wrong is not said aloud, and one address stands for all that was typed
 async function ask(address, { body, typing = false, record = true, more = false } = {}) {
@@ -18,11 +20,13 @@ async function ask(address, { body, typing = false, record = true, more = false 
   try {
     const reply = await fetch(address, { method: body ? "POST" : "GET", body, signal: mine.signal });
     const page = new DOMParser().parseFromString(await reply.text(), "text/html");
+    if (record) await closed();
     if (mine !== asking) return;
     if (!page.getElementById("answer")) return fail("the server has sent no answer; see what app.py says");
     if (!reply.ok) return typing || fail(page.getElementById("error").textContent);
     const { pathname, search } = new URL(reply.url);
-    if (record) history[typing && history.state?.typing ? "replaceState" : "pushState"]({ typing }, "", pathname + search);
+    answered = pathname + search;
+    if (record) history[typing && history.state?.typing ? "replaceState" : "pushState"]({ typing }, "", answered + kept());
     show(page, typing, more);
   } catch (error) {
     if (error.name !== "AbortError") fail("the server does not answer; see whether app.py still runs");
@@ -49,7 +53,7 @@ function show(page, typing, more) {
   less.value = "";
   at("tools").hidden = page.getElementById("tools").hidden;
   at("export").href = page.getElementById("export").getAttribute("href");
-  at("status").textContent = page.getElementById("status").textContent;
+  at("status").replaceChildren(...document.importNode(page.getElementById("status"), true).childNodes);
   at("error").textContent = "";
   document.title = page.title;
   arrange();
@@ -84,12 +88,12 @@ function askBar() {
     const [has, may] = [field.value.length, Number(document.body.dataset.maxQueryChars)].map((n) => n.toLocaleString("en"));
     return fail(`the query has ${has} characters; say it in ${may} at most`);
   }
-  return ask(address, { typing: false, record: address !== location.pathname + location.search });
+  return ask(address, { typing: false, record: address !== here() });
 }
 
 function askTyped() {
   const address = asked();
-  if (address && !tooLong() && address !== location.pathname + location.search) ask(address, { typing: true });
+  if (address && !tooLong() && address !== here()) ask(address, { typing: true });
 }
 
 function askImage(file) {
@@ -130,16 +134,18 @@ addEventListener("paste", (event) => {
   event.preventDefault();
   askImage(file);
 });
-addEventListener("popstate", () => {
-  if (larger.open) larger.close();
-  ask(location.pathname + location.search, { record: false });
+addEventListener("popstate", async () => {
+  if (!history.state?.larger) larger.close();
+  recall();
+  if (here() !== answered) await ask(here(), { record: false });
+  follow();
 });
 
 // Keys: "/" leads to the field, arrows from image to image, Escape back to the field.
 addEventListener("keydown", (event) => {
   if (larger.open || event.ctrlKey || event.metaKey || event.altKey) return;
   const writes = event.target.matches("input:not([type=checkbox], [type=range])");
-  if (event.key === "/" && !writes) field.select();
+  if (event.key === "/" && (!writes || (event.target === field && !field.value))) field.select();
   else if (event.key === "Escape" && event.target.closest(".item")) field.focus();
   else if (!move(event.key, event.target === field && event.key === "ArrowDown" ? null : event.target)) return;
   event.preventDefault();
@@ -161,6 +167,7 @@ addEventListener("drop", (event) => {
 });
 
 connect(ask);
-at("least").addEventListener("input", leaveOut);
 document.body.classList.add("scripts");
 arrange();
+recall();
+follow();

@@ -281,6 +281,8 @@ def test_what_is_not_likely_is_hidden(page, searcher):
         assert left_out.count() == 20 - left
         assert page.locator("#none").is_visible() == (left == 0)
         assert page.locator("#least-text").text_content() == f"{least} % likely"
+        assert page.locator("#status").inner_text().startswith(f"{left} of 24 images")
+        assert page.locator("#more").is_visible() == (left == 20), "nothing that follows is likelier"
     page.locator("#least").fill(str(middle))
     asks(page, "a blue square")
     kept = [hit.probability for hit in searcher.ask("a blue square", 20).hits if not hit.below]
@@ -288,6 +290,29 @@ def test_what_is_not_likely_is_hidden(page, searcher):
     page.locator("#least").fill("100")
     page.get_by_role("button", name="Show all").click()
     assert left_out.count() == 0
+
+
+def test_slider_and_details_stand_in_the_address(page):
+    asks(page, QUERY)
+    length = page.evaluate("history.length")
+    page.locator("#least").fill("60")
+    page.get_by_label("Details").check()
+    assert urlsplit(page.url).fragment == "least=60&details=1"
+    hidden = page.locator("li[hidden]").count()
+    assert hidden, "the test needs some"
+    assert page.evaluate("history.length") == length
+    page.reload()
+    tiles(page)
+    assert page.locator("#least").input_value() == "60"
+    assert page.locator("li[hidden]").count() == hidden
+    assert page.locator(".detail").first.is_visible()
+    asks(page, "a blue square")
+    page.locator("#least").fill("0")
+    page.get_by_label("Details").uncheck()
+    assert "#" not in page.url
+    page.go_back()
+    page.wait_for_url("**#least=60&details=1")
+    assert page.locator("#least").input_value() == "60", "as it was"
 
 
 @pytest.mark.parametrize("way", ["drop", "paste", "choose"])
@@ -381,7 +406,7 @@ def test_selected_images_are_exported(page, searcher):
     page.get_by_label(f"Select {names[0]}", exact=True).check()
     page.locator(".tile:visible").nth(2).click()
     assert not page.get_by_role("dialog").is_visible(), "a click selects"
-    assert page.locator("#export").inner_text() == "Export 2 as CSV"
+    assert page.locator("#export").text_content() == "Export 2 as CSV"
     assert [row["path"] for row in exported(page)] == [str(searcher.path(names[n])) for n in (0, 2)]
     page.get_by_label("Select", exact=True).uncheck()
     least = 5 * round(20 * sorted(hit.probability for hit in hits if not hit.below)[10])
@@ -485,7 +510,41 @@ def test_the_larger_view_with_the_mouse_tells_of_the_file(page, searcher):
     larger.wait_for(state="hidden")
 
 
+def test_back_closes_the_larger_view(page):
+    names = asks(page, QUERY)
+    address, length = page.url, page.evaluate("history.length")
+    larger = page.get_by_role("dialog")
+    page.locator(".tile:visible").first.click()
+    larger.wait_for()
+    second = page.locator(".tile:visible").nth(1).get_attribute("title")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("history.length") == length + 1
+    page.go_back()
+    larger.wait_for(state="hidden")
+    assert page.url == address
+    assert tiles(page) == names
+    page.go_forward()
+    larger.get_by_role("heading", name=second, exact=True).wait_for()
+    page.reload()
+    larger.get_by_role("heading", name=second, exact=True).wait_for()
+    for close in (lambda: page.keyboard.press("Escape"), lambda: larger.get_by_label("Close").click()):
+        close()
+        larger.wait_for(state="hidden")
+        page.locator(".tile:visible").nth(2).click()
+        larger.wait_for()
+        assert page.evaluate("history.length") == length + 1, "what is closed is gone from the history"
+    page.go_back()
+    larger.wait_for(state="hidden")
+    page.go_back()
+    page.get_by_role("list", name="Examples").wait_for()
+
+
 def test_keys_lead_from_image_to_image(page):
+    page.wait_for_function("() => document.activeElement.id === 'q'")
+    page.keyboard.type("/")
+    assert page.get_by_label("Describe the image").input_value() == "", "it leads to the field, where one is already"
     asks(page, QUERY)
     names = tiles(page, ":visible")
 
@@ -539,6 +598,26 @@ def test_rows_are_filled_and_keep_proportions(page):
     assert first[0]["left"] == pytest.approx(16, abs=1)
     assert first[-1]["right"] == pytest.approx(edge, abs=1), "up to the edge"
     assert last[-1]["right"] <= edge + 1
+    assert len(rows) > 2, "the test needs a last row that is not full"
+    assert last[-1]["right"] < edge - 50
+    assert last[0]["height"] == pytest.approx(first[0]["height"], abs=1)
+    page.set_viewport_size({"width": 1100, "height": 900})
+    page.wait_for_function(
+        """() => new Set([...document.querySelectorAll(".tile img")].filter((image) => image.offsetParent)
+            .map((image) => Math.round(image.height))).size === 1"""
+    )
+
+
+def test_all_tools_are_in_sight_at_every_width(page):
+    asks(page, QUERY)
+    for width in (340, 400, 620, 700, 900, 1200):
+        page.set_viewport_size({"width": width, "height": 800})
+        for tool in ("#least", "#less", "#details", "#select", "#export", "#count"):
+            box = page.locator(tool).bounding_box()
+            assert box["width"] > (40 if tool == "#least" else 10)
+            assert box["x"] >= 0, (width, tool)
+            assert box["x"] + box["width"] <= width, (width, tool)
+        assert page.locator("#tools").bounding_box()["height"] < (110 if width < 880 else 70), width
 
 
 @pytest.mark.parametrize("width", [360, 390, 430, 460])

@@ -353,6 +353,17 @@ def test_what_cannot_be_asked(port, path, status, sentence):
         assert "status" not in page.texts or not page.texts["status"].strip(), "there is no answer"
 
 
+def test_a_browser_reads_what_is_wrong_in_the_page(port):
+    accept = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
+    for path, sentence in (("/nothing", "nothing at this address"), ("/full/24", "no image of number 24")):
+        status, headers, content = ask(port, path, Accept=accept)
+        assert (status, headers["Content-Type"]) == (404, "text/html; charset=utf-8")
+        assert sentence in Page(content).texts["error"]
+        assert b'<a class="home" href="/"' in content
+    assert refusal(port, "/api/nothing", Accept=accept)[0] == 404
+    assert refusal(port, "/image/24", Accept="image/avif,image/webp,*/*;q=0.8")[0] == 404
+
+
 def test_other_methods(port):
     assert refusal(port, "/api/search?q=a", b"x") == (
         405,
