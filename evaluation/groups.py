@@ -86,14 +86,6 @@ def finished_runs(patterns: Sequence[str], root: Path) -> list[Path]:
     return [path for path in folders if path not in unfinished]
 
 
-def by_dataset(folders: Sequence[Path]) -> list[list[Path]]:
-    """Return the runs of each dataset, in the order in which datasets and runs came."""
-    parts: dict[str, list[Path]] = {}
-    for folder in folders:
-        parts.setdefault(read_run_config(folder)[1].dataset, []).append(folder)
-    return list(parts.values())
-
-
 def group_runs(folders: Sequence[Path]) -> list[Group]:
     """Group runs with the same recipe, settings and features: recipes and features in the order in which they came, and
     what shares both by the values in which it differs, so that a sweep reads in order.

@@ -58,7 +58,7 @@ def without_paths(info: RunInfo) -> RunInfo:
     """Return what a run was trained on, without where that lay on this machine."""
     backbones = tuple({**attributes, "file": ""} for attributes in info.backbones)
     start = Path(info.from_run).name
-    return replace(info, data=f"data/{info.dataset}", backbones=backbones, from_run=start)
+    return replace(info, data=f"data/{Path(info.data).name}", backbones=backbones, from_run=start)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
@@ -96,7 +96,7 @@ def card_header(name: str, rows: Sequence[ResultRow]) -> str:
         EvalResult(
             task_type="image-text-retrieval",
             dataset_type=row.dataset,
-            dataset_name=f"{row.dataset}, {row.protocol}",
+            dataset_name=f"{row.data}, {row.protocol}",
             dataset_split=row.split,
             metric_type=f"{direction}_{metric}",
             metric_name=f"{direction.replace('_', ' ')} {metric.replace('_', ' ')}",

@@ -70,7 +70,7 @@ class Part:
     @property
     def title(self) -> str:
         row = self.rows[0]
-        title = f"{row.dataset}, {row.protocol}"
+        title = f"{row.data}, {row.protocol}"
         if row.images is not None:
             title += f" ({row.images:,} images, {row.captions:,} captions)"
         features = {"+".join(row.features) for row in self.ours}
@@ -97,10 +97,10 @@ class Part:
 
 
 def parts_of(rows: Iterable[ResultRow]) -> list[Part]:
-    """Put rows of one dataset and protocol together, in the order they came."""
-    members: dict[tuple[str, str], list[ResultRow]] = {}
+    """Put rows of one dataset, folder and protocol together, in the order they came."""
+    members: dict[tuple[str, ...], list[ResultRow]] = {}
     for row in rows:
-        members.setdefault((row.dataset, row.protocol), []).append(row)
+        members.setdefault((row.dataset, row.data, row.protocol), []).append(row)
     return [
         Part([row for row in part if not row.published], [row for row in part if row.published])
         for part in members.values()
@@ -194,7 +194,7 @@ def metric_tables(part: Part) -> list[Table]:
     body = [[row.row, *(cell(more[direction][column]) for direction, column in columns)] for row, more in rows]
     notes = [note for start, note in METRIC_NOTES.items() if any(column.startswith(start) for _, column in columns)]
     header = ["row", *(column for _, column in columns)]
-    title = f"{rows[0][0].dataset}, {rows[0][0].protocol}, metrics in percent, averaged over queries"
+    title = f"{rows[0][0].data}, {rows[0][0].protocol}, metrics in percent, averaged over queries"
     return [Table(title, header, body, ["", *(TITLES[direction] for direction, _ in columns)], notes=notes)]
 
 
@@ -278,7 +278,7 @@ def csv_table(rows: Sequence[ResultRow]) -> str:
     header = [*info, *figures, "row", *lists, *(f"{name} std" for name in figures)]
     header += [f"{name} {end}" for name in recalls for end in ("low", "high")]
     header += ["against", "difference", "difference low", "difference high", "p", "verdict"]
-    header += ["published", "image_features", "source", "correction", "transductive", "trained_on"]
+    header += ["published", "image_features", "source", "correction", "transductive", "trained_on", "folder"]
     judged = [(name, key) for name in JUDGED for key in ("tau", "std")] if any(row.judgements for row in rows) else []
     header += [f"{name} {key}" for name, key in judged]
     metrics = {(d, c): None for row in rows for d, columns in (row.more or {}).items() for c in columns}
@@ -293,7 +293,7 @@ def csv_table(rows: Sequence[ResultRow]) -> str:
         test = row.against
         cells += [test.row, test.difference, *test.interval, test.p, test.verdict] if test else [None] * 6
         cells += [row.published or None, row.image_features, row.source, row.correction, row.transductive]
-        cells += [row.trained_on]
+        cells += [row.trained_on, row.folder]
         cells += [getattr(row.judgements[name], key) if row.judgements else None for name, key in judged]
         for direction, column in metrics:
             one = (row.more or {}).get(direction, {}).get(column)

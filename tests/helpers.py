@@ -209,16 +209,16 @@ def made_up_data(size=12):
 
 
 def made_up_folder(  # noqa: PLR0913 (what a test may change)
-    folder, dataset="folder", prefix="", digest="1", splits=None, others=(), keep=None, say=str, language="english"
+    folder, dataset="folder", prefix="", digest="1", splits=None, others=(), count=None, say=str, language="english"
 ):
-    """A prepared folder of made-up images, those of each split taken from `splits`, `keep` of them for training.
+    """A prepared folder of made-up images, those of each split taken from `splits`, the first `count[split]` of them.
 
     `others` have other features; say: what becomes of a caption.
     """
     folder.mkdir(parents=True)
     images, rows, made = [], [], made_up_data()
     for split, source in (splits or {"train": "train", "val": "val", "test": "val"}).items():
-        for number, image in enumerate(made[source].images[: keep if split == "train" else None]):
+        for number, image in enumerate(made[source].images[: (count or {}).get(split)]):
             name = f"{prefix}{image if source == 'train' else f'{split}-{image}'}"
             pairs = zip(made[source].captions, made[source].image_of_caption, strict=True)
             captions = tuple(say(caption) for caption, row in pairs if row == number)

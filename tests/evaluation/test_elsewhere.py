@@ -76,12 +76,29 @@ def test_two_datasets_are_two_tables(home, monkeypatch, capsys, tmp_path):
     assert [(row["dataset"], row["row"]) for row in rows] == [("folder", "strong"), ("coco", "strong")]
     assert call(monkeypatch, evaluation, *both) == 0
     out = capsys.readouterr().out
-    assert out.index("folder, test 20 (20 images") < out.index("coco, test 20 (20 images")
+    assert out.index("home, test 20 (20 images") < out.index("other, test 20 (20 images")
     rows, _ = rows_of(monkeypatch, capsys, *both, "--data", other)
     assert [row["row"] for row in rows] == ["strong, trained on home", "strong, trained on other"]
     assert [row.get("trained_on") for row in rows] == ["home", None]
     assert call(monkeypatch, evaluation, *both, "--plots", tmp_path / "plots") == 2
     assert "--plots shows one dataset, and the runs are of 2" in capsys.readouterr().err
+
+
+def test_two_folders_of_one_dataset_are_two_tables_by_their_names(home, monkeypatch, capsys, tmp_path):
+    """Both are called `folder`, and the second has less images in its test split than there are rows in the first."""
+    small = made_up_folder(tmp_path / "small", prefix="new-", count={"test": 8})
+    assert call(monkeypatch, train, "strong", "--data", small, "--runs", tmp_path / "runs", *QUICK) == 0
+    both = [f"{home}/runs/*", f"{tmp_path}/runs/*"]
+    for runs, names in ((both, ["home", "small"]), (both[::-1], ["small", "home"])):
+        rows, _ = rows_of(monkeypatch, capsys, *runs)
+        assert [(row["dataset"], row["folder"]) for row in rows] == [("folder", name) for name in names]
+        assert [row["images"] for row in rows] == [{"home": 20, "small": 8}[name] for name in names]
+    assert call(monkeypatch, evaluation, *both) == 0
+    out = capsys.readouterr().out
+    assert out.index("home, test 20 (20 images") < out.index("small, test 8 (8 images")
+    named = made_up_folder(tmp_path / "named/folder")
+    (row,), _ = rows_of(monkeypatch, capsys, both[0], "--data", named)
+    assert "folder" not in row, "a folder of the dataset's name says nothing more"
 
 
 def test_features_of_other_weights_are_refused(home, monkeypatch, capsys, tmp_path):

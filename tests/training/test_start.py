@@ -33,7 +33,7 @@ def home(tmp_path_factory):
     """Two prepared folders, of which the second has few images and some other words, and a run on the first."""
     root = tmp_path_factory.mktemp("start")
     made_up_folder(root / "data/first")
-    made_up_folder(root / "data/second", "coco", prefix="new-", keep=12, say=other_words)
+    made_up_folder(root / "data/second", "coco", prefix="new-", count={"train": 12}, say=other_words)
     train_recipes(["strong"], data=root / "data/first", runs=root / "runs", changes=SMALL)
     return root
 
