@@ -70,7 +70,9 @@ def training_images(run: Run, data: Prepared, split: Split) -> list[str]:
     return [split.images[row] for row in rows_alike(run, (data, split.images), (home, trained))]
 
 
-def rows_alike(run: Run, measured: tuple[Prepared, Sequence[str]], trained: tuple[Prepared, Sequence[str]]) -> list[int]:
+def rows_alike(
+    run: Run, measured: tuple[Prepared, Sequence[str]], trained: tuple[Prepared, Sequence[str]]
+) -> list[int]:
     """Return which of the measured images have the features of a trained one, by their rows, in order.
 
     Each side is a folder and ids in it. Features are read in blocks. Along SKETCHED directions no two of them are

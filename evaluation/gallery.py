@@ -17,9 +17,10 @@ from utils import BadInput
 class Gallery:
     """Images and captions, in the order of the rows that are ranked.
 
-    folder: the name of the prepared folder, where that is not the dataset's. images: ids; captions: their texts, where those are known; caption_ids: `IMAGE#N`, or what a file of pairs calls
-    them; image_of_caption: (M,) the row of each caption's image, of the first if it belongs to several, -1 if to none;
-    paths: where images lie.
+    folder: the name of the prepared folder, where that is not the dataset's. images: ids; captions: their texts, where
+    those are known; caption_ids: `IMAGE#N`, or what a file of pairs calls them; image_of_caption: (M,) the row of each
+    caption's image, of the first if it belongs to several, -1 if to none; paths: where
+    images lie.
     """
 
     dataset: str

@@ -139,6 +139,8 @@ def evaluate(options: EvalOptions) -> str:
             log(f"pushed to {push_shared(out, str(options.share), rows)}")
     else:
         rows = asked_rows(options)
+        if options.share:
+            log(f"wrote {options.share}: the run, and its card")
     return FORMATS[options.format](rows)
 
 

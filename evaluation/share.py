@@ -125,7 +125,8 @@ def write_card(folder: Path, rows: Sequence[ResultRow], address: str = "") -> No
     encoder = f"the sentence encoder {s.text.encoder}" if s.text.encoder else ""
     card = Template((Path(__file__).parent / "card.md").read_text(), keep_trailing_newline=True).render(
         name=folder.name,
-        folder=address or (folder.name if folder.is_absolute() else folder.as_posix()),
+        # what ships in models/ is run from the tree, anything else from wherever it was put
+        folder=address or (folder.as_posix() if folder.parent == Path("models") else folder.name),
         info=info,
         embed_dim=s.embed_dim,
         megabytes=sum(path.stat().st_size for path in folder.iterdir() if path.name != CARD) / 1e6,

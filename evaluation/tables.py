@@ -181,7 +181,7 @@ def _best_cells(rows: Sequence[ResultRow]) -> Iterable[tuple[int, int]]:
         yield from ((row, column) for row, figure in zip(printed, figures, strict=True) if figure == best)
 
 
-def metric_tables(part: Part) -> list[Table]:
+def metric_tables(part: Part, name: Callable[[ResultRow], str] = lambda row: row.row) -> list[Table]:
     """Return the table of the metrics that were asked for besides R@K; [] where there are none."""
     rows = [(row, row.more) for row in part.ours if row.more]
     if not rows:
@@ -191,7 +191,7 @@ def metric_tables(part: Part) -> list[Table]:
     def cell(one: Estimate) -> str:
         return f"{one.mean:.1f}" if one.std is None else f"{one.mean:.1f} ± {one.std:.1f}"
 
-    body = [[row.row, *(cell(more[direction][column]) for direction, column in columns)] for row, more in rows]
+    body = [[name(row), *(cell(more[direction][column]) for direction, column in columns)] for row, more in rows]
     notes = [note for start, note in METRIC_NOTES.items() if any(column.startswith(start) for _, column in columns)]
     header = ["row", *(column for _, column in columns)]
     title = f"{rows[0][0].data}, {rows[0][0].protocol}, metrics in percent, averaged over queries"
@@ -218,18 +218,23 @@ def judgement_tables(rows: Sequence[ResultRow]) -> list[Table]:
 
 def text_table(rows: Sequence[ResultRow]) -> str:
     """Print for a terminal: deviations under their figures, and the test as a table of its own."""
-    parts = [text for part in parts_of(rows) for text in (_text(part), *map(as_text, metric_tables(part)))]
+    parts = [
+        text for part in parts_of(rows) for text in (_text(part), *map(as_text, metric_tables(part, _wrapped_name)))
+    ]
     return "\n\n".join([*parts, *map(as_text, judgement_tables(rows))])
+
+
+def _wrapped_name(row: ResultRow) -> str:
+    return "\n".join(
+        textwrap.wrap(row.row, NAME_COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    )
 
 
 def _text(part: Part) -> str:
     several = any(row.std for row in part.ours)
 
     def name(row: ResultRow) -> str:
-        lines = textwrap.wrap(
-            row.row, NAME_COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-        )
-        return "\n".join([*lines, *([f"  {_seeds(row.seeds)}"] if several and row.seeds else [])])
+        return "\n".join([_wrapped_name(row), *([f"  {_seeds(row.seeds)}"] if several and row.seeds else [])])
 
     table = result_table(part, spread="{}\n±{}", name=name, tests=False)
     blocks = [as_text(replace(table, notes=()))]

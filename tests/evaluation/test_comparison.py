@@ -68,6 +68,19 @@ def test_features_are_named_where_they_differ():
     ]
 
 
+def test_what_a_row_began_with_is_short_unless_that_tells_two_not_apart(tmp_path):
+    home = replace(info("strong"), data="data/scenes")
+    first, again = (str(make_run(tmp_path, replace(home, seed=seed))) for seed in (0, 1))
+    gone = str(tmp_path / "strong-gone-vgg19-0-1a2b3c4d")
+
+    def began(start):
+        return replace(info("strong"), from_run=start, from_digest=start), {}
+
+    assert names(began(first)) == ["strong from strong (scenes)"]
+    assert names(began(gone), (info("strong"), {})) == ["strong from strong-gone-vgg19-0-1a2b3c4d", "strong"]
+    assert names(began(first), began(again)) == [f"strong from {Path(start).name}" for start in (first, again)]
+
+
 def test_runs_that_differ_by_seed_are_one_row(tmp_path):
     runs = [make_run(tmp_path, info(seed=seed), {"loss.margin": m}) for seed in (2, 0) for m in (0.2, 0.1)]
     runs.append(make_run(tmp_path, info("vsepp", seed=5)))
