@@ -28,7 +28,15 @@ from metrics.ranks import CUTOFFS, DIRECTIONS, one_way, ranks_one_way
 from metrics.similarity import TRAINING
 from model import TwoBranch
 from training.bank import BANK, BANKS, caption_keys, keys
-from training.calibration import MAX_SENTENCES, MIN_IMAGES, Calibration, calibrate, nearness_to, shuffled_sentences, spread
+from training.calibration import (
+    MAX_SENTENCES,
+    MIN_IMAGES,
+    Calibration,
+    calibrate,
+    nearness_to,
+    shuffled_sentences,
+    spread,
+)
 from training.embed import ROWS_PER_BATCH, embed_features, embed_sentences
 from training.run import encoding_settings
 from utils import BadInput, atomic_write, warn
