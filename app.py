@@ -11,7 +11,7 @@ machine alone.
 import argparse
 from pathlib import Path
 
-from utils import complete, run_script
+from utils import complete, one_sentence, run_script
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--exact", action="store_true", help="search all, where the index is made approximate")
     parser.add_argument("--max-upload", type=float, default=20, metavar="MB", help="of an image sent; default: 20")
     complete(parser)
-    return parser.parse_args()
+    return one_sentence(parser).parse_args()
 
 
 if __name__ == "__main__":

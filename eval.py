@@ -28,7 +28,7 @@ import argparse
 from pathlib import Path
 
 from settings import known_recipes
-from utils import be_quiet, complete, folders_with, run_script
+from utils import be_quiet, complete, folders_with, one_sentence, run_script
 
 CORRECTIONS = ("inverted_softmax", "qb_norm", "nnn", "db_norm", "sinkhorn")
 
@@ -122,7 +122,7 @@ def arguments() -> argparse.Namespace:
         against=lambda args: [*folders_with("recipe.toml", args.runs), *known_recipes()],
         correction=lambda args: CORRECTIONS,
     )
-    return parser.parse_args()
+    return one_sentence(parser).parse_args()
 
 
 if __name__ == "__main__":

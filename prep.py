@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 from features.options import DATA, DATASETS, DEFAULT_BACKBONE, DTYPES, LANGUAGES, PrepOptions, resolve_options
-from utils import be_quiet, command_line, complete, log, run_script
+from utils import be_quiet, command_line, complete, log, one_sentence, run_script
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     data = prepare(options)
     if data.stores():
         stores = sorted(path.name for path in data.folder.glob("*.h5"))
-        log(f"{data.folder}: {len(data.rows):,} images, features: {', '.join(stores)}")
+        print(f"{data.folder}: {len(data.rows):,} images, features: {', '.join(stores)}")
         log(f"now: python train.py --data {data.folder}")
     else:
         command = command_line("prep.py", data.prep_options(backbone=DEFAULT_BACKBONE))
@@ -79,7 +79,7 @@ def arguments() -> argparse.Namespace:
         backbone=lambda args: backbones(),
         language=lambda args: LANGUAGES,
     )
-    return parser.parse_args()
+    return one_sentence(parser).parse_args()
 
 
 def backbones() -> list[str]:

@@ -18,7 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils import be_quiet, complete, folders_with, run_script
+from utils import be_quiet, complete, folders_with, one_sentence, run_script
 
 
 def main() -> None:
@@ -104,7 +104,7 @@ def arguments() -> argparse.Namespace:
         correction=lambda args: ["inverted_softmax", "nnn", "db_norm", "none"],
     )
     sentence = bool(given) and given[0] not in commands.choices and not given[0].startswith("-")
-    args, behind = parser.parse_known_args(["find", *given] if sentence else given)
+    args, behind = one_sentence(parser).parse_known_args(["find", *given] if sentence else given)
     if behind and (args.command != "find" or any(word.startswith("-") for word in behind)):
         parser.error(f"unrecognized arguments: {' '.join(behind)}")
     if behind:  # words of a sentence that stand behind an option

@@ -15,9 +15,10 @@ Repeating a command continues what was stopped and leaves alone what is finished
 
 import argparse
 from pathlib import Path
+from shutil import get_terminal_size
 
 from settings import all_keys, assignments, known_recipes
-from utils import be_quiet, complete, folders_with, log, run_script
+from utils import be_quiet, complete, folders_with, log, one_sentence, run_script
 
 DEFAULT_RECIPE = "strong"
 
@@ -30,7 +31,7 @@ def main() -> None:
         from metrics.table import as_text
         from training.recipes import recipe_table
 
-        print(as_text(recipe_table()))
+        print(as_text(recipe_table(get_terminal_size().columns)))
         return
     if args.probe:
         from metrics.table import as_text
@@ -38,7 +39,7 @@ def main() -> None:
 
         print(as_text(probe(args.data, args.features)))
         return
-    from training.sweep import train_recipes  # torch is slow to import: after the arguments are read
+    from training.sweep import results_of, train_recipes  # torch is slow to import: after the arguments are read
 
     folders = train_recipes(
         args.recipe or ([] if args.from_run else [DEFAULT_RECIPE]),
@@ -53,6 +54,7 @@ def main() -> None:
         tensorboard=args.tensorboard,
         fresh=args.fresh,
     )
+    print("\n".join(results_of(folders)))
     trained = " ".join(map(str, folders)) if len(folders) <= 3 else f"'{args.runs}/*'"
     log(f"now: python eval.py {trained}")
 
@@ -65,7 +67,9 @@ def arguments() -> argparse.Namespace:
         metavar="RECIPE",
         help=f"{', '.join(known_recipes())}, or a .toml file; default: {DEFAULT_RECIPE}, or that of --from",
     )
-    parser.add_argument("--list", action="store_true", help="train nothing: say which recipes there are, a line each")
+    parser.add_argument(
+        "--list", action="store_true", help="train nothing: say which recipes there are, as wide as the terminal"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="a prepared folder; default: the newest under data/")
     parser.add_argument(
         "--features",
@@ -104,7 +108,7 @@ def arguments() -> argparse.Namespace:
         features=lambda args: stores_in(args.data),
         from_run=lambda args: folders_with("recipe.toml", args.runs),
     )
-    args, unknown = parser.parse_known_args()
+    args, unknown = one_sentence(parser).parse_known_args()
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint(unknown[0])}")
     return args

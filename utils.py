@@ -99,6 +99,21 @@ def complete(parser: Any, **choices: Callable[[Any], Iterable[str]]) -> None:
     argcomplete.autocomplete(parser)
 
 
+def one_sentence(parser: Any) -> Any:
+    """Let a parser of argparse, and those of its commands, raise BadInput for what it cannot read; return it."""
+
+    def refuse(message: str) -> None:
+        sentence = f"{message}; {parser.prog} --help says what it takes"
+        raise BadInput(sentence)
+
+    parser.error = refuse
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            for command in action.choices.values():
+                one_sentence(command)
+    return parser
+
+
 def folders_with(file: str, root: Path) -> list[str]:
     """Return the names of the folders in `root` that hold a file of this name."""
     return sorted(path.parent.name for path in root.glob(f"*/{file}"))

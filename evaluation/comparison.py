@@ -62,8 +62,9 @@ class ResultRow:
     seeds. std: of several seeds. against: absent in the row that others are held against. correction: its name where
     scores are corrected, and whether that took the test queries together (transductive) or each alone. more: by
     direction, the metrics that were asked for besides. queries: how many images and captions were asked, where that is
-    not all of them. trained_on: the data, where others were measured. source: where a published row is from, or the
-    files of a model of somebody else.
+    not all of them. trained_on: the data, where others were measured. folder: the prepared folder that was measured, by
+    name, where that is not the dataset's. source: where a published row is from, or the files of a model of somebody
+    else.
     """
 
     run: str
@@ -92,6 +93,12 @@ class ResultRow:
     published: bool = False
     image_features: str | None = None
     source: str | None = None
+    folder: str | None = None
+
+    @property
+    def data(self) -> str:
+        """What heads its table: the prepared folder's name, or else the dataset's."""
+        return self.folder or self.dataset
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ class ProtocolResult:
     folds: Sequence[Fold]
     ranks: dict[tuple[tuple[Path, ...], Correction | None], list[Ranks]]
     metrics: tuple[str, ...] = ()
+    folder: str | None = None  # as in ResultRow
 
     def of(self, group: "Group") -> list[list[Ranks]]:
         """Return the ranks of each run of a group, or those of all its runs together."""
@@ -206,6 +214,7 @@ def _row(
         queries=None if asked == (images, captions) else asked,
         external=bool(group.files),
         source=", ".join(map(str, group.files)) or None,
+        folder=result.folder,
     )
 
 

@@ -34,16 +34,16 @@ def with_corrections(groups: Sequence[Group], corrections: Sequence[Correction],
             "`split` train: the banks are drawn from it, so that no correction by them is inductive; measure val or "
             "test, or correct by the queries themselves with `bank` test"
         )
-    rows = []
+    rows, said = [], []
     for group in groups:
         rows.append(group)
         lacking = [] if group.files else [run.name for run in group.runs if _lacks_bank(run, groups)]
         possible = [one for one in corrections if one.bank in group.banks and one.name not in group.excluded]
-        for one in corrections:
-            if one not in possible:
-                warn(f"{group.name}: {one.label} {reason_against(one, group)}")
+        said += [
+            f"{group.name}: {one.label} {reason_against(one, group)}" for one in corrections if one not in possible
+        ]
         if corrections and lacking:
-            warn(
+            said.append(
                 f"{group.name}: not corrected, for {', '.join(lacking)} has no {BANK}: it was trained before runs kept "
                 f"one; train it again with `fresh`"
             )
@@ -54,6 +54,8 @@ def with_corrections(groups: Sequence[Group], corrections: Sequence[Correction],
         raise BadInput(
             f"`correction` {one.name}: corrects none of these rows; in {group.name} it {reason_against(one, group)}"
         )
+    for line in said:
+        warn(line)
     return rows
 
 

@@ -196,15 +196,17 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def _common_name(files: Sequence[Path]) -> str:
-    """Return what the names of two files have in common, or that of their folder.
+    """Return what the names of two files have in common, or that of the folder they are given with, or both names.
 
     >>> _common_name([Path("out/clip_images.npy"), Path("out/clip_captions.npy")])
     'clip'
     >>> _common_name([Path("siglip/images.npy"), Path("siglip/captions.npy")])
     'siglip'
+    >>> _common_name([Path("im.npy"), Path("cap.npy")])
+    'im.npy, cap.npy'
     """
     common = os.path.commonprefix([file.stem for file in files]).strip("_-. ")
-    return common or files[0].absolute().parent.name or files[0].stem
+    return common or files[0].parent.name or ", ".join(file.name for file in files)
 
 
 def gallery_of_externals(models: Sequence[External], pairs: Pairs, split: str) -> Gallery:

@@ -17,9 +17,10 @@ from utils import BadInput
 class Gallery:
     """Images and captions, in the order of the rows that are ranked.
 
-    images: ids; captions: their texts, where those are known; caption_ids: `IMAGE#N`, or what a file of pairs calls
-    them; image_of_caption: (M,) the row of each caption's image, of the first if it belongs to several, -1 if to none;
-    paths: where images lie.
+    folder: the name of the prepared folder, where that is not the dataset's. images: ids; captions: their texts, where
+    those are known; caption_ids: `IMAGE#N`, or what a file of pairs calls them; image_of_caption: (M,) the row of each
+    caption's image, of the first if it belongs to several, -1 if to none; paths: where
+    images lie.
     """
 
     dataset: str
@@ -30,6 +31,7 @@ class Gallery:
     image_of_caption: np.ndarray
     truth: Truth
     paths: Mapping[str, ImageFile | None] = field(default_factory=dict)
+    folder: str | None = None
 
     @classmethod
     def of_prepared(cls, prepared: Prepared, split: str) -> "Gallery":
@@ -43,7 +45,8 @@ class Gallery:
         paths = {row["image"]: prepared.path_of(row) for row in rows}
         names = [row["image"] for row in rows]
         truth = Truth.of(image_of_caption)
-        return cls(prepared.name, split, names, captions, ids, image_of_caption, truth, paths)
+        folder = None if prepared.folder_name == prepared.name else prepared.folder_name
+        return cls(prepared.name, split, names, captions, ids, image_of_caption, truth, paths, folder)
 
     @cached_property
     def plain(self) -> bool:

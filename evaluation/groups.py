@@ -86,14 +86,6 @@ def finished_runs(patterns: Sequence[str], root: Path) -> list[Path]:
     return [path for path in folders if path not in unfinished]
 
 
-def by_dataset(folders: Sequence[Path]) -> list[list[Path]]:
-    """Return the runs of each dataset, in the order in which datasets and runs came."""
-    parts: dict[str, list[Path]] = {}
-    for folder in folders:
-        parts.setdefault(read_run_config(folder)[1].dataset, []).append(folder)
-    return list(parts.values())
-
-
 def group_runs(folders: Sequence[Path]) -> list[Group]:
     """Group runs with the same recipe, settings and features: recipes and features in the order in which they came, and
     what shares both by the values in which it differs, so that a sweep reads in order.
@@ -173,16 +165,32 @@ def row_names(systems: Sequence[tuple[Settings, RunInfo]]) -> list[str]:
     weights = [features[i] + "@" + "+".join(d[:8] for d in info.digests) for i, (_, info) in enumerate(systems)]
     if len(set(weights)) > len(set(features)):  # features of one name from other weights
         features = weights
-    names = []
-    for (_, info), table, feature in zip(systems, tables, features, strict=True):
+    starts, names = _starts([info for _, info in systems]), []
+    for (_, info), table, feature, start in zip(systems, tables, features, starts, strict=True):
         peers = [t for t, (_, other) in zip(tables, systems, strict=True) if other.recipe == info.recipe]
         recipe = _recipe_of(info)
         keys = [key for key in table if any(t[key] != table[key] for t in peers) and recipe.get(key) != table[key]]
         words = [info.recipe, *(f"{key}={_word(table[key])}" for key in keys)]
-        words += ["from", Path(info.from_run).name] if info.from_run else []
+        words += ["from", start] if start else []
         words[-1] += f", {feature}" if len(set(features)) > 1 else ""
         names.append(" ".join(words) + (trained_on(info) if len({i.captions for _, i in systems}) > 1 else ""))
     return names
+
+
+def _starts(infos: Sequence[RunInfo]) -> list[str]:
+    """Name what each system began with, if anything: recipe and data of that run, or its whole name where it has gone,
+    or where another system's start has the same.
+    """
+    short: dict[str, str] = {}
+    for run in {info.from_run for info in infos if info.from_run}:
+        try:
+            start = read_run_config(Path(run))[1]
+            short[run] = f"{start.recipe} ({Path(start.data).name})"
+        except BadInput:
+            short[run] = Path(run).name
+    names = list(short.values())
+    once = {run: name if names.count(name) == 1 else Path(run).name for run, name in short.items()}
+    return [once.get(info.from_run, "") for info in infos]
 
 
 def trained_on(info: RunInfo) -> str:

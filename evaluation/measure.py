@@ -24,7 +24,7 @@ from evaluation.figures import (
 )
 from evaluation.gallery import Gallery
 from evaluation.ground_truth import TITLES, USUAL_METRICS, ground_truth_folds
-from evaluation.groups import Correction, Group, by_dataset, ensemble_of, find_row, finished_runs, group_runs
+from evaluation.groups import Correction, Group, ensemble_of, find_row, finished_runs, group_runs
 from evaluation.judgements import MEASURES, Judgement, Judgements, judge
 from evaluation.pairs import read_pairs
 from evaluation.published import published_rows
@@ -139,6 +139,8 @@ def evaluate(options: EvalOptions) -> str:
             log(f"pushed to {push_shared(out, str(options.share), rows)}")
     else:
         rows = asked_rows(options)
+        if options.share:
+            log(f"wrote {options.share}: the run, and its card")
     return FORMATS[options.format](rows)
 
 
@@ -150,20 +152,22 @@ def asked_rows(options: EvalOptions) -> list[ResultRow]:
         options, folders = shared(options, options.share, folders)
     if options.logs:
         write_logs(options.logs, folders)
-    parts = [folders] if options.data or not folders else by_dataset(folders)
+    cache = SplitCache(options.data, options.split)
+    parts = cache.by_dataset(folders) or [[]]
     one_dataset = {"plots": options.plots, "report": options.report, "trec": options.trec, "scores": models}
     if len(parts) > 1 and any(one_dataset.values()):
         name = next(name for name, given in one_dataset.items() if given)
         raise BadInput(f"`{name}` shows one dataset, and the runs are of {len(parts)}; name runs of one, or `data`")
-    rows = [row for part in parts for row in rows_of_dataset(part, models, options)]
+    rows = [row for part in parts for row in rows_of_dataset(part, models, options, cache)]
     if options.share:
         write_card(options.share, rows)
     return rows
 
 
-def rows_of_dataset(folders: Sequence[Path], models: Sequence[External], options: EvalOptions) -> list[ResultRow]:
+def rows_of_dataset(
+    folders: Sequence[Path], models: Sequence[External], options: EvalOptions, cache: SplitCache
+) -> list[ResultRow]:
     """Measure runs and models on one dataset; return their rows. Figures and the like are written where asked for."""
-    cache = SplitCache(options.data, options.split)
     groups = [cache.named(group) for group in group_runs(folders)] + [model.group for model in models]
     # whatever can be wrong is found before anything slow
     groups += [ensemble_of(groups, options.ensemble)] if options.ensemble else []
@@ -233,12 +237,13 @@ def results_of(gallery: Gallery, options: EvalOptions) -> list[ProtocolResult]:
     metrics = tuple(dict.fromkeys(options.metrics))
     protocols = gallery.protocols(options.folds, options.captions_per_image, bool(metrics))
     results = [
-        ProtocolResult(gallery.dataset, gallery.split, name, folds, {}, metrics) for name, folds in protocols.items()
+        ProtocolResult(gallery.dataset, gallery.split, name, folds, {}, metrics, gallery.folder)
+        for name, folds in protocols.items()
     ]
     usual = {TITLES[name]: USUAL_METRICS[name] for name in options.ground_truth}
     for name, fold in ground_truth_folds(gallery, options.ground_truth).items():
         more = tuple(dict.fromkeys([*metrics, *usual[name]]))
-        results.append(ProtocolResult(gallery.dataset, gallery.split, name, [fold], {}, more))
+        results.append(ProtocolResult(gallery.dataset, gallery.split, name, [fold], {}, more, gallery.folder))
     return results
 
 
@@ -350,6 +355,7 @@ def rows_of(
         judged = [of_seeds([measured.judged[run] for run in g.runs]) if g.plain and g.info else None for g in groups]
         rows = [replace(row, judgements=each) for row, each in zip(rows, judged, strict=True)]
     published = published_rows(result.dataset, result.protocol) if paper else []
+    published = [replace(row, folder=result.folder) for row in published]
     if paper and not published:
         warn(f"nothing published is known for {result.dataset}, {result.protocol}")
     return rows + published
@@ -371,7 +377,7 @@ def report_of(
     seeds = f", seed {plain[-1].seeds[0]} of each row" if plain[-1].seeds else ""
     recipes = {g.name: {**to_table(g.settings), "features": list(g.features)} for g in plain if g.settings}
     return Report(
-        f"Image–text retrieval, {rows[0].dataset}, {rows[0].split} split",
+        f"Image–text retrieval, {rows[0].data}, {rows[0].split} split",
         tables,
         list(dict.fromkeys(note for table in tables for note in table.notes)),
         dict(figures.values()),

@@ -58,7 +58,7 @@ def without_paths(info: RunInfo) -> RunInfo:
     """Return what a run was trained on, without where that lay on this machine."""
     backbones = tuple({**attributes, "file": ""} for attributes in info.backbones)
     start = Path(info.from_run).name
-    return replace(info, data=f"data/{info.dataset}", backbones=backbones, from_run=start)
+    return replace(info, data=f"data/{Path(info.data).name}", backbones=backbones, from_run=start)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
@@ -96,7 +96,7 @@ def card_header(name: str, rows: Sequence[ResultRow]) -> str:
         EvalResult(
             task_type="image-text-retrieval",
             dataset_type=row.dataset,
-            dataset_name=f"{row.dataset}, {row.protocol}",
+            dataset_name=f"{row.data}, {row.protocol}",
             dataset_split=row.split,
             metric_type=f"{direction}_{metric}",
             metric_name=f"{direction.replace('_', ' ')} {metric.replace('_', ' ')}",
@@ -125,7 +125,8 @@ def write_card(folder: Path, rows: Sequence[ResultRow], address: str = "") -> No
     encoder = f"the sentence encoder {s.text.encoder}" if s.text.encoder else ""
     card = Template((Path(__file__).parent / "card.md").read_text(), keep_trailing_newline=True).render(
         name=folder.name,
-        folder=address or (folder.name if folder.is_absolute() else folder.as_posix()),
+        # what ships in models/ is run from the tree, anything else from wherever it was put
+        folder=address or (folder.as_posix() if folder.parent == Path("models") else folder.name),
         info=info,
         embed_dim=s.embed_dim,
         megabytes=sum(path.stat().st_size for path in folder.iterdir() if path.name != CARD) / 1e6,

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,7 @@ from evaluation.groups import Group, trained_on
 from features.prepared import Prepared, Split
 from metrics.pairs import pair_scores
 from settings import Settings
-from training.run import Run, RunInfo
-from utils import BadInput
+from training.run import Run, RunInfo, read_run_config
 
 
 @dataclass(frozen=True)
@@ -53,28 +51,38 @@ class EmbeddedSplit:
 
 
 class SplitCache:
-    """Reads the split that runs are measured on; the features of one set are held at a time.
-
-    `first` is the first run with its split, features left out: every other run must have its images and captions.
-    """
+    """Reads the split that runs are measured on; the features of one set are held at a time."""
 
     def __init__(self, data: Path | None, split: str):
         self.data, self.split = data, split
         self.prepared: dict[Path, tuple[Prepared, str]] = {}  # and the digest of its captions
         self.held: dict[tuple, Split] = {}
-        self.first: tuple[Path, Split] | None = None
 
     def key(self, settings: Settings, info: RunInfo) -> tuple[Path, tuple[str, ...], bool]:
         """Return what tells one set of features from another: prepared folder, names, normalization."""
         return self.data or Path(info.data), info.features, settings.image.normalize
 
-    def open(self, info: RunInfo) -> tuple[Prepared, bool]:
-        """Open the folder that a run is measured on; return it, and whether the run was trained on another one."""
+    def by_dataset(self, folders: Sequence[Path]) -> list[list[Path]]:
+        """Return the runs of each table: of one dataset whose split is the same, in the order in which they came.
+
+        The name of a dataset does not say it: `folder` may be anybody's images.
+        """
+        parts: dict[tuple[str, str], list[Path]] = {}
+        for folder in folders:
+            prepared, _ = self._read(read_run_config(folder)[1])
+            parts.setdefault((prepared.name, prepared.split_digest(self.split)), []).append(folder)
+        return list(parts.values())
+
+    def _read(self, info: RunInfo) -> tuple[Prepared, str]:
         data = self.data or Path(info.data)
         if data not in self.prepared:
             prepared = Prepared(data)
             self.prepared[data] = prepared, prepared.digest()
-        prepared, digest = self.prepared[data]
+        return self.prepared[data]
+
+    def open(self, info: RunInfo) -> tuple[Prepared, bool]:
+        """Open the folder that a run is measured on; return it, and whether the run was trained on another one."""
+        prepared, digest = self._read(info)
         return prepared, is_elsewhere(info, prepared, digest)
 
     def named(self, group: Group) -> Group:
@@ -87,7 +95,7 @@ class SplitCache:
     def embed(self, folder: Path) -> EmbeddedSplit:
         """Open a run and embed its split.
 
-        Raises BadInput if the features are not those of training, or the images not those of the other runs.
+        Raises BadInput if the features are not those of training.
         """
         run = Run.open(folder)
         key = self.key(run.settings, run.info)
@@ -99,23 +107,5 @@ class SplitCache:
         split = self.held[key]
         if elsewhere:
             warn_of_training_images(run, prepared, split)
-        if self.first is None:
-            self.first = folder, replace(split, features=split.features[:0])
-        check_same_images(folder, split, *self.first)
         images = torch.from_numpy(run.embed_features(split.features))
         return EmbeddedSplit(run, prepared, split, images, torch.from_numpy(run.embed_captions(prepared, split.name)))
-
-
-def check_same_images(folder: Path, split: Split, first: Path, other: Split) -> None:
-    """Raise BadInput that names both runs unless their splits hold the same images and captions in the same order."""
-    if (split.images, split.captions) == (other.images, other.captions) and np.array_equal(
-        split.image_of_caption, other.image_of_caption
-    ):
-        return
-    pairs = zip_longest(split.images, other.images, fillvalue="none")
-    where = next((f"the first image {a} against {b}" for a, b in pairs if a != b), "other captions")
-    raise BadInput(
-        f"{folder} and {first}: their {split.name} splits are not the same ({len(split.images):,} images and "
-        f"{len(split.captions):,} captions against {len(other.images):,} and {len(other.captions):,}; {where}); "
-        f"measure both on one folder with `data`, or apart"
-    )

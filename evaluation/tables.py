@@ -70,7 +70,7 @@ class Part:
     @property
     def title(self) -> str:
         row = self.rows[0]
-        title = f"{row.dataset}, {row.protocol}"
+        title = f"{row.data}, {row.protocol}"
         if row.images is not None:
             title += f" ({row.images:,} images, {row.captions:,} captions)"
         features = {"+".join(row.features) for row in self.ours}
@@ -97,10 +97,10 @@ class Part:
 
 
 def parts_of(rows: Iterable[ResultRow]) -> list[Part]:
-    """Put rows of one dataset and protocol together, in the order they came."""
-    members: dict[tuple[str, str], list[ResultRow]] = {}
+    """Put rows of one dataset, folder and protocol together, in the order they came."""
+    members: dict[tuple[str, ...], list[ResultRow]] = {}
     for row in rows:
-        members.setdefault((row.dataset, row.protocol), []).append(row)
+        members.setdefault((row.dataset, row.data, row.protocol), []).append(row)
     return [
         Part([row for row in part if not row.published], [row for row in part if row.published])
         for part in members.values()
@@ -181,7 +181,7 @@ def _best_cells(rows: Sequence[ResultRow]) -> Iterable[tuple[int, int]]:
         yield from ((row, column) for row, figure in zip(printed, figures, strict=True) if figure == best)
 
 
-def metric_tables(part: Part) -> list[Table]:
+def metric_tables(part: Part, name: Callable[[ResultRow], str] = lambda row: row.row) -> list[Table]:
     """Return the table of the metrics that were asked for besides R@K; [] where there are none."""
     rows = [(row, row.more) for row in part.ours if row.more]
     if not rows:
@@ -191,10 +191,10 @@ def metric_tables(part: Part) -> list[Table]:
     def cell(one: Estimate) -> str:
         return f"{one.mean:.1f}" if one.std is None else f"{one.mean:.1f} ± {one.std:.1f}"
 
-    body = [[row.row, *(cell(more[direction][column]) for direction, column in columns)] for row, more in rows]
+    body = [[name(row), *(cell(more[direction][column]) for direction, column in columns)] for row, more in rows]
     notes = [note for start, note in METRIC_NOTES.items() if any(column.startswith(start) for _, column in columns)]
     header = ["row", *(column for _, column in columns)]
-    title = f"{rows[0][0].dataset}, {rows[0][0].protocol}, metrics in percent, averaged over queries"
+    title = f"{rows[0][0].data}, {rows[0][0].protocol}, metrics in percent, averaged over queries"
     return [Table(title, header, body, ["", *(TITLES[direction] for direction, _ in columns)], notes=notes)]
 
 
@@ -218,18 +218,23 @@ def judgement_tables(rows: Sequence[ResultRow]) -> list[Table]:
 
 def text_table(rows: Sequence[ResultRow]) -> str:
     """Print for a terminal: deviations under their figures, and the test as a table of its own."""
-    parts = [text for part in parts_of(rows) for text in (_text(part), *map(as_text, metric_tables(part)))]
+    parts = [
+        text for part in parts_of(rows) for text in (_text(part), *map(as_text, metric_tables(part, _wrapped_name)))
+    ]
     return "\n\n".join([*parts, *map(as_text, judgement_tables(rows))])
+
+
+def _wrapped_name(row: ResultRow) -> str:
+    return "\n".join(
+        textwrap.wrap(row.row, NAME_COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    )
 
 
 def _text(part: Part) -> str:
     several = any(row.std for row in part.ours)
 
     def name(row: ResultRow) -> str:
-        lines = textwrap.wrap(
-            row.row, NAME_COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-        )
-        return "\n".join([*lines, *([f"  {_seeds(row.seeds)}"] if several and row.seeds else [])])
+        return "\n".join([_wrapped_name(row), *([f"  {_seeds(row.seeds)}"] if several and row.seeds else [])])
 
     table = result_table(part, spread="{}\n±{}", name=name, tests=False)
     blocks = [as_text(replace(table, notes=()))]
@@ -278,7 +283,7 @@ def csv_table(rows: Sequence[ResultRow]) -> str:
     header = [*info, *figures, "row", *lists, *(f"{name} std" for name in figures)]
     header += [f"{name} {end}" for name in recalls for end in ("low", "high")]
     header += ["against", "difference", "difference low", "difference high", "p", "verdict"]
-    header += ["published", "image_features", "source", "correction", "transductive", "trained_on"]
+    header += ["published", "image_features", "source", "correction", "transductive", "trained_on", "folder"]
     judged = [(name, key) for name in JUDGED for key in ("tau", "std")] if any(row.judgements for row in rows) else []
     header += [f"{name} {key}" for name, key in judged]
     metrics = {(d, c): None for row in rows for d, columns in (row.more or {}).items() for c in columns}
@@ -293,7 +298,7 @@ def csv_table(rows: Sequence[ResultRow]) -> str:
         test = row.against
         cells += [test.row, test.difference, *test.interval, test.p, test.verdict] if test else [None] * 6
         cells += [row.published or None, row.image_features, row.source, row.correction, row.transductive]
-        cells += [row.trained_on]
+        cells += [row.trained_on, row.folder]
         cells += [getattr(row.judgements[name], key) if row.judgements else None for name, key in judged]
         for direction, column in metrics:
             one = (row.more or {}).get(direction, {}).get(column)

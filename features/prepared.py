@@ -114,10 +114,20 @@ class Prepared:
         more = "".join(f"; {kind}: {', '.join(names)}" for kind, names in kept.items() if names)
         return f"Prepared({str(self.folder)!r}: {self.name}, {counts} images, {captions:,} captions{more})"
 
+    @property
+    def folder_name(self) -> str:
+        """The name of its folder: two of one dataset have two."""
+        return (self.folder if self.folder.name not in ("", "..") else self.folder.resolve()).name
+
     def digest(self) -> str:
         """Return sixteen hexadecimal digits that differ when an image, a split, a caption or the stemmer differs."""
         rows = [[row["image"], row["split"], row["captions"]] for row in self.rows]
         return digest_text(json.dumps([rows, self.vocabulary.language]))[:16]
+
+    def split_digest(self, split: str) -> str:
+        """Return sixteen hexadecimal digits that differ when an image or a caption of a split, or their order, does."""
+        rows = [[row["image"], row["captions"]] for row in self.rows if row["split"] == split]
+        return digest_text(json.dumps(rows))[:16]
 
     def path_of(self, row: dict[str, Any]) -> ImageFile | None:
         """Return where the image of a line of captions.jsonl lies; None where features came precomputed."""

@@ -81,8 +81,11 @@ def emoji(  # noqa: PLR0913 (a command's options, keyword-only)
     hits = rank_emoji(space, opened.embed_images(images), opened.settings.similarity, k) if images else []
     if sheet:
         emoji_map.write_emoji_sheet(sheet, images, hits)
+        log(f"wrote {sheet}")
     if map:
+        log(f"lays {min(max_emoji or len(space.emoji), len(space.emoji)):,} emoji out by {projection}")
         emoji_map.write_map(map, space, opened.folder.name, projection, max_emoji)
+        log(f"wrote {map}")
     if hits:
         print(EMOJI_FORMATS[format](images, hits))
 

@@ -15,12 +15,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from features.progress import progress_bar
 from metrics.similarity import RANKING
 from metrics.table import Table, as_text
 from retrieval.nearest import check_k
 from utils import BadInput
 
 SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
+NAMES_PER_BLOCK = 512  # embedded between two steps of the bar
 FLAG = "flag for "  # begins an alias of every flag: as little a part of the name as a template's words
 _NUMBERED = re.compile(r"(?<=[a-z])[ -]?\d+$")  # ":dog2:" is another dog, ":clock830:" another clock
 _LETTER = re.compile(r"[^\W\d_]")
@@ -133,7 +135,13 @@ def embed_emoji(run: Words, prompt: str = "{}") -> EmojiSpace:
     if not kept:
         raise BadInput(f"{run.folder}: knows no word of any emoji's name; name a run trained on English captions")
     sentences = {prompt.replace("{}", name): None for names in known for name in names}  # "dog" is a name of two
-    rows = dict(zip(sentences, unit_rows(run.embed_sentences(list(sentences))), strict=True))
+    texts = list(sentences)
+    parts = []
+    with progress_bar(name="embed emoji", total=len(texts), unit=" names", leave=False) as bar:
+        for start in range(0, len(texts), NAMES_PER_BLOCK):
+            parts.append(run.embed_sentences(texts[start : start + NAMES_PER_BLOCK]))
+            bar.update(len(parts[-1]))
+    rows = dict(zip(texts, unit_rows(np.concatenate(parts)), strict=True))
     means = [np.mean([rows[prompt.replace("{}", name)] for name in names], axis=0) for names in known]
     return EmojiSpace(kept, unit_rows(np.stack(means)), len(everything) - len(kept))
 

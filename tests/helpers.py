@@ -29,7 +29,7 @@ from features.text.sentences import TextProcessor
 from features.text.vocabulary import Vocabulary, tokenize
 from retrieval.build import THUMBNAIL_PIXELS
 from settings import Settings, override
-from training import sweep, trainer
+from training import fill_bank, sweep, trainer
 from training.run import RunInfo, RunPlan, encoding_settings, known_sentences
 from utils import BadInput, run_script
 
@@ -72,6 +72,7 @@ def train_drawn(folder, *trainings):
     draw_images(folder)
     data = ["--data", folder / "data/folder", "--runs", folder / "runs"]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fill_bank, "MIN_IMAGES", 1)  # so few of val make a curve, too
         assert call(patch, prep, *prep_args(folder)) == 0
         for recipe, *more in trainings:
             assert call(patch, train, recipe, *data, *QUICK, *more) == 0
@@ -209,16 +210,16 @@ def made_up_data(size=12):
 
 
 def made_up_folder(  # noqa: PLR0913 (what a test may change)
-    folder, dataset="folder", prefix="", digest="1", splits=None, others=(), keep=None, say=str, language="english"
+    folder, dataset="folder", prefix="", digest="1", splits=None, others=(), count=None, say=str, language="english"
 ):
-    """A prepared folder of made-up images, those of each split taken from `splits`, `keep` of them for training.
+    """A prepared folder of made-up images, those of each split taken from `splits`, the first `count[split]` of them.
 
     `others` have other features; say: what becomes of a caption.
     """
     folder.mkdir(parents=True)
     images, rows, made = [], [], made_up_data()
     for split, source in (splits or {"train": "train", "val": "val", "test": "val"}).items():
-        for number, image in enumerate(made[source].images[: keep if split == "train" else None]):
+        for number, image in enumerate(made[source].images[: (count or {}).get(split)]):
             name = f"{prefix}{image if source == 'train' else f'{split}-{image}'}"
             pairs = zip(made[source].captions, made[source].image_of_caption, strict=True)
             captions = tuple(say(caption) for caption, row in pairs if row == number)

@@ -1,5 +1,6 @@
 """What every room needs: sentences with flags, commands, whole files, locks."""
 
+import importlib
 import os
 import re
 import signal
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, call
 from utils import BadInput, atomic_write, command_line, lock_folder, missing_package, with_flags
 
 
@@ -161,3 +162,25 @@ def test_nothing_is_written_through_a_link(tmp_path, link):
         file.write("whole")
     assert (tmp_path / "precious").read_text() == "precious"
     assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+@pytest.mark.parametrize(
+    ("script", "args", "said"),
+    [
+        ("eval", ["--format", "jsno"], "argument --format: invalid choice: 'jsno'"),
+        (
+            "search",
+            ["find", "x.index", "a dog", "--at-least", "50%"],
+            "argument --at-least: invalid float value: '50%'",
+        ),
+        ("search", [], "the following arguments are required: COMMAND"),
+        ("prep", ["--crops", "3"], "argument --crops: invalid choice: 3"),
+        ("train", ["--jobs", "two"], "argument --jobs: invalid int value: 'two'"),
+        ("app", ["x.index", "--port", "a"], "argument --port: invalid int value: 'a'"),
+    ],
+)
+def test_what_a_parser_cannot_read_is_one_sentence_too(script, args, said, monkeypatch, capsys):
+    assert call(monkeypatch, importlib.import_module(script), *args) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{script}.py: {said}")
+    assert line.endswith(f"; {script}.py{' find' if 'find' in args else ''} --help says what it takes")

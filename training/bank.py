@@ -40,7 +40,7 @@ class RunBank:
     image_keys: np.ndarray
     caption_keys: np.ndarray
     chosen: Chosen
-    calibration: Calibration | None  # where shuffled sentences could be read
+    calibration: Calibration | None  # where val was large enough, and shuffled sentences could be read
 
     def __repr__(self) -> str:
         return f"RunBank({len(self.images):,} images, {len(self.captions):,} captions, {self.calibration})"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MIN_IMAGES = 50  # of val: with fewer, their best scores are too low a bar, and the curve takes anything for a match
 MAX_SENTENCES = 1000  # of val, and of the bank
 SHUFFLED = 400  # sentences that nothing belongs to: a transformer may have to read them now
 NEIGHBORS = 10  # captions of the bank that nearness is the mean over

@@ -28,7 +28,15 @@ from metrics.ranks import CUTOFFS, DIRECTIONS, one_way, ranks_one_way
 from metrics.similarity import TRAINING
 from model import TwoBranch
 from training.bank import BANK, BANKS, caption_keys, keys
-from training.calibration import MAX_SENTENCES, Calibration, calibrate, nearness_to, shuffled_sentences, spread
+from training.calibration import (
+    MAX_SENTENCES,
+    MIN_IMAGES,
+    Calibration,
+    calibrate,
+    nearness_to,
+    shuffled_sentences,
+    spread,
+)
 from training.embed import ROWS_PER_BATCH, embed_features, embed_sentences
 from training.run import encoding_settings
 from utils import BadInput, atomic_write, warn
@@ -76,8 +84,15 @@ def save_bank(trainer: "Trainer") -> None:
 def calibrate_on_val(trainer: "Trainer", images: Tensor, bank: np.ndarray) -> Calibration | None:
     """Fit a calibration to val's captions and to shuffled ones, against the images (N, D) of val that are tuned on.
 
-    None where the sentence encoder, whose cached features were enough until now, is not at hand; that is logged.
+    None, which is logged, where there are fewer than MIN_IMAGES, or where the sentence encoder, whose cached features
+    were enough until now, is not at hand.
     """
+    if len(images) < MIN_IMAGES:
+        warn(
+            f"{trainer.folder.name}: its answers get no probabilities: val has {len(images)} images, and a curve over "
+            f"fewer than {MIN_IMAGES} says little; prepare more images, or a larger val, and train again"
+        )
+        return None
     data, settings = trainer.data, trainer.settings
     split, sentences = data.splits["val"], data.sentences["val"]
     rows = np.flatnonzero(split.image_of_caption < len(images))

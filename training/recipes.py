@@ -1,14 +1,16 @@
-"""The recipes that there are, a line each: what one is, whose it is, what it needs, and what to expect of it."""
+"""The recipes that there are: what one is, whose it is, what it needs, and what to expect of it."""
 
 import re
+from textwrap import wrap
 from typing import Any
 
-from metrics.table import Table
+from features.text.hub import text_store_name
+from metrics.table import WIDTH, Table
 from settings import RECIPES, Settings, from_table, known_recipes, read_toml
 
 
-def recipe_table() -> Table:
-    """Return the recipes in recipes/, the highest expected rsum first.
+def recipe_table(width: int = WIDTH) -> Table:
+    """Return the recipes in recipes/, the highest expected rsum first, as wide as a terminal.
 
     >>> [row[:2] for row in recipe_table().rows if row[0] == "two_branch"]
     [['two_branch', '245.1']]
@@ -20,18 +22,18 @@ def recipe_table() -> Table:
         expected = table.pop("expected", {})
         settings = from_table(table, str(path))
         first, _ = path.read_text(encoding="utf-8").split("\n", 1)
-        rows.append([name, *figures(expected), needs(settings), paper(settings.source), about(first)])
+        rsum, features = figures(expected)
+        facts = {"on ": features, "needs ": needs(settings), "": paper(settings.source)}
+        rows.append([name, rsum, about(first), "; ".join(f"{key}{fact}" for key, fact in facts.items() if fact != "–")])
     rows.sort(key=lambda row: float(row[1].replace("–", "0")), reverse=True)
-    notes = [
-        "rsum: on Flickr8k's test images with the features beside it, uncorrected (docs/RESULTS.md, docs/MODERN.md)."
+    room = max(20, width - max(len(row[0]) for row in rows) - 9)  # beside rsum
+    cells = [
+        [name, rsum, "\n".join(line for text in texts for line in wrap(text, room, break_on_hyphens=False))]
+        for name, rsum, *texts in rows
     ]
-    return Table(
-        "",
-        ["recipe", "rsum", "with", "needs", "after", "what it is"],
-        rows,
-        left=frozenset({0, 2, 3, 4, 5}),
-        notes=notes,
-    )
+    note = "rsum: on Flickr8k's test images with the features below it, uncorrected (docs/RESULTS.md, docs/MODERN.md)."
+    header = ["recipe", "rsum", "what it is, on which features, after whom"]
+    return Table("", header, cells, left=frozenset({0, 2}), notes=wrap(note, width))
 
 
 def about(comment: str) -> str:
@@ -54,10 +56,13 @@ def needs(settings: Settings) -> str:
 
     >>> needs(Settings()), needs(Settings(features=("vgg19",)))
     ('–', 'vgg19')
+    >>> from settings import TextSettings
+    >>> needs(Settings(features=("clip-a--b",), text=TextSettings(branch="encoder", encoder="clip:a/b")))
+    'clip:a/b'
     """
-    return (
-        ", ".join(word for word in (*settings.features, settings.text.encoder.removeprefix("package:")) if word) or "–"
-    )
+    encoder = settings.text.encoder
+    features = [name for name in settings.features if name != text_store_name(encoder)]  # one model is both sides
+    return ", ".join(word for word in (*features, encoder.removeprefix("package:")) if word) or "–"
 
 
 def paper(source: str) -> str:

@@ -86,6 +86,12 @@ def train_recipes(  # noqa: PLR0913 (a command's options, keyword-only)
     return list(unique)
 
 
+def results_of(folders: Sequence[Path]) -> list[str]:
+    """Return a line for each finished run: its name, and its rsum on val."""
+    results = [(folder.name, read_json(folder / RESULT, AGAIN)) for folder in folders]
+    return [f"{name}: val rsum {r['rsum']:.1f} (epoch {r['best_epoch']} of {r['epochs']})" for name, r in results]
+
+
 @dataclass
 class SplitCache:
     """Features and encoded captions, read once for all the runs that want the same; features of one kind are held."""

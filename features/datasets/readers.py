@@ -14,7 +14,7 @@ from features.datasets.line_files import AGAIN, Source, image_id, numbered_lines
 from features.datasets.vsepp import read_vsepp
 from features.datasets.webdataset import read_webdataset
 from features.images.decode import IMAGE_SUFFIXES
-from utils import BadInput, did_you_mean
+from utils import BadInput, did_you_mean, warn
 
 # What each dataset's folder may hold, the first that is there is read.
 FILES = {
@@ -41,6 +41,8 @@ LISTS = (
     ("train.txt", "val.txt", "test.txt"),
     ("train.txt", "dev.txt", "test.txt"),
 )
+
+MIN_DRAWN = 50  # images of val, and of test: below, chance makes tables, and probabilities are not kept
 
 Ratio = tuple[float, float, float]
 Splits = tuple[dict[str, str], list[str]]  # the split of every image that stays, in dataset order, and notes
@@ -191,13 +193,19 @@ def split_as_published(source: Source, restval: bool, ratio: Ratio) -> Splits:
 
 
 def _drawn(source: Source, split_of: dict[str, str], splits: tuple[str, ...]) -> str:
-    """Say how many images each split was given. Raises BadInput if one is empty."""
+    """Say how many images each split was given; warn of small ones. Raises BadInput if one is empty."""
     counts = Counter(split_of.values())
     for split in splits:
         if not counts[split]:
             what = f"the split drawn for its {counts.total():,} images leaves {split} empty"
             raise BadInput(f"{source.path}: {what}; give more images, another `split_ratio`, or the splits by `splits`")
-    return f"{', '.join(f'{counts[split]:,} {split}' for split in splits)} images"
+    given = ", ".join(f"{counts[split]:,} {split}" for split in splits)
+    if min(counts[split] for split in splits[1:]) < MIN_DRAWN:
+        warn(
+            f"{source.path}: small splits are drawn, {given}: with fewer than {MIN_DRAWN} images to rank, one of them "
+            f"moves a recall by more than {100 // MIN_DRAWN} points; give more images, or another `split_ratio`"
+        )
+    return f"{given} images"
 
 
 def split_by_lists(source: Source, folder: Path) -> Splits:

@@ -11,7 +11,7 @@ import tomli_w
 
 from evaluation import comparison
 from evaluation.comparison import ProtocolResult, compare
-from evaluation.groups import Group, by_dataset, find_row, finished_runs, group_runs, row_names
+from evaluation.groups import Group, find_row, finished_runs, group_runs, row_names
 from metrics.bootstrap import draw_counts
 from metrics.protocols import Protocol, folds_of, metrics_of_folds, protocol_name, protocols_for
 from metrics.ranks import CUTOFFS, DIRECTIONS, Ranks
@@ -68,6 +68,19 @@ def test_features_are_named_where_they_differ():
     ]
 
 
+def test_what_a_row_began_with_is_short_unless_that_tells_two_not_apart(tmp_path):
+    home = replace(info("strong"), data="data/scenes")
+    first, again = (str(make_run(tmp_path, replace(home, seed=seed))) for seed in (0, 1))
+    gone = str(tmp_path / "strong-gone-vgg19-0-1a2b3c4d")
+
+    def began(start):
+        return replace(info("strong"), from_run=start, from_digest=start), {}
+
+    assert names(began(first)) == ["strong from strong (scenes)"]
+    assert names(began(gone), (info("strong"), {})) == ["strong from strong-gone-vgg19-0-1a2b3c4d", "strong"]
+    assert names(began(first), began(again)) == [f"strong from {Path(start).name}" for start in (first, again)]
+
+
 def test_runs_that_differ_by_seed_are_one_row(tmp_path):
     runs = [make_run(tmp_path, info(seed=seed), {"loss.margin": m}) for seed in (2, 0) for m in (0.2, 0.1)]
     runs.append(make_run(tmp_path, info("vsepp", seed=5)))
@@ -87,12 +100,11 @@ def test_one_run_twice_is_refused(tmp_path):
     assert str(two) in str(error.value)
 
 
-def test_runs_of_several_datasets_come_apart_and_say_what_they_were_trained_on(tmp_path):
+def test_runs_of_several_datasets_say_what_they_were_trained_on(tmp_path):
     one, coco, two = (
         make_run(tmp_path / str(seed), replace(info(seed=seed, dataset=name), data=f"data/{name}", captions=name))
         for seed, name in enumerate(("flickr8k", "coco", "flickr8k"))
     )
-    assert by_dataset([one, coco, two]) == [[one, two], [coco]]
     assert [group.name for group in group_runs([one, two])] == ["vse0"]
     groups = group_runs([one, coco, two])  # as for one table of all of them on one folder
     assert [(g.name, g.seeds) for g in groups] == [

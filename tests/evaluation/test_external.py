@@ -425,6 +425,20 @@ def test_bad_input_is_one_sentence(folder, monkeypatch, capsys, args, sentence):
     assert said.out == ""
 
 
+def test_what_corrects_nothing_is_said_once(folder, monkeypatch, capsys):
+    assert call(monkeypatch, evaluation, "--scores", "one.npy", "--pairs", "owner.npy", "--correction", "nnn") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.count("has no training data to correct by") == 1
+
+
+def test_files_without_a_common_name_are_the_name(folder, rows):
+    """And not whatever folder they lie in."""
+    for name, array in zip(("im", "cap"), embeddings(), strict=True):
+        np.save(f"{name}.npy", array)
+    (row,) = rows("--embeddings", "im.npy", "cap.npy", "--pairs", "owner.npy")
+    assert row["row"] == "im.npy, cap.npy"
+
+
 def test_the_transposed_square_is_what_pairs_say(folder, rows):
     """A square matrix tells no sides: it is read as it is documented, rows are images."""
     scores = np.array([[1.0, 0.9], [0.0, 0.8]], np.float32)

@@ -50,6 +50,16 @@ def test_the_card_has_the_table_of_what_is_shared(folder, monkeypatch, capsys):
     assert "{{" not in card
 
 
+def test_it_says_where_it_was_written_and_its_card_no_path(folder, monkeypatch, capsys, tmp_path):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert call(monkeypatch, evaluation, one(folder), "--share", "../shared/mine") == 0
+    assert "wrote ../shared/mine: the run, and its card\n" in capsys.readouterr().err
+    assert "--run mine\n" in (tmp_path / "shared/mine" / share.CARD).read_text()
+    assert call(monkeypatch, evaluation, one(folder), "--share", "models/mine") == 0
+    assert "--run models/mine\n" in (tmp_path / "here/models/mine" / share.CARD).read_text(), "as it ships"
+
+
 def test_it_is_shared_again_but_not_over_other_files(folder, monkeypatch, capsys, tmp_path):
     again = tmp_path / "small"
     shutil.copytree(folder / "models/small", again)

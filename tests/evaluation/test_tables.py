@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from evaluation.comparison import Comparison, Interval, ResultRow, Spread
+from evaluation.comparison import Comparison, Estimate, Interval, ResultRow, Spread
 from evaluation.published import published_rows
 from evaluation.tables import FIGURES, FORMATS, as_dict
 from metrics.ranks import COLUMNS, CUTOFFS, DIRECTIONS
@@ -118,6 +118,14 @@ COMPARED = [
     grouped(LONG, 20.03, seeds=[0], against=("strong", 0.06, (-4.0, 4.1), 0.81, "no more than noise")),
 ]
 EVERYTHING = COMPARED + published_rows("flickr8k", "test 1000")
+
+
+def test_long_names_wrap_in_the_table_of_metrics_too():
+    more = {way: {"nDCG@10": Estimate(50.0, (45.0, 55.0))} for way in DIRECTIONS}
+    text = FORMATS["text"]([row(f"{LONG} from strong (scenes), trained on another folder", 20.0, more=more)])
+    *_, table = text.partition("metrics in percent")
+    assert max(map(len, table.splitlines())) <= 120
+    assert max(len(line) for line in table.splitlines() if "50.0" in line) < 80
 
 
 def test_text_of_seeds_fits_a_terminal():

@@ -324,8 +324,10 @@ def test_map_as_a_page_through_the_script_needs_no_font(call, tmp_path, monkeypa
 
     monkeypatch.setattr(emoji_map, "find_emoji_font", missing)
     path = tmp_path / "new" / "map.html"
-    status, out, _ = call("emoji", "--run", "RUN", "--map", path, "--projection", "pca")
+    status, out, err = call("emoji", "--run", "RUN", "--map", path, "--projection", "pca")
     assert (status, out) == (0, "")
+    assert "emoji out by pca" in err
+    assert f"wrote {path}\n" in err
     page = path.read_text(encoding="utf-8")
     space = embed_emoji(fake_run())
     assert page.count('<span role="img"') == len(space.emoji)
@@ -415,8 +417,9 @@ def test_map_as_png_shows_every_emoji(call, tmp_path):
 @needs_font()
 def test_sheet_holds_every_image_and_its_emoji(call, images, tmp_path):
     path = tmp_path / "sheet.png"
-    status, out, _ = call("emoji", "--run", "RUN", *images, "-k", 7, "--sheet", path)
+    status, out, err = call("emoji", "--run", "RUN", *images, "-k", 7, "--sheet", path)
     assert status == 0
+    assert f"wrote {path}\n" in err
     assert len(out.split("\n\n")) == 3
     with PILImage.open(path) as opened:
         sheet = np.asarray(opened.convert("RGB"))

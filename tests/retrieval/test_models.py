@@ -132,6 +132,13 @@ def test_probabilities_say_when_nothing_matches(shipped, monkeypatch, capsys, tm
     assert "Nothing here matches: the likeliest image has a probability of 0." in capsys.readouterr().out
     assert call(monkeypatch, search, *find, "--at-least", 1.5) == 2
     assert "--at-least 1.5: a probability is a number from 0 to 1" in capsys.readouterr().err
+    assert call(monkeypatch, search, "find", tmp_path / "none.index", "a giraffe with a labradoodel", "-k", 3) == 0
+    out = capsys.readouterr().out
+    assert "Nothing here can match: of the words of the query, the run knows none that describes an image." in out
+    assert "likely" not in out, "no number where nothing is known"
+    empty = plain.ask("a giraffe with a labradoodel", 3, at_least=0.1)
+    assert (empty.hits, empty.likeliest) == ([], None)
+    assert plain.ask("a giraffe with a red labradoodel", 3).likeliest is not None
     bare = shutil.copytree(run, tmp_path / "bare")
     (bare / BANK).unlink()
     assert call(monkeypatch, search, *find, "--run", bare, "--at-least", 0.5) == 2

@@ -7,7 +7,7 @@ import pytest
 
 from metrics.similarity import TRAINING
 from tests.helpers import plan_small, train_small
-from training import calibration
+from training import calibration, fill_bank
 from training.bank import read_bank
 from training.calibration import ANSWERED, Calibration, calibrate, nearness_to, shuffled_sentences, spread
 from training.checkpoint import load_model
@@ -68,8 +68,21 @@ def test_shuffled_sentences_are_of_the_captions_words():
     assert made == shuffled_sentences(captions, 0) != shuffled_sentences(captions, 1)
 
 
+def test_a_run_with_few_images_of_val_keeps_none_and_says_so(tmp_path, capsys):
+    train_small(tmp_path / "few")
+    kept = read_bank(tmp_path / "few")
+    assert kept is not None
+    assert kept.calibration is None
+    assert kept.chosen["train"], "all else is kept"
+    said = capsys.readouterr().err
+    assert (
+        "few: its answers get no probabilities: val has 20 images, and a curve over fewer than 50 says little" in said
+    )
+
+
 @pytest.mark.parametrize("similarity", ["cosine", "order"])
-def test_a_run_keeps_that_of_its_val(tmp_path, similarity):
+def test_a_run_keeps_that_of_its_val(tmp_path, similarity, monkeypatch, capsys):
+    monkeypatch.setattr(fill_bank, "MIN_IMAGES", 20)
     plan, data = plan_small(tmp_path, similarity=similarity, loss__margin=0.05)
     train_small(tmp_path, similarity=similarity, loss__margin=0.05)
     trainer = Trainer(plan, data)
@@ -84,3 +97,4 @@ def test_a_run_keeps_that_of_its_val(tmp_path, similarity):
     assert said.shape == best.shape
     assert ((said > 0) & (said < 1)).all()
     assert kept.calibration.score >= 0
+    assert "no probabilities" not in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Every recipe trains: an epoch on made-up features, vectors or maps, with and without a sentence encoder's."""
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -129,16 +130,23 @@ def test_what_a_recipe_comes_to_is_what_the_tables_say(name):
     assert any(figure.search(row) for row in rows if "inverted_softmax" not in row)
 
 
-def test_the_recipes_are_listed_a_line_each_and_at_once():
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_recipes_are_listed_at_once_and_fit_the_terminal(columns):
     code = "import sys; sys.argv = ['train.py', '--list']; import train; train.main()\n"
     code += "print({'torch', 'numpy', 'h5py'} & set(sys.modules), file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    env = {**os.environ, "COLUMNS": str(columns)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=env)
     assert done.stderr.strip() == "set()", "nothing heavy is waited for"
     lines = done.stdout.splitlines()
     assert lines[0].split()[:2] == ["recipe", "rsum"]
-    listed = {line.split()[0]: line for line in lines[2 : 2 + len(known_recipes())]}
+    assert max(map(len, lines)) <= columns
+    name, listed = "", {}
+    for line in lines[2 : lines.index("")]:
+        name = name if line[0] == " " else line.split()[0]
+        listed[name] = f"{listed.get(name, '')} {' '.join(line.split())}"
     assert sorted(listed) == known_recipes()
-    assert all(piece in listed["dual_encoder"] for piece in ("272.9", "densenet201, bert-base-uncased"))
+    assert all(piece in listed["dual_encoder"] for piece in ("272.9", "needs densenet201, bert-base-uncased"))
+    assert "needs clip:openai/clip-vit-base-patch32; Radford" in listed["zero_shot"]
     assert "Faghri et al., 2018" in listed["vse0"]
     *figures, unmeasured = (row[1] for row in recipe_table().rows)
     assert unmeasured == "–", "zero_shot: its model has to be downloaded"

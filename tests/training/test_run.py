@@ -140,7 +140,7 @@ def test_runs_are_found_by_their_recipe(tmp_path):
         ("--lr=1e-3", "--set training.lr=1e-3"),
         ("--loss.margin", "--set loss.margin="),
         ("--dropout=0.1", "--set image.dropout=0.1 or text.dropout=0.1"),
-        ("--nonsense", "unrecognized arguments: --nonsense\n"),
+        ("--nonsense", "train.py: unrecognized arguments: --nonsense; train.py --help says what it takes\n"),
     ],
 )
 def test_a_flag_that_is_a_setting_is_helped(flag, said, monkeypatch, capsys):

@@ -33,7 +33,7 @@ def home(tmp_path_factory):
     """Two prepared folders, of which the second has few images and some other words, and a run on the first."""
     root = tmp_path_factory.mktemp("start")
     made_up_folder(root / "data/first")
-    made_up_folder(root / "data/second", "coco", prefix="new-", keep=12, say=other_words)
+    made_up_folder(root / "data/second", "coco", prefix="new-", count={"train": 12}, say=other_words)
     train_recipes(["strong"], data=root / "data/first", runs=root / "runs", changes=SMALL)
     return root
 
@@ -86,7 +86,7 @@ def test_few_images_score_higher_than_from_nothing_and_the_row_says_where_it_com
     capsys.readouterr()
     assert call(monkeypatch, evaluation, f"{runs}/*", "--format", "json") == 0
     rows = {row["row"]: row for row in json.loads(capsys.readouterr().out)}
-    tuned = rows.pop(f"strong training.epochs=3 from {start.folder.name}")
+    tuned = rows.pop("strong training.epochs=3 from strong (first)")
     (scratch,) = rows.values()
     assert (tuned["seeds"], scratch["seeds"]) == ([0, 1], [0, 1])
     assert tuned["rsum"] > scratch["rsum"] + 20, "with half the epochs"

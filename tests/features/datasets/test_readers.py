@@ -267,6 +267,19 @@ def test_json_lines_and_json_lists(tmp_path):
     assert "captions read from captions.jsonl" in note(read("folder", tmp_path, None), "beside it")
 
 
+def test_small_splits_that_are_drawn_are_warned_of(tmp_path, capsys):
+    for count, warned in ((80, True), (800, False)):
+        text = "image,caption\n" + "".join(f"{n}.jpg,view {n}\n" for n in range(count))
+        dataset = read("folder", write(tmp_path / "own.csv", text), None)
+        counts = ", ".join(f"{dataset.count(split)} {split}" for split in ("train", "val", "test"))
+        said = capsys.readouterr().err
+        assert (f"own.csv: small splits are drawn, {counts}: with fewer than 50 images to rank" in said) == warned
+        assert ("give more images, or another `split_ratio`" in said) == warned
+    given = "image,caption,split\n" + "".join(f"{n}.jpg,view {n},{s}\n" for n, s in enumerate(("train", "val", "test")))
+    read("folder", write(tmp_path / "own.csv", given), None)
+    assert capsys.readouterr().err == "", "splits that are given are the giver's"
+
+
 def test_without_splits_a_hash_draws_them_and_says_so(tmp_path):
     file = write(tmp_path / "own.csv", "image,caption\n" + "".join(f"{n}.jpg,view {n}\n" for n in range(80)))
     dataset = read("folder", file, None)
