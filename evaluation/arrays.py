@@ -158,7 +158,8 @@ def _file(
         odd = {name: "" if number in REAL_KINDS else f" of {number}" for name, (_, number) in shapes.items()}
         held = ", ".join(f"{name} {shape}{odd[name]}" for name, (shape, _) in list(shapes.items())[:6]) or "nothing"
         raise BadInput(
-            f"{path}: holds {held}; {kind} are one matrix of numbers, called {NAMES[kind][0]!r} if not alone"
+            f"{path}: holds {held}; {kind} are one matrix of numbers (float16 to float64, or whole), "
+            f"called {NAMES[kind][0]!r} if not alone"
         )
     name = name or matrices[0]
     (rows, columns), _ = shapes[name]
