@@ -12,7 +12,8 @@ import torch
 from features.text.vocabulary import Vocabulary, WordIndex
 from model import WORD_ROWS, TwoBranch
 from settings import CLOSED_FORMS, Settings
-from training.run import MODEL, VOCABULARY, Run, RunInfo, encoding_settings, find_runs, new_model
+from training.embed import new_model
+from training.run import MODEL, VOCABULARY, Run, RunInfo, encoding_settings, find_runs
 from utils import BadInput
 
 UNTRAINABLE = ("asif", "none")  # values of loss.name whose branches no gradient goes through
@@ -61,7 +62,7 @@ def check_start(start: Run, settings: Settings, info: RunInfo) -> None:
 
 def check_weights(start: Run, settings: Settings, info: RunInfo) -> None:
     """Raise BadInput unless the weights of `start` have the shapes of those of a run of these settings."""
-    state = new_model(settings, info, start.processor.vocabulary).state_dict()
+    state = new_model(settings, info, start.vocabulary).state_dict()
     weights = start.model.state_dict()
     for name in sorted((state.keys() | weights.keys()) - SCALARS):
         shapes = [tuple(each[name].shape) if name in each else None for each in (state, weights)]
