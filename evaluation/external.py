@@ -89,8 +89,8 @@ class External:
             )
         read = partial(read_embeddings, similarity=self.similarity)
         sides = read(images, "images"), read(captions, "captions")
-        largest = math.prod(float(side.double().norm(dim=1).max()) for side in sides)
-        if largest > LARGEST:
+        largest = math.prod(float(torch.linalg.vector_norm(side, dim=1, dtype=torch.float64).max()) for side in sides)
+        if largest > LARGEST:  # of rows that are as they are, for the dot product
             raise BadInput(
                 f"{images.path}: has dot products with {captions.path} of up to {largest:.0e}, beyond float32, in "
                 f"which they are compared; divide all rows of both by one number"
