@@ -4,6 +4,7 @@ A .npy is mapped, .h5 and .safetensors are read where they are asked; an .npz is
 is unpickled.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ from metrics.similarity import Scores
 from utils import BadInput, did_you_mean
 
 VALUES_PER_BLOCK = 2**23
+LARGEST = float(np.finfo(np.float32).max)
+REAL_KINDS = ("f", "i", "u")  # of numpy
+REAL = re.compile("B?F16|F(32|64)|[IU](8|16|32|64)")  # types of safetensors that are read
 # What an array of a file with several is called, and the ids of its rows, or of its columns.
 NAMES = {
     "scores": ("scores", "similarity", "similarities", "sims"),
@@ -88,19 +92,19 @@ def open_array(path: Path, kind: str) -> ArrayFile:
 
 def _open_npy(path: Path, kind: str) -> ArrayFile:
     array = open_npy(path)
-    return _file(path, kind, {kind: (array.shape, array.dtype.kind)}, lambda name: lambda r, c: array[r, c], {})
+    return _file(path, kind, {kind: (array.shape, _kind(array.dtype))}, lambda name: lambda r, c: array[r, c], {})
 
 
 def _open_npz(path: Path, kind: str) -> ArrayFile:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            arrays = {name: held for name in archive.files if isinstance(held := archive[name], np.ndarray)}
     except Exception as error:  # a damaged archive raises almost anything
         raise BadInput(
             f"{path}: not an .npz archive of plain arrays, or cut short ({_reason(error)}); save it again, and ids as "
             f"text rather than as Python objects"
         ) from None
-    shapes = {name: (array.shape, array.dtype.kind) for name, array in arrays.items()}
+    shapes = {name: (array.shape, _kind(array.dtype)) for name, array in arrays.items()}
     texts = {name: array.tolist() for name, array in arrays.items() if array.ndim == 1}
     return _file(path, kind, shapes, lambda name: lambda r, c: arrays[name][r, c], texts)
 
@@ -109,11 +113,12 @@ def _open_h5(path: Path, kind: str) -> ArrayFile:
     try:
         store = h5py.File(path, "r")
         arrays: dict[str, h5py.Dataset] = {}
-        store.visititems(lambda name, item: arrays.update({name: item} if isinstance(item, h5py.Dataset) else {}))
+        # what has no shape is a group, a single value or an h5py.Empty
+        store.visititems(lambda name, item: arrays.update({name: item} if getattr(item, "shape", None) else {}))
         texts = {name: array[()].tolist() for name, array in arrays.items() if array.ndim == 1}
     except (OSError, RuntimeError) as error:
         raise BadInput(f"{path}: not an HDF5 file, or cut short ({_reason(error)}); save it again") from None
-    shapes = {name: (array.shape, array.dtype.kind) for name, array in arrays.items()}
+    shapes = {name: (array.shape, _kind(array.dtype)) for name, array in arrays.items()}
     return _file(path, kind, shapes, lambda name: lambda r, c: arrays[name][r, c], texts)
 
 
@@ -124,7 +129,8 @@ def _open_safetensors(path: Path, kind: str) -> ArrayFile:
         tensors = {name: file.get_slice(name) for name in names}
     except (safetensors.SafetensorError, OSError) as error:
         raise BadInput(f"{path}: not a safetensors file, or cut short ({_reason(error)}); save it again") from None
-    kinds = {name: "f" if tensor.get_dtype() != "BOOL" else "b" for name, tensor in tensors.items()}
+    types = {name: str(tensor.get_dtype()) for name, tensor in tensors.items()}
+    kinds = {name: "f" if REAL.fullmatch(known) else known for name, known in types.items()}
     shapes = {name: (tuple(tensor.get_shape()), kinds[name]) for name, tensor in tensors.items()}
 
     def reader(name: str) -> Callable[[slice, slice], np.ndarray]:
@@ -144,13 +150,16 @@ def _file(
     reader: Callable[[str], Callable[[slice, slice], np.ndarray]],
     texts: Mapping[str, list[Any]],
 ) -> ArrayFile:
-    """shapes: name of an array → its shape and the kind of its numbers; texts: name of a column → what it holds."""
-    matrices = [name for name, (shape, number) in shapes.items() if len(shape) == 2 and number in "fiu"]
+    """shapes: name of an array → its shape and the kind of its numbers, of REAL_KINDS, or else what it holds instead;
+    texts: name of a column → what it holds."""
+    matrices = [name for name, (shape, number) in shapes.items() if len(shape) == 2 and number in REAL_KINDS]
     name = next((name for name in NAMES[kind] if name in matrices), None)
     if name is None and len(matrices) != 1:
-        held = ", ".join(f"{name} {shape}" for name, (shape, _) in list(shapes.items())[:6]) or "nothing"
+        odd = {name: "" if number in REAL_KINDS else f" of {number}" for name, (_, number) in shapes.items()}
+        held = ", ".join(f"{name} {shape}{odd[name]}" for name, (shape, _) in list(shapes.items())[:6]) or "nothing"
         raise BadInput(
-            f"{path}: holds {held}; {kind} are one matrix of numbers, called {NAMES[kind][0]!r} if not alone"
+            f"{path}: holds {held}; {kind} are one matrix of numbers (float16 to float64, or whole), "
+            f"called {NAMES[kind][0]!r} if not alone"
         )
     name = name or matrices[0]
     (rows, columns), _ = shapes[name]
@@ -165,6 +174,10 @@ def _file(
         if known is not None:
             ids[side] = [one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in known]
     return ArrayFile(path, (rows, columns), reader(name), ids)
+
+
+def _kind(dtype: np.dtype) -> str:
+    return dtype.kind if dtype.kind in REAL_KINDS else dtype.name
 
 
 def _reason(error: Exception) -> str:
@@ -183,16 +196,24 @@ OPENERS: Mapping[str, Callable[[Path, str], ArrayFile]] = {
 def read_embeddings(file: ArrayFile, kind: str, similarity: str) -> Tensor:
     """Read embeddings (N, D) as float32: of unit length, for "order" without their signs; for "dot" as they are.
 
-    Raises BadInput for a value that is not finite, and for a row without a direction.
+    Raises BadInput for a value that is not finite, as float32 for "dot", and for a row without a direction.
     """
     out = np.empty(file.shape, np.float32)
     for start, block in file.blocks(f"embeddings of {kind}"):
         if similarity != "dot":
-            lengths = np.linalg.norm(block.astype(np.float64), axis=1, keepdims=True)
+            # scaled by a power of two, which rounds nothing: squares neither overflow nor vanish
+            exponents = np.frexp(np.abs(block).max(axis=1, keepdims=True))[1]
+            block = np.ldexp(block.astype(np.float64), -exponents)
+            lengths = np.linalg.norm(block, axis=1, keepdims=True)
             if not lengths.all():
                 row = start + int(np.argmin(lengths))
                 raise BadInput(f"{file.path}: row {row} is zero, and has no {similarity} with anything; embed it again")
             block = block / lengths
+        elif (large := np.abs(block).max()) > LARGEST:
+            raise BadInput(
+                f"{file.path}: holds values up to {large:.0e}, beyond float32, in which dot products are compared; "
+                f"divide all rows by one number"
+            )
         out[start : start + len(block)] = np.abs(block) if similarity == "order" else block
     return torch.from_numpy(out)
 

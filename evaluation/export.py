@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evaluation.groups import finished_runs
-from evaluation.share import CARD, without_paths
+from evaluation.share import CARD, check_alone, without_paths
 from features.text.vocabulary import TOKENIZER, UNKNOWN, Vocabulary
 from layers.pooling import GPO, positional_encodings
 from model import AsItIs, GRUBranch, JoinedBranch, OneHotBranch, RelativeBranch, TransformerBranch, TwoBranch
-from training.run import VOCABULARY, Run, newest_run, write_run_config
+from training.run import RECIPE, VOCABULARY, Run, newest_run, write_run_config
 from utils import BadInput, atomic_file, atomic_write, log, make_folder, write_json
 
 IMAGES, CAPTIONS, WORDS = "images.onnx", "captions.onnx", "words.json"
+FILES = (IMAGES, CAPTIONS, WORDS, VOCABULARY, RECIPE, CARD)
 PACKAGES = ("onnx", "onnxscript")
 OPSET = 18
 BATCH, LENGTH = 3, 5  # of the inputs that a graph is traced with; it takes others
@@ -42,7 +43,7 @@ def export(run: Sequence[str], runs: Path, out: Path) -> str:
 def export_run(folder: Path, out: Path) -> str:
     """Write the branches of a finished run to `out` as ONNX, with vocabulary, recipe and a page; return what is there.
 
-    Raises BadInput if a package is missing, or the text branch trains a transformer of its own.
+    Raises BadInput if a package is missing, the text branch trains a transformer, or `out` holds other files.
 
     >>> print(export_run(Path("runs/strong-scenes-efficientnet_lite0-0-1a2b3c4d"), Path("onnx")))  # doctest: +SKIP
     onnx: images.onnx, captions.onnx, words.json, vocabulary.json, recipe.toml, README.md
@@ -60,6 +61,9 @@ def export_run(folder: Path, out: Path) -> str:
             f"{folder}: its transformer was trained with it (text.finetune), and is not written as ONNX; name a run "
             f"whose sentence encoder is frozen"
         )
+    check_alone(out, FILES, "onnx")
+    if (out / RECIPE).exists() and not (out / IMAGES).exists():
+        raise BadInput(f"{out}: holds a run that has been begun; name a folder for the graphs alone with `onnx`")
     make_folder(out, "onnx")
     model = copy.deepcopy(run.model).cpu().eval()
     images, captions = ImageGraph(model, run), CaptionGraph(model, run)
@@ -71,8 +75,7 @@ def export_run(folder: Path, out: Path) -> str:
     write_run_config(out, run.settings, without_paths(run.info))
     with atomic_write(out / CARD) as file:
         file.write(page(run, images.inputs(), captions.inputs()))
-    names = [IMAGES, CAPTIONS, WORDS, VOCABULARY, "recipe.toml", CARD]
-    return f"{out}: {', '.join(name for name in names if (out / name).is_file())}"
+    return f"{out}: {', '.join(name for name in FILES if (out / name).is_file())}"
 
 
 class ImageGraph(nn.Module):

@@ -1,5 +1,6 @@
 """Models of somebody else, as far as a table needs them: their scores, their embeddings, or their TREC runs."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.arrays import ArrayFile, looked_up, numbered, open_array, read_embeddings
+from evaluation.arrays import LARGEST, ArrayFile, looked_up, numbered, open_array, read_embeddings
 from evaluation.gallery import Gallery
 from evaluation.groups import Group
 from evaluation.pairs import Pairs, Side, gallery_of
@@ -87,7 +88,14 @@ class External:
                 f"and captions are compared in one space, so take both from the same model"
             )
         read = partial(read_embeddings, similarity=self.similarity)
-        return read(images, "images"), read(captions, "captions")
+        sides = read(images, "images"), read(captions, "captions")
+        largest = math.prod(float(torch.linalg.vector_norm(side, dim=1, dtype=torch.float64).max()) for side in sides)
+        if largest > LARGEST:  # of rows that are as they are, for the dot product
+            raise BadInput(
+                f"{images.path}: has dot products with {captions.path} of up to {largest:.0e}, beyond float32, in "
+                f"which they are compared; divide all rows of both by one number"
+            )
+        return sides
 
     def _of_runs(self, gallery: Gallery) -> Ranked:
         by_direction = {direction_of(run, gallery.images, gallery.caption_ids): run for run in self.runs}
@@ -107,7 +115,13 @@ class External:
         for file, side, rows in zip(self.bank, (images, captions), measured, strict=False):
             _check_bank(file.path, side, rows)
         few = [side[np.unique(np.linspace(0, len(side) - 1, SPREAD_ROWS).astype(int))] for side in measured]
-        spread = float(ranked.scorer(DIRECTIONS[0])(few[0], few[1]).double().std())
+        scores = ranked.scorer(DIRECTIONS[0])(few[0], few[1]).double()
+        if scores.numel() == 1:
+            raise BadInput(
+                f"{self.files[0]}: scores one image with one caption, which has no hubs to correct; leave `correction` "
+                f"out"
+            )
+        spread = float(scores.std())
         chosen = {bank: dict.fromkeys(DIRECTIONS, fixed_parameters(spread)) for bank in BANKS}
         none = np.empty(0, np.int64)
         return RunBank(images.numpy(), captions.numpy(), none, none, chosen, None)

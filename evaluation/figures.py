@@ -56,6 +56,8 @@ def first_pairs(
 def read_log(run: Path) -> list[dict[str, Any]]:
     """Read the log of a run. Raises BadInput if it is missing or empty."""
     path, remedy = run / LOG, "train the run again with `fresh`, or leave `plots`, `report` and `logs` out"
+    if not path.is_file():
+        raise BadInput(f"{run}: keeps no log of its training, as runs that are shared do not; leave `logs` out")
     log = read_jsonl(path, remedy)
     if not log or not all("epoch" in row and "rsum" in row for row in log):
         raise BadInput(f"{path}: not the log of a training; {remedy}")
@@ -63,8 +65,9 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 
 def read_logs(groups: Sequence[Group]) -> dict[str, list[list[dict[str, Any]]]]:
-    """Read the log of each run of each group. Raises BadInput for one that is missing or empty."""
-    return {group.name: [read_log(run) for run in group.runs] for group in groups if group.info and group.plain}
+    """Read the log of each run of each group; a shared run has none. Raises BadInput for one that is empty."""
+    trained = [group for group in groups if group.info and group.plain]
+    return {group.name: [read_log(run) for run in group.runs if (run / LOG).is_file()] for group in trained}
 
 
 def write_logs(path: Path, runs: Sequence[Path]) -> None:
@@ -100,7 +103,7 @@ def draw(
     """
     plain = [group for group in groups if group.plain]
     logs = read_logs(plain)
-    figures = {"learning_curves.png": ("Learning curves", drawn(learning_curves, logs))} if logs else {}
+    figures = {"learning_curves.png": ("Learning curves", drawn(learning_curves, logs))} if any(logs.values()) else {}
     sweeps = find_sweeps({g.name: _trained_with(g) for g in groups if g.settings and not g.ensemble})
     for number, result in enumerate(results):
         more = f"-{file_name(result.protocol)}" if number else ""

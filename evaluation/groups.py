@@ -131,8 +131,16 @@ def ensemble_of(groups: Sequence[Group], way: str) -> Group:
     first, *_ = groups
     seeds = max((group.seeds for group in groups), key=len)
     together: tuple[tuple[Path, ...], ...] = (runs,)
+    listed = next((group for group in groups if group.files and not group.banks), None)
+    if listed:
+        raise BadInput(
+            f"`ensemble` {way}: {listed.name} is a TREC run, which has no score of what it leaves out, and so no mean; "
+            f"give its scores or embeddings"
+        )
     if way == "all":
         seeds = ()
+    elif not seeds:
+        raise BadInput(f"`ensemble` {way}: none of these rows has seeds; take all together with `ensemble` all")
     else:
         odd = [group.name for group in groups if len(group.runs) > 1 and group.seeds != seeds]
         if odd:

@@ -209,6 +209,12 @@ def check_options(options: EvalOptions) -> None:
         raise BadInput(f"`{name}`: is of models of others; name those with `scores` or `embeddings`, or leave it out")
     if options.similarity and not options.embeddings:
         raise BadInput(f"`similarity` {options.similarity}: is of `embeddings`; `scores` are ranked as they are")
+    asked = asked_corrections(options.correction, options.bank)
+    if options.bank_embeddings and all(one.transductive for one in asked):
+        raise BadInput(
+            "`bank_embeddings`: are what inductive corrections take; name one with `correction` and `bank` train, or "
+            "leave them out"
+        )
     if options.pairs and (options.run or options.data):
         raise BadInput(
             f"`pairs` {options.pairs[0]}: runs and `data` have pairs of their own; give the rows of the models in the "

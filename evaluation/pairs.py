@@ -21,7 +21,7 @@ from utils import BadInput, log, read_text
 IMAGE_COLUMNS = ("image", "image_id", "image_row", "filename", "file_name", "file")
 CAPTION_COLUMNS = ("caption", "caption_id", "caption_row", "sentence_id", "text_id")
 HEADER = "a header with the columns image and caption"
-ROW = re.compile(r"\d+")
+ROW = re.compile(r"\d{1,18}")  # what has more digits is an id
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def _json_pairs(path: Path, text: str) -> Iterator[tuple[str, str, bool]]:
             continue
         try:
             row = json.loads(line)
-            image, captions = row["image"], row["captions"] if "captions" in row else [row["caption"]]
-            ids = [_id(one) for one in (image, *captions)]
+            captions = row["captions"] if "captions" in row else row["caption"]
+            ids = [_id(one) for one in (row["image"], *(captions if isinstance(captions, list) else [captions]))]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise BadInput(
                 f'{path}: line {number} is not {{"image": …, "caption": …}} with ids or row numbers; {AGAIN}'
@@ -128,7 +128,7 @@ def _id(value: Any) -> str:
 def _table_pairs(path: Path, text: str, head: str) -> Iterator[tuple[str, str, bool]]:
     delimiter = next((sign for sign in "\t,;" if sign in head), ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    rows = (row for row in reader if any(cell.strip() for cell in row))
+    rows = (row for row in _proper(path, reader) if any(cell.strip() for cell in row))
     columns = [name.strip().casefold() for name in next(rows, [])]
     image, caption = (
         next((columns.index(name) for name in known if name in columns), None)
@@ -140,6 +140,13 @@ def _table_pairs(path: Path, text: str, head: str) -> Iterator[tuple[str, str, b
         if len(row) <= max(image, caption) or not row[image].strip() or not row[caption].strip():
             raise BadInput(f"{path}: line {reader.line_num} lacks its image or its caption; {AGAIN}")
         yield row[image].strip(), row[caption].strip(), True
+
+
+def _proper(path: Path, reader: Any) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise BadInput(f"{path}: line {reader.line_num} is not proper CSV ({error}); {AGAIN}") from None
 
 
 @dataclass(frozen=True)

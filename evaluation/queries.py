@@ -89,13 +89,14 @@ def _leads(images: Tensor, captions: Tensor, similarity: Scores, image_of_captio
 
 
 def _ends(ranks: np.ndarray, leads: np.ndarray, image_of_query: np.ndarray, count: int) -> list[tuple[str, np.ndarray]]:
-    """Return ("best", rows) and ("worst", rows) of the queries, one of each image and none twice."""
+    """Return ("best", rows) and ("worst", rows) of the queries, one of each image and none twice; no empty ones."""
     order = np.lexsort((-leads, ranks))
     _, first = np.unique(image_of_query[order], return_index=True)
     good = order[np.sort(first)][:count]
     rest = order[~np.isin(image_of_query[order], image_of_query[good])][::-1]
     _, first = np.unique(image_of_query[rest], return_index=True)
-    return [("best", good), ("worst", rest[np.sort(first)][:count])]
+    ends = [("best", good), ("worst", rest[np.sort(first)][:count])]
+    return [(kind, rows) for kind, rows in ends if len(rows)]
 
 
 def _hits(scores: np.ndarray, true: np.ndarray, rank: int, k: int, texts: Sequence[str]) -> tuple[Hit, ...]:

@@ -31,13 +31,13 @@ TERMS = {
 def share_run(folder: Path, out: Path) -> Path:
     """Write a finished run to `out` for others; return the prepared folder that it was trained on.
 
-    Matrices become float16, the bank is thinned, and no path of this machine is left. Raises BadInput if `out` holds
-    other files, or the run has no bank.
+    Matrices become float16, the bank is thinned, and no path of this machine is left. Raises BadInput if `out` is the
+    run itself or holds other files, or the run has no bank.
     """
     run = Run.open(folder)
-    others = sorted(path.name for path in out.iterdir() if path.name not in FILES) if out.is_dir() else []
-    if others:
-        raise BadInput(f"{out}: holds other files, such as {others[0]}; name a folder for the model alone with `share`")
+    if out.exists() and out.samefile(folder):
+        raise BadInput(f"{out}: is the run itself, which nothing is written over; name another folder with `share`")
+    check_alone(out, FILES, "share")
     if not (folder / BANK).is_file():
         raise BadInput(f"{folder}: has no {BANK}, which a shared run needs; {AGAIN}")
     make_folder(out, "share")
@@ -52,6 +52,15 @@ def share_run(folder: Path, out: Path) -> Path:
         with atomic_write(out / name, "wb") as file:
             file.write((folder / name).read_bytes())
     return Path(run.info.data)
+
+
+def check_alone(out: Path, names: Sequence[str], option: str) -> None:
+    """Raise BadInput if a folder holds files that are not called one of `names`. option: where the folder came from."""
+    others = sorted(path.name for path in out.iterdir() if path.name not in names) if out.is_dir() else []
+    if others:
+        raise BadInput(
+            f"{out}: holds other files, such as {others[0]}; name a folder for the model alone with `{option}`"
+        )
 
 
 def without_paths(info: RunInfo) -> RunInfo:

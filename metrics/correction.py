@@ -202,7 +202,7 @@ def sinkhorn(scores: Tensor, beta: float, steps: int = SINKHORN_STEPS) -> tuple[
     captions = _soft_maxima(scores.T, _soft_maxima(scores, 0 * scores[0], beta), beta)
     images = _soft_maxima(scores, captions, beta)
     kernel = (scores - captions).sub_(images[:, None]).mul_(beta).exp_()  # of moderate size: no underflow
-    v = torch.ones_like(captions)
+    v = torch.ones_like(kernel[0])
     for _ in range(steps):
         u = scores.shape[1] / (kernel @ v).clamp(min=TINY)
         v = len(scores) / (kernel.T @ u).clamp(min=TINY)

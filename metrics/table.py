@@ -10,6 +10,7 @@ from itertools import groupby, zip_longest
 import regex
 
 WIDTH = 120  # columns of a terminal, at which notes are wrapped
+FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
 _WIDE = regex.compile(r"[\p{Emoji_Presentation}\p{EastAsianWidth=W}\p{EastAsianWidth=F}\uFE0F]")
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {sign: "\\" + sign for sign in "_&%#${}"}
@@ -134,10 +135,33 @@ def as_latex(table: Table) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """Return header and rows as comma-separated values."""
+    """Return header and rows as comma-separated values, in which no cell is a formula.
+
+    >>> print(as_csv(Table("", ["run", "difference"], [["=1+1", "-0.5"]])))
+    run,difference
+    '=1+1,-0.5
+    """
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([table.header, *table.rows])
+    rows = [[cell if _is_number(cell) else no_formula(cell) for cell in row] for row in (table.header, *table.rows)]
+    csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue().rstrip("\n")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def no_formula(text: str) -> str:
+    """Return a text that no spreadsheet computes: an apostrophe stands before what could begin a formula.
+
+    >>> no_formula("=HYPERLINK(0)"), no_formula("a.jpg")
+    ("'=HYPERLINK(0)", 'a.jpg')
+    """
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
 def _latex(text: str) -> str:

@@ -322,6 +322,8 @@ BAD_TRAIN = [
     (["strong", "--features", "vgg19"], "--backbone vgg19"),
     (["strong", "--seeds", "-1"], "--seeds -1"),
     (["strong", "--threads", "0"], "--threads 0"),
+    (["strong", "--threads", "99999999999"], "--threads 99999999999: takes a number from 1 to 1,024"),
+    (["strong", "--set", "loss.margin="], "--set loss.margin takes a number, not ''"),
     (["strong", "--set", "embed_dim=999999999999"], "dim"),
     (["strong", "--data", "{root}/images"], "not a prepared folder"),
     (["strong", "--data", "{root}/data/foldr"], "/data/folder?"),

@@ -28,7 +28,7 @@ def parse_changes(assignments: list[str]) -> list[dict[str, Any]]:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         key = key.strip()
-        if not equals or not text.strip():
+        if not equals:
             raise BadInput(f"`set` {assignment}: write it as key=value, for example loss.margin=0.1")
         if key in options:
             raise BadInput(f"`set` {key}: given twice; several values go into one, as in {key}=A,B")
@@ -85,7 +85,7 @@ def plan_run(
     if settings.loss.name == "none":
         settings = closed_form.untrained(settings, info.digests, info.sizes[0], info.encoder_digest)
     if start:
-        check_start(start, settings, info.features, info.digests, info.encoder_digest)
+        check_start(start, settings, info)
         info = replace(info, from_run=str(start.folder.resolve()), from_digest=start.digest())
     return RunPlan(root / info.run_name(settings), settings, info)
 

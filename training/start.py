@@ -4,7 +4,6 @@ Its weights, and its words: the vocabulary is that of both datasets. A word that
 that only the new dataset holds gets a row as in any new model.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -13,9 +12,11 @@ import torch
 from features.text.vocabulary import Vocabulary, WordIndex
 from model import WORD_ROWS, TwoBranch
 from settings import CLOSED_FORMS, Settings
+from training.embed import new_model
 from training.run import MODEL, VOCABULARY, Run, RunInfo, encoding_settings, find_runs
 from utils import BadInput
 
+UNTRAINABLE = ("asif", "none")  # values of loss.name whose branches no gradient goes through
 SCALARS = {"log_scale", "score_bias"}  # of contrastive losses, which another loss need not have
 
 
@@ -27,19 +28,24 @@ def open_start(name: str, runs: Path) -> Run:
     return Run.open(folders[0])
 
 
-def check_start(start: Run, settings: Settings, features: Sequence[str], digests: Sequence[str], encoder: str) -> None:
-    """Raise BadInput unless a run of these settings, features and encoder (its digest) can begin with `start`."""
+def check_start(start: Run, settings: Settings, info: RunInfo) -> None:
+    """Raise BadInput unless a run of these settings, features and text encoder can begin with `start`."""
     if settings.loss.name in CLOSED_FORMS:
         raise BadInput(
             f"`from` {start.folder}: {settings.loss.name} is fitted in closed form and begins with nothing; choose a "
             f"loss with `loss.name`"
         )
-    if list(zip(features, digests, strict=True)) != list(zip(start.info.features, start.info.digests, strict=True)):
+    if start.settings.loss.name in UNTRAINABLE:
+        raise BadInput(
+            f"`from` {start.folder}: {start.settings.loss.name} has no weights to go on from; name a run of another "
+            f"loss"
+        )
+    if (info.features, info.digests) != (start.info.features, start.info.digests):
         raise BadInput(
             f"`from` {start.folder}: knows features of the weights of its backbones ({' '.join(start.info.features)}); "
             f"prepare and name these with `features`, in this order"
         )
-    if encoder != start.info.encoder_digest:
+    if info.encoder_digest != start.info.encoder_digest:
         raise BadInput(
             f"`from` {start.folder}: has another text encoder ({start.settings.text.encoder or 'none'}) than "
             f"text.encoder = {settings.text.encoder!r}; name the same one, of the same weights, with `text.encoder`"
@@ -51,6 +57,26 @@ def check_start(start: Run, settings: Settings, features: Sequence[str], digests
                 f"`from` {start.folder}: has text.{name} = {theirs[name]!r} and not {ours[name]!r}; take that, or "
                 f"leave the recipe out, for all settings of the run"
             )
+    check_weights(start, settings, info)
+
+
+def check_weights(start: Run, settings: Settings, info: RunInfo) -> None:
+    """Raise BadInput unless the weights of `start` have the shapes of those of a run of these settings."""
+    state = new_model(settings, info, start.vocabulary).state_dict()
+    weights = start.model.state_dict()
+    for name in sorted((state.keys() | weights.keys()) - SCALARS):
+        shapes = [tuple(each[name].shape) if name in each else None for each in (state, weights)]
+        ours, theirs = (shape[1:] if shape and of_words(name) else shape for shape in shapes)
+        if ours != theirs:
+            raise BadInput(
+                f"`from` {start.folder}: its weights do not fit these settings ({name} is {shapes[1] or 'not there'} "
+                f"and not {shapes[0] or 'there'}); leave the recipe out, for all settings of the run, or change them"
+            )
+
+
+def of_words(name: str) -> bool:
+    """Return whether a weight has a row for each word."""
+    return name.split(".")[-2:] in WORD_ROWS
 
 
 def joint_vocabulary(info: RunInfo, vocabulary: Vocabulary) -> Vocabulary:
@@ -69,7 +95,7 @@ def joint_vocabulary(info: RunInfo, vocabulary: Vocabulary) -> Vocabulary:
 def carry_weights(info: RunInfo, settings: Settings, vocabulary: Vocabulary, model: TwoBranch) -> None:
     """Put the weights of the run that `info` says to begin with into a new model of `vocabulary`.
 
-    Raises BadInput if that run has changed since, or its weights do not fit.
+    The plan has seen to it that they fit (`check_start`). Raises BadInput if that run has changed since.
     """
     start = Run.open(Path(info.from_run))
     if start.digest() != info.from_digest:
@@ -82,16 +108,8 @@ def carry_weights(info: RunInfo, settings: Settings, vocabulary: Vocabulary, mod
     old = {word: row for row, word in enumerate(known.words)}
     rows = torch.tensor([(row, old[word]) for row, word in enumerate(index.words) if word in old])
     state = model.state_dict()
-    for name in sorted((state.keys() | weights.keys()) - SCALARS):
-        shapes = [tuple(each[name].shape) if name in each else None for each in (state, weights)]
-        of_words = name.split(".")[-2:] in WORD_ROWS and None not in shapes
-        ours, theirs = (shape[1:] if of_words and shape else shape for shape in shapes)
-        if ours != theirs:
-            raise BadInput(
-                f"`from` {start.folder}: its weights do not fit these settings ({name} is {shapes[1] or 'not there'} "
-                f"and not {shapes[0] or 'there'}); leave the recipe out, for all settings of the run, or change them"
-            )
-        if of_words:
+    for name in state.keys() - SCALARS:
+        if of_words(name):
             state[name][rows[:, 0]] = weights[name][rows[:, 1]].to(state[name])
         else:
             state[name].copy_(weights[name])

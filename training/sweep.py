@@ -31,6 +31,8 @@ from training.start import joint_vocabulary, open_start
 from training.trainer import OnEpoch, Trainer, TrainingData
 from utils import BadInput, lock_folder, log, make_folder, read_json, read_jsonl, warn
 
+MAX_THREADS = 1024  # of a run: what is more is a slip, and far more is no number that torch takes
+
 
 def train_recipes(  # noqa: PLR0913 (a command's options, keyword-only)
     recipes: Sequence[str],
@@ -60,8 +62,8 @@ def train_recipes(  # noqa: PLR0913 (a command's options, keyword-only)
             raise BadInput(f"`seeds` {seed}: a seed is a whole number from 0 to {2**32 - 1}")
     if jobs < 1:
         raise BadInput(f"`jobs` {jobs}: one run at a time at least")
-    if threads is not None and threads < 1:
-        raise BadInput(f"`threads` {threads}: one at least")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise BadInput(f"`threads` {threads}: takes a number from 1 to {MAX_THREADS:,}")
     if tensorboard:
         check_tensorboard()
     if jobs > 1:
@@ -157,7 +159,8 @@ def sweep(
     with closing(Sweep(unfinished, SplitCache(data), partial(train, fresh=fresh, **how), jobs)) as runs:
         for plan, error in runs.in_turn() if jobs == 1 else runs.in_processes():
             failed[plan.folder] = error
-            warn(f"{plan.folder.name}: {error}")
+            if len(plans) > 1:
+                warn(f"{plan.folder.name}: {error}")
     if len(failed) == len(plans) and len(set(map(str, failed.values()))) == 1:
         raise next(iter(failed.values()))
     if failed:

@@ -43,7 +43,7 @@ class ClipFolder:
         names = self.columns.get(ID) or self.columns.get(PATH)
         if names is None:
             raise BadInput(f"{self.path / METADATA}: has no column {PATH}; make the folder again with images")
-        if all(isinstance(name, str) and os.path.isabs(name) for name in names):
+        if names and all(isinstance(name, str) and os.path.isabs(name) for name in names):
             root = os.path.commonpath(list(map(os.path.dirname, names)))
             names = [os.path.relpath(name, root) for name in names]
         return [image_id(self.path, f"row {number}", name) for number, name in enumerate(names, 1)]
@@ -61,7 +61,7 @@ class ClipFolder:
         for number, (image, caption, split) in enumerate(zip(self.ids, self.captions, splits, strict=True), 1):
             captions = [] if caption is None else [caption]
             source.add_json(f"row {number}", {"image": image, "captions": captions, "split": split})
-        return source.with_all_splits()
+        return source
 
     def sentence_features(self, dataset: Dataset) -> Iterator[np.ndarray]:
         """Yield the features (…, D) float16 of all captions of a dataset that was read here, in its order, by blocks.
@@ -132,7 +132,7 @@ def _arrays(folder: Path, counts: dict[int, int]) -> list[np.ndarray]:
     arrays = []
     for number, path in parts.items():
         array = open_npy(path)
-        if array.ndim != 2 or len(array) != counts[number] or array.dtype.kind != "f":
+        if array.ndim != 2 or len(array) != counts[number] or array.dtype.kind != "f" or not array.shape[1]:
             what = f"holds {array.shape} {array.dtype} for {counts[number]:,} rows of {METADATA}"
             raise BadInput(f"{path}: {what}; there must be one row of floats (N, D) for each")
         arrays.append(array)

@@ -38,7 +38,7 @@ def read_huggingface(images: Path) -> Source:
         without += _add_table(source, file, file.relative_to(root).as_posix(), word)
     if without:
         source.notes.append(f"{len(without):,} rows without an image left out, the first {without[0]}")
-    return source.with_all_splits()
+    return source
 
 
 def find_tables(images: Path) -> list[tuple[str, Path]]:

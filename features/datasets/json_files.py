@@ -44,7 +44,7 @@ def read_records(path: Path, rows: list[Any]) -> Source:
     source = Source(path)
     for number, row in enumerate(rows, 1):
         source.add_json(f"entry {number}", row)
-    return source.with_all_splits()
+    return source
 
 
 def read_karpathy(path: Path, value: dict[str, Any]) -> Source:

@@ -89,7 +89,10 @@ class Source:
         without = [key for key in self.captions if key not in self.splits]
         if self.splits and without:
             what = f"{len(without):,} images have no split while others have one, the first {without[0]}"
-            raise BadInput(f"{self.path}: {what}; fill the split column, or leave it out: `split_ratio` draws it")
+            raise BadInput(
+                f"{self.path}: {what}; give all of them one, or none (`split_ratio` draws them), or three lists by "
+                f"`splits`"
+            )
         return self
 
 
@@ -274,7 +277,7 @@ def read_table(path: Path, text: str) -> Source:
             what = f"has {len(row)} columns where the header has {len(columns)}"
             raise BadInput(f"{path}: line {number} {what}; put quotes around captions that hold the delimiter")
         source.add(f"line {number}", row[image], [row[caption]], row[split] if split is not None else "")
-    return source.with_all_splits()
+    return source
 
 
 def _tsv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -304,4 +307,4 @@ def read_json_lines(path: Path, text: str) -> Source:
             reason = getattr(error, "msg", "cannot be read")
             raise BadInput(f"{path}: line {number} is not JSON, or cut short ({reason}); {AGAIN}") from None
         source.add_json(f"line {number}", row)
-    return source.with_all_splits()
+    return source

@@ -186,7 +186,7 @@ def _in_memory(array: np.ndarray, ids: list[str] | None = None) -> Table:
 
 def _open_npz(file: Path) -> Table:
     with _reading(file, ".npz archive"), np.load(file, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+        arrays = {name: held for name in archive.files if isinstance(held := archive[name], np.ndarray)}
     key, ids = _features_and_ids(file, arrays)
     return _in_memory(arrays[key], ids)
 
@@ -274,8 +274,8 @@ def _reading(file: Path, kind: str) -> Iterator[None]:
 def _datasets(store: h5py.File) -> dict[str, h5py.Dataset]:
     arrays: dict[str, h5py.Dataset] = {}
 
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and not name.startswith("#"):  # #refs# is MATLAB's own
+    def visit(name: str, item: Any) -> None:  # an h5py.Empty has no shape, #refs# is MATLAB's own
+        if isinstance(item, h5py.Dataset) and item.shape is not None and not name.startswith("#"):
             arrays[name] = item
 
     store.visititems(visit)

@@ -166,7 +166,9 @@ def split_images(source: Source, splits: Path | None, restval: bool, ratio: Rati
         splits = file.parent  # as Flickr8k was published
     if splits is not None:
         return split_by_lists(source, Path(splits))
-    return split_as_published(source, restval, ratio) if source.splits else split_by_hash(source, ratio)
+    if source.splits:
+        return split_as_published(source.with_all_splits(), restval, ratio)
+    return split_by_hash(source, ratio)
 
 
 def split_by_hash(source: Source, ratio: Ratio) -> Splits:

@@ -40,7 +40,9 @@ def read_webdataset(images: Path) -> Source:
             left_out += [f"{name}/{member} ({reason})" for member, reason in _add_sample(source, name, list(group))]
     if left_out:
         source.notes.append(f"{len(left_out):,} files in tars left out, the first {left_out[0]}")
-    return source.with_all_splits()
+        if not any(source.captions.values()):
+            raise BadInput(f"{images}: holds no image with a caption ({source.notes[0]}); make the tars again")
+    return source
 
 
 def find_tars(images: Path) -> list[Path]:
@@ -82,11 +84,19 @@ def _split(name: str) -> tuple[str, str]:
 
 def _add_sample(source: Source, shard: str, group: Sequence[Member]) -> Iterator[tuple[str, str]]:
     """Add the image of the members of one key; yield (name, reason) of what is left out."""
+    for member in group:
+        suffix = Path(member.name).suffix.casefold()
+        if suffix in IMAGE_SUFFIXES and f".{_split(member.name)[1]}" != suffix:
+            yield member.name, "its ending begins at the first full stop, as webdataset has it, and is no image's"
     parts = {ending: member for member in group if (ending := _split(member.name)[1])}
     image = next((ending for ending in parts if f".{ending}" in IMAGE_SUFFIXES), None)
+    if image is None:
+        apart = [parts[ending].name for ending in ("json", "txt") if ending in parts]
+        yield from ((name, "no image of its key stands beside it, as in webdataset's tars") for name in apart)
+        return
     wanted = [parts[ending] for ending in (image, "json", "txt") if ending in parts]
     bad = [(member.name, member.reason) for member in wanted if member.span is None]
-    if bad or image is None:
+    if bad:
         yield from bad
         return
     try:

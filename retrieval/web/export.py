@@ -5,10 +5,10 @@ import io
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from metrics.table import no_formula
 from retrieval.searcher import plain
 
 HEADS = ("rank", "path", "score", "probability")
-FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
 
 
 def results_csv(rows: Iterable[dict[str, Any]], path_of: Callable[[str], str]) -> str:
@@ -24,12 +24,3 @@ def results_csv(rows: Iterable[dict[str, Any]], path_of: Callable[[str], str]) -
         likely = "" if row["probability"] is None else f"{row['probability']:.4f}"
         table.writerow([row["rank"], no_formula(plain(path_of(row["image"]))), f"{row['score']:.6f}", likely])
     return buffer.getvalue()
-
-
-def no_formula(text: str) -> str:
-    """Return a text that no spreadsheet computes: an apostrophe stands before what could begin a formula.
-
-    >>> no_formula("=HYPERLINK(0)"), no_formula("a.jpg")
-    ("'=HYPERLINK(0)", 'a.jpg')
-    """
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text

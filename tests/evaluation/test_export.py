@@ -15,12 +15,13 @@ from evaluation.export import BATCH, LENGTH, bag, export_run
 from features.images.views import join_features
 from features.text.vocabulary import Sentences
 from model import OneHotBranch
-from settings import TextSettings, override
+from settings import TextSettings, override, read_recipe
 from tests.helpers import call, plan_small
-from training.embed import embed_sentences
-from training.run import VOCABULARY, Run
+from training.checkpoint import save_model
+from training.embed import embed_sentences, new_model
+from training.run import MODEL, RESULT, VOCABULARY, Run, create_run
 from training.sweep import train
-from utils import BadInput
+from utils import BadInput, write_json
 
 SIZE, ENCODED = 12, 6  # of the features of images and of sentences
 LISTS = [[3, 1, 2], [4], [0, 5, 6, 0, 1, 2, 2, 9], [0], [7, 7]]
@@ -96,6 +97,32 @@ def test_graphs_give_what_the_run_gives(name, out):
     assert tomllib.loads((folder / "recipe.toml").read_text())["run"]["data"] == "data/made-up"
 
 
+@pytest.mark.parametrize("recipe", ["image_finder", "sail"])
+def test_batches_of_any_size(recipe, tmp_path):
+    """Of pooled maps and of gated heads, with the weights that a model begins with."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    plan, data = plan_small(tmp_path / "run")
+    small = {"embed_dim": 16, "text.encoder": "./nowhere", "text.finetune": False, "image.num_heads": 4}
+    settings = override(read_recipe(recipe), small)
+    maps = (2, 3) if settings.image.branch == "attention" else ()
+    made = ({"backbone": "made-up", "layer": "end", "weights": "none", "transform": "none", "file": ""},)
+    info = replace(plan.info, grid=maps, encoder_digest="e", encoder_size=ENCODED, backbones=made)
+    create_run(replace(plan, settings=settings, info=info), data.vocabulary)
+    save_model(plan.folder / MODEL, new_model(settings, info, data.vocabulary))
+    write_json(plan.folder / RESULT, {})
+    run = Run.open(plan.folder)
+    export_run(run.folder, tmp_path / "out")
+    for batch in (1, 3, 64):
+        rows = np.random.default_rng(batch).normal(size=(batch, *maps, SIZE)).astype(np.float32)
+        wanted = run.embed_features(join_features([rows], settings.image.normalize))
+        np.testing.assert_allclose(ask(tmp_path / "out/images.onnx", {"features_0": rows}), wanted, atol=1e-5)
+        sentences = Sentences.of([[1]] * batch).with_features(noise(batch))
+        wanted = embed_sentences(run.model, sentences).numpy()
+        inputs = {"sentence": sentences.features}
+        np.testing.assert_allclose(ask(tmp_path / "out/captions.onnx", inputs), wanted, atol=1e-5)
+
+
 def inputs_of(name, sentences):
     """What the page of an exported run says that its graph takes."""
     lengths, inputs = sentences.lengths, {}
@@ -130,6 +157,20 @@ def test_what_cannot_be_exported_is_told(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, evaluation, run.folder, copy, "--onnx", tmp_path / "out") == 2
     assert "--onnx" in (said := capsys.readouterr().err)
     assert "takes one run, and 2 are named" in said
+    pytest.importorskip("onnxscript")
+    begun, runs = tmp_path / "begun", tmp_path / "runs"
+    begun.mkdir()
+    (begun / "recipe.toml").write_bytes((copy / "recipe.toml").read_bytes())
+    before = {path: path.read_bytes() for path in copy.iterdir()}
+    for out, sentence in (
+        (copy, "holds other files, such as bank.safetensors"),
+        (runs, "holds other files, such as one"),
+        (begun, "holds a run that has been begun"),
+    ):
+        assert call(monkeypatch, evaluation, run.folder, "--onnx", out) == 2
+        assert f"{sentence}; name a folder for the" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in copy.iterdir()} == before
+    assert len(list(runs.iterdir())) == 2
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(BadInput, match="needs the packages onnx and onnxscript; pip install onnx onnxscript"):
         export_run(run.folder, tmp_path / "out")

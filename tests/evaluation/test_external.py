@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+import zipfile
 
 import h5py
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 
 import eval as evaluation
@@ -115,8 +117,6 @@ def test_every_type_of_numbers_keeps_its_order(folder, rows, dtype):
 
 
 def test_bfloat16_is_read(folder, rows):
-    import safetensors.torch
-
     sides = [torch.from_numpy(side).bfloat16() for side in embeddings()]
     safetensors.torch.save_file({"image_embeds": sides[0], "text_embeds": sides[1]}, "clip.safetensors")
     (row,) = rows("--embeddings", "clip.safetensors", "clip.safetensors", "--pairs", "owner.npy")
@@ -199,8 +199,10 @@ def test_both_directions_of_qrels(folder, rows):
     assert figures(row) == expected(np.load("one.npy"))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["inverted_softmax", "nnn", "qb_norm", "sinkhorn"])
-def test_scores_are_corrected_as_embeddings_are(folder, rows, name):
+def test_scores_are_corrected_as_embeddings_are(folder, rows, name, dtype):
+    np.save("one.npy", np.load("one.npy").astype(dtype))
     models = ["--scores", "s=one.npy", "--embeddings", "one_images.npy", "one_captions.npy", "--pairs", "owner.npy"]
     plain, corrected, also_plain, also = rows(*models, "--correction", name, "--bank", "test")
     assert figures(plain) == figures(also_plain)
@@ -240,6 +242,40 @@ def test_models_together(folder, rows):
     *_, row = rows(*models)
     assert row["row"] == "ensemble of 2 runs"
     assert figures(row) == expected((np.load("one.npy").astype(np.float64) + np.load("two.npy")) / 2)
+
+
+def test_rows_of_any_length_have_a_direction(folder, rows):
+    """Their squares would overflow, or vanish."""
+    for name, factor in (("huge", 1e300), ("tiny", 1e-300)):
+        for side, array in zip(("images", "captions"), embeddings(), strict=True):
+            np.save(f"{name}_{side}.npy", array.astype(np.float64) * factor)
+        (row,) = rows("--embeddings", f"{name}_images.npy", f"{name}_captions.npy", "--pairs", "owner.npy")
+        assert figures(row) == expected(np.load("one.npy")), name
+
+
+def test_a_caption_alone_in_a_list_or_not(folder, rows):
+    lines = [{"image": str(image), "captions": f"{row:02}"} for row, image in enumerate(OWNER)]
+    (folder / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (row,) = rows("--scores", "one.npy", "--pairs", "text.jsonl")
+    assert figures(row) == expected(np.load("one.npy"))
+
+
+def test_what_is_no_array_beside_one_is_passed_over(folder, rows):
+    np.savez("more.npz", scores=np.load("one.npy"))
+    with zipfile.ZipFile("more.npz", "a") as archive:
+        archive.writestr("notes.txt", "of the model")
+    with h5py.File("more.h5", "w") as file:
+        file["scores"], file["nothing"] = np.load("one.npy"), h5py.Empty("f")
+    for row in rows("--scores", "a=more.npz", "b=more.h5", "--pairs", "owner.npy"):
+        assert figures(row) == expected(np.load("one.npy"))
+
+
+def test_one_image_and_one_caption_have_a_report(folder, rows):
+    np.save("single.npy", np.ones((1, 1), np.float32))
+    np.save("first.npy", np.array([0]))
+    (row,) = rows("--scores", "single.npy", "--pairs", "first.npy", "--report", "one.html")
+    assert row["rsum"] == 600
+    assert "one.html" in {path.name for path in folder.iterdir()}
 
 
 def test_every_format_of_the_table_has_the_other_metrics(folder, monkeypatch, capsys):
@@ -344,6 +380,7 @@ def test_other_ground_truths_are_tables_of_their_own(folder, rows, monkeypatch):
     assert eccv["more"]["text_to_image"]["R-precision"]["mean"] == pytest.approx(100 * np.mean(precision))
 
 
+EMBEDDINGS = ["--embeddings", "one_images.npy", "one_captions.npy", "--pairs", "owner.npy"]
 BAD = [
     (["--pairs", "owner.npy"], "--pairs: is of models of others; name those with --scores or --embeddings"),
     (["--scores", "one.npy"], "say with --pairs which captions belong to which images"),
@@ -391,6 +428,43 @@ BAD = [
         "zero.npy: row 4 is zero, and has no cosine",
     ),
     (["--embeddings", "one_captions.npy", "one_images.npy", "--pairs", "owner.npy"], "have changed sides"),
+    (
+        ["--embeddings", "huge.npy", "one_captions.npy", "--pairs", "owner.npy", "--similarity", "dot"],
+        "huge.npy: holds values up to 1e+60, beyond float32",
+    ),
+    (
+        ["--embeddings", "large.npy", "large_captions.npy", "--pairs", "owner.npy", "--similarity", "dot"],
+        "large.npy: has dot products with large_captions.npy of up to",
+    ),
+    (
+        ["--embeddings", "i=complex.safetensors", "one_captions.npy", "--pairs", "owner.npy"],
+        "complex.safetensors: holds images (12, 6) of C64; images are one matrix of numbers",
+    ),
+    (["--embeddings", "i=eight.safetensors", "one_captions.npy", "--pairs", "owner.npy"], "images (12, 6) of F8_E4M3;"),
+    (["--embeddings", "complex.npy", "one_captions.npy", "--pairs", "owner.npy"], "images (12, 6) of complex64;"),
+    (["--scores", "one.npy", "--pairs", "object.jsonl"], "object.jsonl: line 1 is not {"),
+    (["--scores", "one.npy", "--pairs", "digits.csv"], "digits.csv: names 1 images where 12 have rows"),
+    (["--scores", "one.npy", "--pairs", "long.csv"], "long.csv: line 3 is not proper CSV (field larger than"),
+    (
+        ["--scores", "single.npy", "--pairs", "first.npy", "--correction", "nnn", "--bank", "test"],
+        "single.npy: scores one image with one caption, which has no hubs to correct",
+    ),
+    (
+        ["--scores", "one.npy", "two.npy", "--pairs", "owner.npy", "--ensemble", "seed"],
+        "--ensemble seed: none of these rows has seeds; take all together with --ensemble all",
+    ),
+    (
+        ["--scores", "one.npy", "clip.i2t.run", "clip.t2i.run", "--pairs", "owner.npy", "--ensemble", "all"],
+        "--ensemble all: clip is a TREC run, which has no score of what it leaves out",
+    ),
+    (
+        [*EMBEDDINGS, "--bank-embeddings", "one_images.npy", "one_captions.npy"],
+        "--bank-embeddings: are what inductive corrections take; name one with --correction and --bank train",
+    ),
+    (
+        [*EMBEDDINGS, "--bank-embeddings", "i.npy", "c.npy", "--correction", "nnn", "--bank", "test"],
+        "--bank-embeddings: are what inductive corrections take",
+    ),
 ]
 
 
@@ -410,7 +484,17 @@ def test_bad_input_is_one_sentence(folder, monkeypatch, capsys, args, sentence):
     images = embeddings()[0]
     images[4] = 0
     np.save("zero.npy", images)
+    for name, side, factor in (("huge", 0, 1e60), ("large", 0, 1e25), ("large_captions", 1, 1e25)):
+        np.save(f"{name}.npy", embeddings()[side].astype(np.float64) / np.abs(embeddings()[side]).max() * factor)
+    np.save("complex.npy", images.astype(np.complex64))
+    for name, dtype in (("complex", torch.complex64), ("eight", torch.float8_e4m3fn)):
+        safetensors.torch.save_file({"images": torch.from_numpy(images).to(dtype)}, f"{name}.safetensors")
+    np.save("single.npy", np.ones((1, 1), np.float32))
+    np.save("first.npy", np.array([0]))
     texts = {"empty.csv": "image,caption\n", "other.csv": "a,b\n1,2\n", "short.csv": "image,caption\n1,\n"}
+    texts |= {"digits.csv": f"image,caption\n{'1' * 5000},0\n", "long.csv": f"image,caption\n0,0\n1,{'1' * 2**18}\n"}
+    texts |= {"object.jsonl": '{"image": 0, "captions": {"a": 1}}\n'}
+    texts |= {"clip.i2t.run": "0 Q0 1 1 0.5 clip\n", "clip.t2i.run": "1 Q0 0 1 0.5 clip\n"}
     for name, text in {
         **texts,
         "bad.jsonl": '{"image": 1.5}\n',

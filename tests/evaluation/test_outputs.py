@@ -10,7 +10,7 @@ from PIL import Image
 
 import eval as evaluation
 from evaluation.judgements import CROWDFLOWER, EXPERT
-from tests.helpers import call, train_drawn
+from tests.helpers import call, copy_of, train_drawn
 from training.run import Run
 
 SWEEP = ["loss.margin=0.1,0.2"]
@@ -48,6 +48,20 @@ def test_figures_and_report(swept, monkeypatch, capsys, tmp_path):
     assert "data:image/jpeg" in page
     assert page.count("<details>") == 2
     assert page.count("<h3>") == 2
+
+
+def test_a_run_without_a_log_has_a_report_without_its_curve(swept, monkeypatch, capsys, tmp_path):
+    first, second = (copy_of(run, tmp_path / run.name) for run in sorted((swept / "runs").iterdir())[:2])
+    (first / "log.jsonl").unlink()
+    assert call(monkeypatch, evaluation, first, "--plots", tmp_path / "one") == 0
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {"recall.png", "similarity.png"}
+    assert call(monkeypatch, evaluation, first, second, "--plots", tmp_path / "two") == 0
+    assert "learning_curves.png" in {path.name for path in (tmp_path / "two").iterdir()}
+    capsys.readouterr()
+    assert call(monkeypatch, evaluation, first, "--logs", tmp_path / "logs.csv") == 2
+    assert f"{first}: keeps no log of its training, as runs that are shared do not; leave --logs" in (
+        capsys.readouterr().err
+    )
 
 
 def test_every_run_is_opened_and_embedded_once(swept, monkeypatch, tmp_path):

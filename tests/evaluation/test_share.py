@@ -74,6 +74,20 @@ def test_it_is_shared_again_but_not_over_other_files(folder, monkeypatch, capsys
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.parametrize("option", ["--share", "--onnx"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_nothing_is_written_over_the_run_itself(folder, monkeypatch, capsys, tmp_path, option, linked):
+    """A shared run holds no file that sharing would not write."""
+    run = shutil.copytree(folder / "models/small", tmp_path / "small")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    out = tmp_path / "link" if linked else run
+    if linked:
+        out.symlink_to(run)
+    assert call(monkeypatch, evaluation, run, option, out) == 2
+    assert option in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
 def test_a_run_without_a_bank_is_not_shared(folder, monkeypatch, capsys, tmp_path):
     run = shutil.copytree(one(folder), tmp_path / "run")
     (run / BANK).unlink()

@@ -51,7 +51,7 @@ def reading(matrices, direction):
 
     def score(images, captions):
         items, queries = (images, captions) if direction == "text_to_image" else (captions, images)
-        matrix = torch.tensor(matrices[int(queries[0, 1])])
+        matrix = torch.tensor(matrices[int(queries[0, 1])], dtype=images.dtype)
         cells = matrix[items[:, 0].long()][:, queries[:, 0].long()]
         return cells if direction == "text_to_image" else cells.T
 
@@ -65,11 +65,13 @@ def numbers(count, matrix=0):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("name", PARAMETERS)
 @pytest.mark.parametrize("block", [1, 2**23])
-def test_biases_equal_plain_loops(monkeypatch, name, direction, block):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_biases_equal_plain_loops(monkeypatch, name, direction, block, dtype):
     monkeypatch.setattr("metrics.correction.SCORES_PER_BLOCK", block)
     monkeypatch.setattr("metrics.correction.CACHED_SCORES_PER_BLOCK", block)
-    retrieval, bank = reading([SCORES, NEAR], direction), Bank(numbers(3), numbers(2, 1))
-    bias = biases(name, PARAMETERS[name], retrieval, numbers(4), bank)
+    queries, gallery, items = (rows.to(dtype) for rows in (numbers(3), numbers(2, 1), numbers(4)))
+    retrieval, bank = reading([SCORES, NEAR], direction), Bank(queries, gallery)
+    bias = biases(name, PARAMETERS[name], retrieval, items, bank)
     assert bias.dtype == torch.float32
     assert bias.tolist() == pytest.approx([plain_bias(name, *rows) for rows in zip(SCORES, NEAR, strict=True)])
     assert bias[0] == bias[3], "equal items have equal biases"

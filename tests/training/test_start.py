@@ -17,6 +17,7 @@ from tests.helpers import call, interrupted, made_up_folder
 from training.embed import new_model
 from training.plan import plan_run
 from training.run import Run
+from training.start import check_start
 from training.sweep import SplitCache, train_recipes
 from training.trainer import Trainer
 from utils import BadInput
@@ -133,7 +134,22 @@ def test_another_loss_may_follow_and_a_closed_form_may_come_before(home, tmp_pat
 def test_what_does_not_fit_is_one_sentence(home, tmp_path, recipes, changes, sentence):
     start = str(run_of(home).folder)
     with pytest.raises(BadInput, match=sentence):
-        train_recipes(recipes, data=home / "data/second", from_run=start, runs=tmp_path, changes=changes)
+        train_recipes(recipes, data=home / "data/second", from_run=start, runs=tmp_path / "runs", changes=changes)
+    assert not list((tmp_path / "runs").glob("*")), "nothing is written"
+
+
+def test_what_one_run_cannot_is_said_once(home, tmp_path, monkeypatch, capsys):
+    german = made_up_folder(tmp_path / "german", language="german")
+    command = ["--from", run_of(home).folder, "--data", german, "--runs", tmp_path / "runs"]
+    assert call(monkeypatch, train, *command) == 2
+    assert capsys.readouterr().err.count("its stems are english") == 1
+
+
+def test_nothing_goes_on_from_anchors(home, tmp_path):
+    start = run_of(home)
+    start.settings = override(start.settings, {"loss.name": "asif"})
+    with pytest.raises(BadInput, match="asif has no weights to go on from; name a run of another loss"):
+        check_start(start, override(start.settings, {"loss.name": "infonce"}), start.info)
 
 
 def test_other_features_stems_weights_or_several_runs_are_refused(home, tmp_path):

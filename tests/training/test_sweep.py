@@ -260,7 +260,11 @@ def test_changes_multiply():
     assert changes[3] == {"loss.margin": 0.2, "text.stem": True, "similarity": "order"}
 
 
-@pytest.mark.parametrize("words", [["loss.margin"], ["loss.margin="], ["embed_dim=1", "embed_dim=2"]])
+def test_a_value_may_be_empty():
+    assert parse_changes(["text.encoder="]) == [{"text.encoder": ""}]
+
+
+@pytest.mark.parametrize("words", [["loss.margin"], ["embed_dim=1", "embed_dim=2"]])
 def test_changes_that_cannot_be_read(words):
     with pytest.raises(BadInput, match="`set`"):
         parse_changes(words)

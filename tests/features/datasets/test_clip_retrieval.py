@@ -123,6 +123,7 @@ DAMAGES = [
     ("text_emb/text_emb_0.npy", zeros((3, CLIP_DIM)), r"text_emb_0.npy: holds \(3, 6\) float16 for 7 rows"),
     ("img_emb/img_emb_0.npy", zeros((7, CLIP_DIM), np.int64), "there must be one row of floats"),
     ("img_emb/img_emb_0.npy", zeros((7, CLIP_DIM + 1)), "rows of different size"),
+    ("img_emb/img_emb_0.npy", zeros((7, 0)), "there must be one row of floats"),
     ("img_emb/img_emb_0.npy", lambda path: np.save(path, np.array([{}] * 7), allow_pickle=True), "not a .npy array"),
     ("metadata/metadata_0.parquet", lambda path: os.truncate(path, 900), "cannot be read, or cut short"),
     ("metadata/metadata_0.parquet", table(lambda rows: rows.drop(columns="image_path")), "has no column image_path"),
@@ -142,6 +143,17 @@ def test_what_does_not_match_ends_in_a_sentence(tmp_path, name, damage, sentence
     with pytest.raises(BadInput, match=sentence) as error:
         clip_retrieval.open_clip_folder(tmp_path).source()
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_row_ends_in_a_sentence(tmp_path):
+    write_clip_folder(tmp_path, clip_pairs(3))
+    for path in tmp_path.rglob("*.npy"):
+        np.save(path, np.load(path)[:0])
+    pandas.read_parquet(tmp_path / "metadata/metadata_0.parquet")[:0].to_parquet(
+        tmp_path / "metadata/metadata_0.parquet"
+    )
+    with pytest.raises(BadInput, match="metadata: has no caption"):
+        read("folder", tmp_path, None)
 
 
 def test_sentence_features_that_are_not_finite_are_named(tmp_path):

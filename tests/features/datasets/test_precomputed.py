@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 
 import h5py
 import numpy as np
@@ -129,7 +130,9 @@ def test_other_numbers_become_float32(tmp_path, dataset, dtype):
 def test_the_only_array_counts_whatever_its_name(tmp_path, dataset):
     np.savez(tmp_path / "one.npz", FEATURES)
     with h5py.File(tmp_path / "one.h5", "w") as store:
-        store["deep/fc7"] = FEATURES
+        store["deep/fc7"], store["nothing"] = FEATURES, h5py.Empty("f")
+    with zipfile.ZipFile(tmp_path / "one.npz", "a") as archive:
+        archive.writestr("notes.txt", "of the features")
     scipy.io.savemat(tmp_path / "one.mat", {"fc7": FEATURES.T})
     for name in ("one.npz", "one.h5", "one.mat"):
         np.testing.assert_array_equal(rows(load_precomputed(tmp_path / name, dataset)), FEATURES)

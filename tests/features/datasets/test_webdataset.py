@@ -13,14 +13,14 @@ import pytest
 
 import prep
 from features.datasets.readers import read
-from features.datasets.webdataset import find_tars
+from features.datasets.webdataset import find_tars, read_webdataset
 from features.images.files import Span
 from features.prepared import Prepared
 from retrieval.build import build_index
 from retrieval.index import Index
 from retrieval.sources import gather
 from retrieval.web.images import large_jpeg, version_of
-from tests.helpers import FakeRun, call, paint, small_jpeg, write_tars
+from tests.helpers import FakeRun, call, paint, small_jpeg, write, write_tars
 from utils import BadInput
 
 
@@ -69,15 +69,39 @@ def test_what_cannot_be_read_of_a_sample_is_left_out_and_counted(tmp_path):
     odd |= {"d__png": image, "d__txt": b"\xff\xfe", "e__png": image, "e__txt": "x" * 2**21, "notes__md": "no sample"}
     odd |= {"f__png": image, "f__json": '{"caption": "kept", "split": "test"}', "g__png": image, "g__json": "{}"}
     add(folder / "odd.tar", **odd)
-    with pytest.raises(BadInput, match=r"1 images have no split while others have one, the first odd\.tar/g\.png"):
+    sentence = (
+        r"1 images have no split while others have one, the first odd\.tar/g\.png; give .* three lists by `splits`"
+    )
+    with pytest.raises(BadInput, match=sentence):
         read_tars(folder)
+    names = [f"00000.tar/{number:09}.png" for number in range(3)]
+    for part, name in zip(("train", "val", "test"), names, strict=True):
+        write(tmp_path / f"lists/{part}.txt", name)
+    assert [image.id for image in read_tars(folder, splits=tmp_path / "lists").images] == names
     del odd["g__png"], odd["g__json"]
     add(folder / "odd.tar", **odd)
     dataset = read_tars(folder)
     assert len(dataset.images) == 9
     assert dataset.images[-1].captions == ("kept",)
     (note,) = dataset.notes
-    assert note.startswith("4 files in tars left out, the first odd.tar/a.png (Expecting property name")
+    assert note.startswith("5 files in tars left out, the first odd.tar/a.png (Expecting property name")
+
+
+def test_names_with_full_stops_and_files_apart_are_named_and_counted(tmp_path):
+    folder = write_tars(tmp_path / "shards", count=8, each=8)
+    image = (tmp_path / "painted/0.png").read_bytes()
+    add(folder / "dotted.tar", **{"v1__2/a__png": image, "v1__2/a__txt": "kept", "a__b__PNG": image, "__c__jpg": image})
+    add(folder / "sorted.tar", a__png=image, b__png=image, a__json='{"caption": "a dog"}', b__txt="a cat")
+    source = read_webdataset(folder)
+    assert source.captions["dotted.tar/v1.2/a.png"] == ["kept"]
+    assert source.notes == [
+        "4 files in tars left out, the first dotted.tar/a.b.PNG (its ending begins at the first full stop, as "
+        "webdataset has it, and is no image's)"
+    ]
+    with pytest.raises(
+        BadInput, match=r"no image with a caption \(2 files .*/a\.json \(no image of its key stands beside"
+    ):
+        read_tars(folder / "sorted.tar")
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ import pytest
 from PIL import Image as PILImage
 
 import app
+from metrics.table import no_formula
 from retrieval.build import build_index
 from retrieval.searcher import MAX_QUERY_CHARS, Searcher
 from retrieval.web.answers import Answers
-from retrieval.web.export import no_formula
 from retrieval.web.query import MAX_MINUS, Query
 from retrieval.web.server import application
 from retrieval.web.uploads import Upload, Uploads
