@@ -206,7 +206,7 @@ def end_work() -> None:
 
 def take_work() -> Iterator[Work]:
     """Yield, in all processes but the first, what that hands out, until it ends the work."""
-    while work := from_first(dict):
+    while work := from_first(dict[str, Any]):
         yield Work(**work)
 
 

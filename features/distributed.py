@@ -92,7 +92,7 @@ def in_touch() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = re.sub(r"^(\[[^]]*\]\s*)+", "", str(error)).splitlines()[0][:100]
+        reason = re.sub(r"^(\[[^]]*\]\s*)+", "", str(error)).splitlines()[0].partition(". ")[0]
         lost = "another process of this job has ended, or cannot be reached"
         raise BadInput(f"{lost} ({reason}); repeat the command and it continues") from error
 

@@ -110,13 +110,16 @@ def begin_alike(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def own_draws() -> Iterator[None]:
-    """Let torch draw in each process for itself (dropout, random negatives); before and after, all draw the same."""
+def own_draws(random: np.random.Generator) -> Iterator[None]:
+    """Let torch draw in each process for itself (dropout, random negatives); before and after, all draw the same.
+
+    random: gives the seed, with nothing drawn of it.
+    """
     if size() == 1:
         yield
         return
-    seed, state = int(torch.randint(2**62, ())), torch.get_rng_state()
-    torch.manual_seed(seed + rank())
+    (child,), state = random.spawn(1), torch.get_rng_state()
+    torch.manual_seed(int(child.integers(2**62)) + rank())
     yield
     torch.set_rng_state(state)
 

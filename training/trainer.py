@@ -168,7 +168,7 @@ class Trainer:
         taken = sentences.take(rows[kept])
         if mix:
             batch, pairs = mix(batch), mix.images(pairs)
-        with own_draws():
+        with own_draws(self.view_random):
             images, captions = self.model.embed_images(batch), self.model.embed_sentences(taken, mix)
             batch, images, captions = (share.cut(x) for x in (batch, images, captions))
             scores = share.scores(TRAINING[self.settings.similarity], images, captions)

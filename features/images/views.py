@@ -49,7 +49,7 @@ class FeatureViews:
 Features = np.ndarray | FeatureMaps | FeatureViews  # of the images of a split
 
 
-def take_features(features: Features, images: np.ndarray, random: np.random.Generator, rows: np.ndarray) -> np.ndarray:
+def take_features(features: Features, images: np.ndarray, random: np.random.Generator, rows: Rows = ALL) -> np.ndarray:
     """Return the features of `rows` of a batch of `images` (B,), any order, repeats allowed: a view drawn of each.
 
     (len(rows), D) float32, or (len(rows), H, W, C) of spatial maps. random: draws where there are several views, and
