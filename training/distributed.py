@@ -133,6 +133,6 @@ def check_together(plans: Sequence[RunPlan], jobs: int) -> None:
     for plan in plans:
         if plan.settings.loss.name in CLOSED_FORMS:
             raise BadInput(f"{plan.folder.name}: is fitted in closed form, by one process; train it without torchrun")
-    told = [[plan.folder.name, plan.info.captions, *plan.info.digests] for plan in plans]
-    if told != from_first(lambda: told):
+    known = [[plan.folder.name, plan.info.captions, *plan.info.digests] for plan in plans]
+    if known != from_first(lambda: known):
         raise BadInput(f"process {rank()}: has other runs or data before it than the first one; give all the same")
