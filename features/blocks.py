@@ -2,15 +2,17 @@
 
 import contextlib
 import functools
+import secrets
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from features.distributed import deal, from_first, rank, size
 from utils import LOCK, BadInput, atomic_write, lock_folder, make_folder, read_json, write_json
 
 META = "meta.json"
@@ -76,11 +78,12 @@ class Blocks:
     """Rows that are done, in blocks of a folder, joined by a key of theirs; each block is a file written whole.
 
     A block holds the key of each row, and arrays with a row for each key. One that cannot be read is done again.
+    work: names what several processes do together, whose blocks are told apart by it, see `Work`.
     Raises BadInput if the blocks there are of another identity.
     """
 
-    def __init__(self, folder: Path, identity: Identity | None = None):
-        self.folder, self.number = folder, 0
+    def __init__(self, folder: Path, identity: Identity | None = None, work: str = ""):
+        self.folder, self.number, self.work = folder, 0, work
         self.done: dict[str, tuple[Path, int]] = {}  # key → its block and its row there
         self._column = functools.lru_cache(maxsize=CACHED_COLUMNS)(_read_column)
         meta = folder / META
@@ -88,13 +91,21 @@ class Blocks:
             identity.check(folder, read_json(meta, "repeat with `fresh`"))
         elif identity is not None:
             write_json(meta, dict(identity.attributes))
-        for file in sorted(folder.glob("block-*.npz")):
+        self._scan()
+
+    def scan_others(self) -> None:
+        """See what other processes have written, where several work together."""
+        if self.work:
+            self._scan()
+
+    def _scan(self) -> None:
+        for file in sorted(self.folder.glob("block-*.npz")):
             try:
                 keys = _read_column(file, "key").tolist()
             except DAMAGED:
                 file.unlink()
                 continue
-            self.number = int(file.stem.removeprefix("block-")) + 1
+            self.number = int(file.stem.split("-")[1]) + 1
             self.done.update((key, (file, row)) for row, key in enumerate(keys))
 
     def __contains__(self, key: str) -> bool:
@@ -111,11 +122,16 @@ class Blocks:
 
     def write(self, keys: Sequence[str], **arrays: np.ndarray) -> None:
         """Write a block: a row of each array for each key."""
-        file = self.folder / f"block-{self.number:06d}.npz"
+        writer = f"-{self.work}-{rank()}" if self.work else ""
+        file = self.folder / f"block-{self.number:06d}{writer}.npz"
         with atomic_write(file, "wb") as stream:
             np.savez(stream, key=np.array(keys), **arrays)  # type: ignore[arg-type]
         self.number += 1
         self.done.update((key, (file, row)) for row, key in enumerate(keys))
+
+    def deal(self, groups: list[list[int]], others: Callable[[int], object]) -> Iterator[Sequence[int]]:
+        """Yield those of `groups` that this process is to write; others: hears how many rows were left to others."""
+        return deal(groups, self.work, others)
 
     def row(self, key: str, name: str) -> Any:
         """Read the row of `key` in the array `name`. Raises BadInput if its block is damaged; then it is done again."""
@@ -144,6 +160,54 @@ class Blocks:
                 if key in self:
                     rows[i] = self.row(key, name)
             yield rows
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows of a store that several processes compute together, as the first one hands it out to the others.
+
+    file: the store's name; part: the folder of its blocks; name: unlike that of any other work; attributes: what the
+    rows are made with; keys, sources: of each row, and what it is made of; groups: positions of those to be computed.
+    """
+
+    file: str
+    part: str
+    name: str
+    attributes: dict[str, str | int]
+    keys: list[str]
+    sources: list[str]
+    groups: list[list[int]]
+
+    def blocks(self) -> Blocks:
+        """Open the blocks, to write some more."""
+        return Blocks(Path(self.part), work=self.name)
+
+
+def hand_out(
+    file: str,
+    blocks: Blocks,
+    identity: Identity,
+    keys: Sequence[str],
+    sources: Iterable[str],
+    groups: list[list[int]],
+) -> None:
+    """Tell the other processes, if there are any, what is to be done in `blocks`; they `take_work`."""
+    if size() > 1:
+        blocks.work = secrets.token_hex(4)
+        part, attributes = str(blocks.folder), dict(identity.attributes)
+        work = Work(file, part, blocks.work, attributes, list(keys), list(sources), groups)
+        from_first(lambda: asdict(work))
+
+
+def end_work() -> None:
+    """Tell the other processes, if there are any, that nothing more is to be done."""
+    from_first(lambda: None)
+
+
+def take_work() -> Iterator[Work]:
+    """Yield, in all processes but the first, what that hands out, until it ends the work."""
+    while work := from_first(dict[str, Any]):
+        yield Work(**work)
 
 
 def _read_column(file: Path, name: str) -> np.ndarray:

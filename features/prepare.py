@@ -4,19 +4,31 @@ import contextlib
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from features.blocks import end_work, take_work
 from features.datasets.clip_retrieval import open_clip_folder
 from features.datasets.dataset import SPLITS, Dataset, check_on_disk, is_clip_retrieval
 from features.datasets.precomputed import load_precomputed
 from features.datasets.readers import read
 from features.datasets.scenes import scenes
+from features.distributed import joined, rank
 from features.images.store import FeatureStore, store_name, write_store
 from features.options import CAPTIONS, DEFAULT_BACKBONE, DRAWN, VOCABULARY, PrepOptions, check_sources, source_of
 from features.prepared import Prepared, write_prepared
 from features.text.hub import is_dual, text_store_name
-from features.text.store import PRECOMPUTED, PROJECTED, SUFFIX, TextStore, keys_of, update_text_store, write_text_store
+from features.text.store import (
+    PRECOMPUTED,
+    PROJECTED,
+    SUFFIX,
+    TextStore,
+    encode_share,
+    keys_of,
+    update_text_store,
+    write_text_store,
+)
 from features.text.vocabulary import Vocabulary, make_stemmer
 from utils import BadInput, lock_folder, log, make_folder, warn
 
@@ -25,16 +37,48 @@ if TYPE_CHECKING:
     from features.images.backbones import Backbone
     from features.text.encoders import SentenceEncoder
 
+PATIENCE = timedelta(days=1)  # how long processes wait for the first one, which reads the dataset and writes the stores
+
 
 def prepare(options: PrepOptions) -> Prepared:
     """Bring the prepared folder up to what `options` ask for; what is done is not done again.
 
-    Raises BadInput for all that a person can mend.
+    Of several processes (torchrun) the first one does so, and all of them compute features. Raises BadInput for all
+    that a person can mend.
 
         options = resolve_options({"dataset": "flickr8k", "images": "Images", "captions": "captions.txt"})
         data = prepare(options)
         data.split("train", data.stores())
     """
+    with joined(PATIENCE):
+        if rank():
+            compute_shares(options)
+            return Prepared(options.folder)
+        data = write_folder(options)
+        end_work()
+        return data
+
+
+def compute_shares(options: PrepOptions) -> None:
+    """Compute what the first process hands out, and write nothing but blocks of features."""
+    images = {f"{b.store}.h5": b for b in (load_backbones(options) if extracts(options) else [])}
+    sentences = {f"{text_store_name(e.name)}{SUFFIX}": e for e in load_encoders(options.text_encoder)}
+    for work in take_work():
+        if work.file in sentences:
+            encode_share(work, sentences[work.file])
+        else:
+            from features.images.extract import extract_share
+
+            extract_share(work, images[work.file], options.batch_size, options.workers)
+
+
+def extracts(options: PrepOptions) -> bool:
+    """Return whether backbones are to see images: features are asked for, and do not come precomputed."""
+    return options.reads_captions and options.makes_features and options.features_file is None
+
+
+def write_folder(options: PrepOptions) -> Prepared:
+    """Write captions, vocabulary and features."""
     if options.remembered:
         log(f"remembered: {options.remembered}")
     if options.reads_captions:
@@ -55,8 +99,7 @@ def prepare(options: PrepOptions) -> Prepared:
 def prepare_images(options: PrepOptions) -> None:
     """Write captions, vocabulary and, unless sentence features alone are asked for, the features of the images."""
     make_stemmer(options.language)
-    precomputed = options.features_file is not None
-    backbones = load_backbones(options) if options.makes_features and not precomputed else []
+    backbones = load_backbones(options) if extracts(options) else []
     dataset, images = read_dataset(options)
     check_replaced(options, dataset, images)
     for note in dataset.notes:
@@ -64,7 +107,7 @@ def prepare_images(options: PrepOptions) -> None:
     log(f"{options.dataset}: " + ", ".join(f"{dataset.count(split):,} {split}" for split in SPLITS) + " images")
     if not options.makes_features:
         dataset = without_unknown(dataset, options.folder)
-    elif precomputed:
+    elif options.features_file is not None:
         store_precomputed(options, dataset)
         store_sentences(options, dataset)
     else:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import multiprocessing
+import os
 import sys
 import time
 import tomllib
@@ -553,3 +555,33 @@ def hugging_face(folder, numbers, **columns):
         **columns,
     }
     return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+
+
+# Several processes of one command
+
+
+def run_together(folder, main, *args):
+    """Call a script's main in two processes as torchrun would, but forked; return their exit statuses and sentences."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("fork")
+    said = folder / "said.txt"
+    said.write_text("")
+    processes = [context.Process(target=_join, args=(rank, store.port, said, main, args)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+        process.kill()
+    sentences = [line for line in said.read_text().splitlines() if line.startswith("script.py: ")]
+    assert "Traceback" not in said.read_text()
+    return [process.exitcode for process in processes], sentences
+
+
+def _join(rank, port, said, main, args):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND), 2)
+    sys.stderr = sys.__stderr__
+    sys.argv = ["script.py", *map(str, args)]
+    run_script(main)

@@ -37,7 +37,7 @@ from features.text.hub import is_dual
 from features.text.vocabulary import Sentences
 from metrics import ranks
 from tests.dual_helpers import make_tiny_dual
-from tests.helpers import ROOT, call, draw_flickr8k, hugging_face, write_clip_folder, write_tars
+from tests.helpers import ROOT, call, draw_flickr8k, hugging_face, run_together, write_clip_folder, write_tars
 from training import probe
 from utils import BadInput
 
@@ -140,6 +140,10 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert subprocess.run(line, shell=True, cwd=ROOT, check=True, capture_output=True).stdout
     elif words[1:3] == ["-m", "tests.mutate"]:
         subprocess.run([sys.executable, *words[1:], "--list"], cwd=ROOT, check=True, capture_output=True)
+    elif words[0] == "torchrun":
+        script = next(number for number, word in enumerate(words) if word in SCRIPTS)
+        args = make_small(words[script + 1 :]) if words[script] == "train.py" else words[script + 1 :]
+        assert run_together(Path.cwd(), SCRIPTS[words[script]].main, *args) == ([0, 0], []), line
     elif words[1] == "app.py":
         serve(words[2:])
     elif words[1].startswith("benchmarks/"):

@@ -59,10 +59,10 @@ def vectors(features: Tensor) -> Tensor:
     return features.flatten(1, -2).mean(dim=1) if features.ndim > 2 else features
 
 
-def similarities(features: Tensor) -> Tensor:
-    """Return the cosines (B, B) between frozen features."""
-    unit = F.normalize(vectors(features), dim=1)
-    return unit @ unit.T
+def similarities(features: Tensor, others: Tensor) -> Tensor:
+    """Return the cosines (B, C) of frozen features (B, …) with those of others (C, …)."""
+    unit, other = (F.normalize(vectors(x), dim=1) for x in (features, others))
+    return unit @ other.T
 
 
 def structure_loss(s: LossSettings, sides: list[tuple[Tensor | None, Tensor]]) -> Tensor:

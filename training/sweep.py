@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -17,12 +17,14 @@ from typing import Any, cast
 import torch
 
 from features.blocks import clear
+from features.distributed import from_first, joined, rank, size
 from features.prepared import Prepared, Split, newest_prepared
 from features.progress import duration, progress_bar
 from features.text.sentences import TextProcessor
 from features.text.vocabulary import Sentences, Vocabulary
 from settings import CLOSED_FORMS, override, read_recipe
 from training import closed_form
+from training.distributed import check_together
 from training.events import EventWriter, check_tensorboard
 from training.plan import parse_changes, plan_run
 from training.run import AGAIN, LAST, LOG, RECIPE, RESULT, RunPlan, check_same, create_run, encoding_settings
@@ -55,6 +57,8 @@ def train_recipes(  # noqa: PLR0913 (a command's options, keyword-only)
     they begin with; its features are then the default, and its recipe where none is named. jobs: runs side by side.
     threads, tensorboard: of each run, see `train`. Return the folders, below `runs`. Raises BadInput.
 
+    Several processes (torchrun) share the batches of each run.
+
     >>> train_recipes(["vse0", "vsepp"], seeds=[0, 1, 2], changes=["loss.margin=0.1,0.2"])  # doctest: +SKIP
     """
     for seed in seeds:
@@ -84,7 +88,9 @@ def train_recipes(  # noqa: PLR0913 (a command's options, keyword-only)
         for seed in seeds
     ]
     unique = {plan.folder: plan for plan in plans}  # two ways of saying the same settings are one run
-    sweep(list(unique.values()), prepared, fresh, jobs, threads=threads, tensorboard=tensorboard)
+    with joined():
+        check_together(list(unique.values()), jobs)
+        sweep(list(unique.values()), prepared, fresh, jobs, threads=threads, tensorboard=tensorboard)
     return list(unique)
 
 
@@ -142,15 +148,21 @@ def sweep(
     """Train every run that is not finished, `jobs` at a time, each in a process of its own if more than one.
 
     Processes share the memory of what was read and the processor's cores. A run that cannot be trained does not keep
-    the others from it. how: more for `train`. Raises BadInput that names those that could not be.
+    the others from it, unless several processes train it. how: more for `train`. Raises BadInput that names those that
+    could not be.
     """
-    unfinished = []
-    for plan in plans:
-        if (plan.folder / RESULT).is_file() and not fresh:
-            check_same(plan)
-            write_finished(plan, how.get("tensorboard"))
-        else:
-            unfinished.append(plan)
+
+    def unfinished_ones() -> list[int]:
+        numbers = []
+        for number, plan in enumerate(plans):
+            if fresh or not (plan.folder / RESULT).is_file():
+                numbers.append(number)
+            else:
+                check_same(plan)
+                write_finished(plan, how.get("tensorboard"))
+        return numbers
+
+    unfinished = [plans[number] for number in from_first(unfinished_ones)]
     if len(plans) > len(unfinished):
         log(f"{len(plans) - len(unfinished)} of {len(plans)} runs finished")
     keys = list(dict.fromkeys(map(SplitCache.key, unfinished)))
@@ -186,24 +198,19 @@ def train(
     content of result.json. Raises BadInput if the folder holds a run of other features.
     """
     folder = plan.folder
-    with lock_folder(make_folder(folder, "runs")), using_threads(threads):
-        if fresh:
-            for name in (RESULT, LAST):  # first, so that what a kill leaves is neither finished nor continued
-                (folder / name).unlink(missing_ok=True)
-            clear(folder)
-        begun = (folder / RECIPE).is_file()
-        if begun:
-            check_same(plan)
-        if begun and (folder / RESULT).is_file():
+    lock = nullcontext() if rank() else lock_folder(make_folder(folder, "runs"))
+    with lock, using_threads(threads):
+        begun = from_first(lambda: take_up(plan, fresh))
+        if begun == RESULT:
             return read_json(folder / RESULT, AGAIN)
-        with EventWriter(tensorboard, plan) as events:
+        with EventWriter(None if rank() else tensorboard, plan) as events:
 
             def hear(epochs: int, line: str, *warning: bool) -> None:
                 events.update(trainer.log)
                 on_epoch(epochs, line, *warning)
 
             trainer = Trainer(plan, data, hear, progress)
-            if not begun:  # only now: with what does not fit no run begins
+            if not begun and rank() == 0:  # only now: with what does not fit no run begins
                 create_run(plan, data.vocabulary)
             if trainer.log:
                 hear(len(trainer.log), f"{folder.name}: continues after {resume(trainer.log, threads)}")
@@ -211,18 +218,35 @@ def train(
                 closed_form.fit(trainer)
             else:
                 trainer.fit()
-            result = read_json(folder / RESULT, AGAIN)
+            result = from_first(lambda: read_json(folder / RESULT, AGAIN))
             events.finish(result)
             return result
 
 
+def take_up(plan: RunPlan, fresh: bool) -> str:
+    """Return RESULT for a finished run, RECIPE for one that was begun, else ""; fresh: throw away either first.
+
+    Raises BadInput if the folder holds a run of other features.
+    """
+    if fresh:
+        for name in (RESULT, LAST):  # first, so that what a kill leaves is neither finished nor continued
+            (plan.folder / name).unlink(missing_ok=True)
+        clear(plan.folder)
+    if not (plan.folder / RECIPE).is_file():
+        return ""
+    check_same(plan)
+    return RESULT if (plan.folder / RESULT).is_file() else RECIPE
+
+
 def resume(rows: Sequence[dict[str, Any]], threads: int | None) -> str:
     """Take up the threads of the epochs behind, unless others are asked for; return what is said of both."""
-    before = rows[-1]["threads"]
+    before, processes = rows[-1]["threads"], rows[-1].get("processes", 1)
     torch.set_num_threads(threads or before)
-    if threads in (None, before):
+    changes = [("threads", threads or before, before), ("processes", size(), processes)]
+    others = [f"{what}, {now} for {then}" for what, now, then in changes if now != then]
+    if not others:
         return f"epoch {len(rows)}"
-    return f"epoch {len(rows)} with other threads, {threads} for {before}: no longer to the same bits"
+    return f"epoch {len(rows)} with other {' and '.join(others)}: no longer to the same bits"
 
 
 def write_finished(plan: RunPlan, tensorboard: Path | None) -> None:
@@ -295,6 +319,8 @@ class Sweep:
             try:
                 self.train(plan, self.cache.read(plan), on_epoch=partial(self.on_epoch, plan))
             except BadInput as error:
+                if size() > 1:  # the others may not have met it
+                    raise
                 yield plan, error
             self.on_end(plan)
 

@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 
 from features.device import default_device
+from features.distributed import from_first, rank, size
 from features.images.views import take_features
 from features.prepared import Split
 from features.progress import duration, progress_bar
 from features.text.vocabulary import Sentences, Vocabulary
-from losses import cwcl, hal, hinge, infonce, siglip, smooth_hinge
+from losses import Scores, both_ways, cwcl, hal, hinge, infonce, siglip, smooth_hinge
 from metrics.ranks import metrics_of, ranks_by_block, rsum
 from metrics.similarity import RANKING, TRAINING
 from model import TwoBranch
 from settings import LossSettings, Settings
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
+from training.distributed import Share, add_up, begin_alike, own_draws
 from training.embed import embed_features, embed_sentences, new_model
 from training.fill_bank import save_bank
 from training.run import LAST, LOG, MODEL, RESULT, RunPlan
@@ -93,6 +95,7 @@ class Trainer:
         self.model.fit_inputs(self.data.splits["train"].features)
         if self.info.from_run:
             carry_weights(self.info, self.settings, self.data.vocabulary, self.model)
+        begin_alike(self.model)
         self.optimizer = new_optimizer(self.model, self.settings)
         self.average = None
 
@@ -151,29 +154,40 @@ class Trainer:
         return total / len(batches)
 
     def train_step(self, rows: np.ndarray) -> float:
-        """Take one step on the training captions `rows` (B,) and their images; return the loss."""
+        """Take one step on the training captions `rows` (B,) and their images; return the loss.
+
+        Of several processes each embeds its share of the batch, and all take the same step.
+        """
         split, sentences = self.data.splits["train"], self.data.sentences["train"]
+        mix = draw_mixup(self.settings.training.mixup, len(rows))
+        share = Share(len(rows) // 2 if mix else len(rows))
+        kept = share.rows(2 if mix else 1)
         image_rows = split.image_of_caption[rows]
-        features = take_features(split.features, image_rows, self.view_random)
+        features = take_features(split.features, image_rows, self.view_random, kept)
         batch, pairs = (torch.from_numpy(array).to(default_device()) for array in (features, image_rows))
-        taken, mix = sentences.take(rows), draw_mixup(self.settings.training.mixup, len(rows))
+        taken = sentences.take(rows[kept])
         if mix:
             batch, pairs = mix(batch), mix.images(pairs)
-        images, captions = self.model.embed_images(batch), self.model.embed_sentences(taken, mix)
-        scores = TRAINING[self.settings.similarity](images, captions)
-        loss = self.loss(scores, pairs, batch)
+        with own_draws(self.view_random):
+            images, captions = self.model.embed_images(batch), self.model.embed_sentences(taken, mix)
+            batch, images, captions = (share.cut(x) for x in (batch, images, captions))
+            scores = share.scores(TRAINING[self.settings.similarity], images, captions)
+            frozen = share.gather(batch) if self.settings.loss.name == "cwcl" else batch
+            loss = self.loss(scores, share.first(pairs), frozen)
         if self.settings.loss.structure:
-            frozen = None if taken.features is None else torch.from_numpy(taken.features).to(default_device())
-            frozen = frozen if frozen is None or mix is None else mix(frozen)
-            loss = loss + structure_loss(self.settings.loss, [(batch, images), (frozen, captions)])
+            known = None if taken.features is None else torch.from_numpy(taken.features).to(default_device())
+            known = known if known is None or mix is None else mix(known)
+            loss = loss + self.structure_loss([(batch, images), (known, captions)], share)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        total = loss.detach()
+        add_up([total, *(weight.grad for weight in self.model.parameters() if weight.grad is not None)])
         if self.settings.training.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.training.grad_clip)
         self.optimizer.step()
-        if self.settings.loss.negatives == "random":
-            self.loss(torch.zeros_like(scores), pairs, batch)  # draws once more: so docs/RESULTS.md was measured
-        return float(loss.detach())
+        if self.settings.loss.negatives == "random" and isinstance(scores, Tensor):  # alone
+            self.loss(torch.zeros_like(scores), pairs, batch)  # draws again: so docs/RESULTS.md was measured
+        return float(total)
 
     @torch.no_grad()
     def average_weights(self, step: int) -> None:
@@ -189,12 +203,21 @@ class Trainer:
         """Return the model that is validated and saved: that of the averaged weights, if they are averaged."""
         return self.average or self.model
 
-    def loss(self, scores: Tensor, images: Tensor, features: Tensor) -> Tensor:
-        """Return the loss of a batch in this epoch: (B, B) scores, (B,) image of each pair, (B, …) its features."""
-        more = [similarities(features)] if self.settings.loss.name == "cwcl" else []
+    def loss(self, scores: Scores, images: Tensor, features: Tensor) -> Tensor:
+        """Return the loss of a batch in this epoch: (B, B) scores, (B,) image of each pair, (B, …) its features.
+
+        Of several processes, its share: scores of its b pairs, which come first in the others.
+        """
+        rows = len(both_ways(scores)[0])
+        more = [similarities(features[:rows], features)] if self.settings.loss.name == "cwcl" else []
         # after a collapse one epoch more takes the sum
         loss = loss_of_epoch(self.model, self.settings.loss, self.epoch - self.restarts)
         return loss(scores, images, *more)
+
+    def structure_loss(self, sides: list[tuple[Tensor | None, Tensor]], share: Share) -> Tensor:
+        """Return a share of what the heads change in the neighborhoods of the whole batch."""
+        whole = [(x if x is None else share.gather(share.cut(x)), share.gather(y)) for x, y in sides]
+        return structure_loss(self.settings.loss, whole) / size()
 
     def batches(self) -> list[np.ndarray]:
         """Return this epoch's batches: rows of training captions, each caption once, few captions several times."""
@@ -235,10 +258,31 @@ class Trainer:
 
         loss: the mean over the epoch's batches, None for a closed form.
         """
+        row = from_first(lambda: self.row_of_epoch(began, loss))
+        if rank() == 0 and all(row["rsum"] > earlier["rsum"] for earlier in self.log):
+            save_model(self.folder / MODEL, self.result_model)
+        restarts = self.restarts
+        self.log.append(row)
+        if self.restarts > restarts:
+            self.begin()
+        if rank() == 0:
+            # The checkpoint comes after the best weights: stopped in between, the epoch is done again, to like bits.
+            save_checkpoint(self.folder / LAST, self.model, self.optimizer, self.log, self.average)
+            write_jsonl(self.folder / LOG, self.log)
+        self.on_epoch(len(self.log), summary(self.folder.name, row, epochs_of(self.settings), self.seconds_left))
+        hint = busy_hint(row["seconds_training"], torch.get_num_threads())
+        if hint and len(self.log) == self.began + 1:
+            self.on_epoch(len(self.log), hint)
+        if row["collapsed"]:
+            lr = self.rate(0.0) if self.restarts > restarts else None
+            self.on_epoch(len(self.log), collapse(self.folder.name, row, self.settings, lr), True)
+
+    def row_of_epoch(self, began: float, loss: float | None) -> dict[str, Any]:
+        """Validate; return what the log says of this epoch."""
         trained = time.monotonic() - began
         metrics = self.validate()
         score = rsum(metrics)
-        row = {
+        return {
             "epoch": len(self.log) + 1,
             "loss": loss,
             "rate": 0.0 if loss is None else self.rate(0.0),
@@ -248,25 +292,16 @@ class Trainer:
             "seconds": round(time.monotonic() - began, 2),
             "seconds_training": round(trained, 2),
             "threads": torch.get_num_threads(),
+            "processes": size(),
         }
-        if all(score > earlier["rsum"] for earlier in self.log):
-            save_model(self.folder / MODEL, self.result_model)
-        restarts = self.restarts
-        self.log.append(row)
-        if self.restarts > restarts:
-            self.begin()
-        # The checkpoint comes after the best weights: stopped in between, the epoch is done again, to the same bits.
-        save_checkpoint(self.folder / LAST, self.model, self.optimizer, self.log, self.average)
-        write_jsonl(self.folder / LOG, self.log)
-        self.on_epoch(len(self.log), summary(self.folder.name, row, epochs_of(self.settings), self.seconds_left))
-        if hint := busy_hint(trained, torch.get_num_threads()) if len(self.log) == self.began + 1 else "":
-            self.on_epoch(len(self.log), hint)
-        if row["collapsed"]:
-            lr = self.rate(0.0) if self.restarts > restarts else None
-            self.on_epoch(len(self.log), collapse(self.folder.name, row, self.settings, lr), True)
 
     def finish(self) -> None:
-        """Write the bank, and result.json, with which the run is finished. The model then has its best weights."""
+        """Write the bank, and result.json, with which the run is finished. The model then has its best weights.
+
+        The first process does it.
+        """
+        if rank():
+            return
         load_model(self.folder / MODEL, self.model)
         save_bank(self)
         write_jsonl(self.folder / LOG, self.log)  # again: a kill may have come between the last checkpoint and its line

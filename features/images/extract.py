@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.blocks import Blocks, Identity, clear, lock_part
+from features.blocks import Blocks, Identity, Work, clear, hand_out, lock_part
 from features.datasets.dataset import Image
+from features.distributed import from_all
 from features.images.backbones import Backbone
 from features.images.decode import ImageSource, Unreadable, read_image
+from features.images.files import image_file
 from features.images.store import FORMAT, FeatureStore, write_store
 from features.progress import progress_bar
 from utils import BadInput, write_json
@@ -80,7 +82,7 @@ def features_of(
         groups = [range(start, min(start + ROWS_PER_BLOCK, len(paths))) for start in starts]
     loader = torch.utils.data.DataLoader(
         _Images(paths, backbone.transform),
-        batch_sampler=[list(group[start : start + batch]) for group in groups for start in range(0, len(group), batch)],
+        batch_sampler=(list(group[start : start + batch]) for group in groups for start in range(0, len(group), batch)),
         num_workers=workers,
         collate_fn=functools.partial(_collate, batch),
     )
@@ -123,7 +125,7 @@ def extract(
     program fills the same store.
     """
     path = Path(path)
-    identity = Identity({**backbone.attributes, "dtype": dtype, "format": FORMAT}, IDENTITY_KEYS, REMEDY)
+    identity = _identity(backbone, dtype, REMEDY)
     with lock_part(path, fresh) as part:
         store = None
         if path.exists():
@@ -133,15 +135,16 @@ def extract(
         if not missing:
             clear(part)  # a run was killed between its last two steps
             return []
-        blocks = Blocks(part, identity)
-        groups = blocks.missing([image.id for image in missing], ROWS_PER_BLOCK)
-        results = features_of([image.path for image in missing], backbone, batch=batch, workers=workers, groups=groups)
-        count = sum(map(len, groups))
-        initial = len(images) - count
+        blocks, keys = Blocks(part, identity), [image.id for image in missing]
+        groups = blocks.missing(keys, ROWS_PER_BLOCK)
+        hand_out(path.name, blocks, identity, keys, (str(image.path or "") for image in missing), groups)
+        initial = len(images) - sum(map(len, groups))
         with progress_bar(
-            results, backbone.store, total=len(images), unit=" images", initial=initial, mininterval=1
+            name=backbone.store, total=len(images), unit=" images", initial=initial, mininterval=1
         ) as progress:
-            failed = _fill(blocks, missing, groups, iter(progress), backbone.name, dtype)
+            paths = [image.path for image in missing]
+            failed = _fill(blocks, keys, paths, groups, backbone, dtype, batch, workers, progress)
+        blocks.scan_others()
         if failed:
             write_json(part / "failed.json", dict(failed))
             if not skip_unreadable:
@@ -152,27 +155,48 @@ def extract(
     return failed
 
 
-def _fill(
+def extract_share(work: Work, backbone: Backbone, batch: int, workers: int) -> None:
+    """Compute this process's share of what the first one extracts. Raises BadInput if its backbone is another."""
+    dtype = str(work.attributes["dtype"])
+    _identity(backbone, dtype, "give all processes the same weights and options").check(
+        Path(work.part), work.attributes
+    )
+    paths = [image_file(source) if source else None for source in work.sources]
+    with progress_bar(disable=True) as progress:
+        _fill(work.blocks(), work.keys, paths, work.groups, backbone, dtype, batch, workers, progress)
+
+
+def _identity(backbone: Backbone, dtype: str, remedy: str) -> Identity:
+    return Identity({**backbone.attributes, "dtype": dtype, "format": FORMAT}, IDENTITY_KEYS, remedy)
+
+
+def _fill(  # noqa: PLR0913 (everything that the rows depend on)
     blocks: Blocks,
-    images: Sequence[Image],
+    keys: Sequence[str],
+    paths: Sequence[ImageSource | None],
     groups: list[list[int]],
-    results: Iterator[tuple[int, Result]],
-    name: str,
+    backbone: Backbone,
     dtype: str,
+    batch: int,
+    workers: int,
+    progress: Any,
 ) -> list[tuple[str, str]]:
-    """Write a block of each group of `images`; return those that cannot be read, and why."""
+    """Write a block of each of the groups that this process gets; return those that no process can read, and why."""
     failed: list[tuple[str, str]] = []
-    for group in groups:
+    ahead, taken = tee(blocks.deal(groups, progress.update))
+    results = features_of(paths, backbone, batch=batch, workers=workers, groups=ahead)
+    for group in taken:
         rows: dict[str, np.ndarray] = {}
         for number, result in islice(results, len(group)):
-            image = images[number].id
+            image = keys[number]
             if isinstance(result, str):
                 failed.append((image, result))
             else:
-                rows[image] = _finite(result, dtype, f"{name}: the feature of image {image}")
+                rows[image] = _finite(result, dtype, f"{backbone.name}: the feature of image {image}")
+            progress.update()
         if rows:
             blocks.write(list(rows), features=np.stack(list(rows.values())))
-    return failed
+    return [(image, reason) for each in from_all(failed) for image, reason in each]
 
 
 def _finite(row: np.ndarray, dtype: str, what: str) -> np.ndarray:

@@ -6,6 +6,9 @@ import numpy as np
 
 from features.images.maps import FeatureMaps
 
+Rows = np.ndarray | slice  # of a batch
+ALL = slice(None)
+
 
 class FeatureViews:
     """The views of N images, joined: like an array (N, D) float32, whose rows are the mean over the views of an image.
@@ -29,11 +32,16 @@ class FeatureViews:
         """Return the mean over the views of consecutive images, or of rows, (n, D) float32."""
         return join_features([part[images].astype(np.float32) for part in self.parts], self.normalize)
 
-    def draw(self, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """Return a view of each of `images` (B,), (B, D) float32; each of the features joined draws for itself."""
+    def draw(self, images: np.ndarray, random: np.random.Generator, rows: Rows = ALL) -> np.ndarray:
+        """Return a view of each of `images` (B,)[rows], (len(rows), D) float32; each feature joined draws for itself.
+
+        It draws for all B, whichever rows are wanted.
+        """
 
         def row(part: np.ndarray) -> np.ndarray:
-            return part[images] if part.ndim == 2 else part[images, random.integers(part.shape[1], size=len(images))]
+            if part.ndim == 2:
+                return part[images[rows]]
+            return part[images[rows], random.integers(part.shape[1], size=len(images))[rows]]
 
         return join_features([row(part).astype(np.float32) for part in self.parts], self.normalize)
 
@@ -41,17 +49,18 @@ class FeatureViews:
 Features = np.ndarray | FeatureMaps | FeatureViews  # of the images of a split
 
 
-def take_features(features: Features, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return the features of `images` (B,), any order, repeats allowed, for a step of training: a view drawn of each.
+def take_features(features: Features, images: np.ndarray, random: np.random.Generator, rows: Rows = ALL) -> np.ndarray:
+    """Return the features of `rows` of a batch of `images` (B,), any order, repeats allowed: a view drawn of each.
 
-    (B, D) float32, or (B, H, W, C) of spatial maps. random: draws where there are several views, and only there.
+    (len(rows), D) float32, or (len(rows), H, W, C) of spatial maps. random: draws where there are several views, and
+    only there.
 
-    >>> take_features(np.eye(3, dtype=np.float32), np.array([2, 2]), np.random.default_rng(0)).tolist()
-    [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]
+    >>> take_features(np.eye(3, dtype=np.float32), np.array([2, 1]), np.random.default_rng(0), np.array([0])).tolist()
+    [[0.0, 0.0, 1.0]]
     """
     if isinstance(features, FeatureViews):
-        return features.draw(images, random)
-    return features.take(images) if isinstance(features, FeatureMaps) else features[images]
+        return features.draw(images, random, rows)
+    return features.take(images[rows]) if isinstance(features, FeatureMaps) else features[images[rows]]
 
 
 def join_features(parts: Sequence[np.ndarray], normalize: bool) -> np.ndarray:

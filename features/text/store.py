@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import h5py
 import numpy as np
 
-from features.blocks import Blocks, Identity, clear, lock_part
+from features.blocks import Blocks, Identity, Work, clear, hand_out, lock_part
+from features.distributed import from_all
 from features.hdf5 import atomic_hdf5, plain_attributes, read_rows, rows_bytes, write_rows
 from features.progress import progress_bar
 from utils import BadInput, command_line, digest_text
@@ -171,8 +172,7 @@ def update_text_store(
     keys = keys_of(rows)
     if not keys:
         raise BadInput(f"{path}: there is no caption to keep features of; check `captions`")
-    captions = [caption for row in rows for caption in row["captions"]]
-    identity = Identity({**encoder.attributes, "format": FORMAT}, IDENTITY_KEYS, REMEDY)
+    identity = _identity(encoder, REMEDY)
     with lock_part(path, fresh) as part:
         store = None
         if path.exists():
@@ -181,22 +181,50 @@ def update_text_store(
             if store.keys == keys:
                 clear(part)  # a run was killed between its last two steps
                 return 0
+        texts = [caption for row in rows for caption in row["captions"]]
         missing = [i for i, key in enumerate(keys) if store is None or key not in store]
         blocks = Blocks(part, identity)
-        groups = blocks.missing([keys[i].text for i in missing], ROWS_PER_BLOCK)
+        texts, names = [texts[i] for i in missing], [keys[i].text for i in missing]
+        groups = blocks.missing(names, ROWS_PER_BLOCK)
+        hand_out(path.name, blocks, identity, names, texts, groups)
         count = sum(map(len, groups))
         name, initial = path.name.removesuffix(SUFFIX), len(keys) - count
         with progress_bar(
             name=name, total=len(keys), initial=initial, unit=" captions", mininterval=1, disable=not progress
         ) as bar:
-            for group in groups:
-                features = encoder.features([captions[missing[i]] for i in group])
-                arrays = {pooling: features[pooling].astype(dtype) for pooling, dtype in encoder.kept.items()}
-                blocks.write([keys[missing[i]].text for i in group], **arrays)
-                bar.update(len(group))
+            _fill(blocks, names, texts, groups, encoder, bar)
+        blocks.scan_others()
         _assemble(path, keys, store, blocks, encoder)
         clear(part)
     return count
+
+
+def encode_share(work: Work, encoder: "SentenceEncoder | DualSentences") -> None:
+    """Compute this process's share of what the first one encodes. Raises BadInput if its encoder is another."""
+    _identity(encoder, "give all processes the same encoder").check(Path(work.part), work.attributes)
+    with progress_bar(disable=True) as bar:
+        _fill(work.blocks(), work.keys, work.sources, work.groups, encoder, bar)
+
+
+def _identity(encoder: "SentenceEncoder | DualSentences", remedy: str) -> Identity:
+    return Identity({**encoder.attributes, "format": FORMAT}, IDENTITY_KEYS, remedy)
+
+
+def _fill(
+    blocks: Blocks,
+    names: Sequence[str],
+    texts: Sequence[str],
+    groups: list[list[int]],
+    encoder: "SentenceEncoder | DualSentences",
+    bar: Any,
+) -> None:
+    """Write a block of each of the groups that this process gets."""
+    for group in blocks.deal(groups, bar.update):
+        features = encoder.features([texts[i] for i in group])
+        arrays = {pooling: features[pooling].astype(dtype) for pooling, dtype in encoder.kept.items()}
+        blocks.write([names[i] for i in group], **arrays)
+        bar.update(len(group))
+    from_all(None)  # wait for all
 
 
 def _assemble(

@@ -110,7 +110,7 @@ def test_soft_targets_are_those_of_the_images_of_a_step(tmp_path, monkeypatch):
     (_, images, features), expected = seen[0], split.features[split.image_of_caption[rows]]
     assert images.tolist() == split.image_of_caption[rows].tolist()
     unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(similarities(features).numpy(), unit @ unit.T, atol=1e-6)
+    np.testing.assert_allclose(similarities(features, features).numpy(), unit @ unit.T, atol=1e-6)
 
 
 def test_captions_of_one_image_share_a_batch(tmp_path):

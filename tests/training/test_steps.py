@@ -67,7 +67,7 @@ def test_frozen_features_of_maps_are_means():
     torch.testing.assert_close(vectors(maps), maps.mean(dim=(1, 2)))
     assert torch.equal(vectors(maps[:, 0, 0]), maps[:, 0, 0])
     a, b = vectors(maps)[:2]
-    assert similarities(maps)[0, 1].item() == pytest.approx(float(a @ b / a.norm() / b.norm()), abs=1e-6)
+    assert similarities(maps, maps)[0, 1].item() == pytest.approx(float(a @ b / a.norm() / b.norm()), abs=1e-6)
 
 
 def test_the_structure_term_is_over_the_frozen_sides():
