@@ -49,7 +49,7 @@ def draw_images(folder: Path, count: int) -> None:
 def measure(args: argparse.Namespace) -> Iterator[Timing]:
     with tempfile.TemporaryDirectory() as name:
         folder, index = Path(name), Path(name) / "images.index"
-        draw_images(folder / "images", 50)
+        draw_images(folder / "images", args.images)
         build_index(Run.open(args.run), [folder / "images"], index)
         words = ("search.py", "find", str(index), args.sentence)
         command(*words), command(*words, first=FIRST_THING)  # both read from the disk once
@@ -63,6 +63,7 @@ def measure(args: argparse.Namespace) -> Iterator[Timing]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=ROOT / "models/stems")
+    parser.add_argument("--images", type=int, default=50, help="of the index")
     parser.add_argument("--sentence", default="a dog on the beach")
     parser.add_argument("--pairs", type=int, default=5, help="of runs")
     args = parser.parse_args()

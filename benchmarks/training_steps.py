@@ -1,7 +1,7 @@
 """How quick is training: a GRU's steps against the plain way, order steps against cosine steps, and to a val rsum?
 
-    python benchmarks/training.py
-    python benchmarks/training.py --work quality --data data/flickr8k --features efficientnet_lite0 --rsum 300
+    python benchmarks/training_steps.py
+    python benchmarks/training_steps.py --work quality --data data/flickr8k --features efficientnet_lite0 --rsum 300
 
 Captions are drawn with Flickr8k's lengths and as often repeated words, features are noise: how long a step takes does
 not depend on what it learns. The reference is written as the published codes are: a dataset that cuts and numbers a
@@ -31,13 +31,15 @@ from features.text.vocabulary import Vocabulary
 from losses import hinge
 from metrics.ranks import rsum
 from metrics.table import as_text
-from settings import Settings, override, read_recipe
+from settings import CLOSED_FORMS, Settings, override, read_recipe
+from training.closed_form import fit_branches
 from training.plan import plan_run
 from training.run import RunInfo, RunPlan, encoding_settings
+from training.schedule import epochs_of
 from training.sweep import SplitCache
 from training.trainer import Trainer, TrainingData
 
-IMAGES, PER_IMAGE, VAL_IMAGES, FEATURES = 6000, 5, 1000, 1280
+PER_IMAGE, FEATURES = 5, 1280
 WORDS, EXPONENT = (
     2920,
     1.1,
@@ -54,9 +56,9 @@ def drawn_captions(images: int, random: np.random.Generator) -> list[str]:
     return [" ".join(part) for part in np.split(letters[words], np.cumsum(lengths)[:-1])]
 
 
-def drawn_splits() -> dict[str, Split]:
+def drawn_splits(train: int) -> dict[str, Split]:
     random, splits = np.random.default_rng(0), {}
-    for name, images in (("train", IMAGES), ("val", VAL_IMAGES)):
+    for name, images in (("train", train), ("val", train // 6)):
         features = random.random((images, FEATURES), np.float32)
         ids, of_image = [f"{name}{n}" for n in range(images)], np.repeat(np.arange(images), PER_IMAGE)
         splits[name] = Split(name, ids, drawn_captions(images, random), of_image, features)
@@ -201,19 +203,18 @@ def quality(data: Path, features: Sequence[str], recipe: str, goal: float, runs:
             prepared = Prepared(data)
             plan = plan_run(prepared, read_recipe(recipe), recipe=recipe, features=features, root=Path(folder))
             trainer = Trainer(plan, SplitCache(prepared).read(plan))
-            while True:
-                trainer.train_epoch()
+            epochs, score = epochs_of(plan.settings), 0.0
+            while score < goal and trainer.epoch < epochs:
+                fit_branches(trainer) if plan.settings.loss.name in CLOSED_FORMS else trainer.train_epoch()
                 score = rsum(trainer.validate())
                 trainer.log.append({"epoch": trainer.epoch + 1, "rsum": score, "collapsed": False})
-                if score >= goal or trainer.epoch >= trainer.settings.training.epochs:
-                    break
             times.append(time.monotonic() - began)
             note = f"rsum {score:.1f} after {trainer.epoch} epochs"
     return Timing(f"{recipe} to val rsum {goal:g}", times, note=note)
 
 
 def measure(args: argparse.Namespace) -> Iterator[Timing]:
-    splits = drawn_splits()
+    splits = drawn_splits(args.images)
     for work in args.work:
         if work == "quality":
             if args.data is None:
@@ -226,6 +227,7 @@ def measure(args: argparse.Namespace) -> Iterator[Timing]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", nargs="+", choices=("gru", "order", "quality"), default=["gru", "order", "quality"])
+    parser.add_argument("--images", type=int, default=6000, help="that are drawn, with five captions each")
     parser.add_argument("--steps", type=int, default=12, help="of an epoch that are timed")
     parser.add_argument("--pairs", type=int, default=5, help="of runs")
     parser.add_argument("--data", type=Path, help="a prepared folder, for quality")
