@@ -87,11 +87,15 @@ class _OrderScores(torch.autograd.Function):
         # score = -Σ max(0, c - v)²: its gradient is 2 max(0, c - v) for the image v, and minus that for the caption c
         images, captions = ctx.saved_tensors
         for_images, for_captions = torch.zeros_like(images), torch.zeros_like(captions)
+        buffer = torch.empty_like(captions)
         for row, image in enumerate(images):
             used = gradient[row].nonzero().squeeze(1)  # a hinge leaves most pairs without a gradient
-            if len(used):
-                violation = _violation(image, captions[used])
-                weights = 2 * gradient[row, used]
+            if 2 * len(used) > len(captions):  # all of them at once are quicker than a copy of most
+                violation, weights = _violation(image, captions, buffer), 2 * gradient[row]
+                for_images[row] = weights @ violation
+                for_captions.sub_(violation.mul_(weights[:, None]))
+            elif len(used):
+                violation, weights = _violation(image, captions[used]), 2 * gradient[row, used]
                 for_images[row] = weights @ violation
                 for_captions.index_add_(0, used, violation.mul_(-weights[:, None]))
         return for_images, for_captions

@@ -56,10 +56,15 @@ RESULTS = [
     "docs/SEARCH.md",
     "docs/DUAL_ENCODERS.md",
     "docs/SHARING.md",
+    "docs/PERFORMANCE.md",
 ]  # these go on from a prepared folder
 SCRIPTS = {"prep.py": prep, "train.py": train, "eval.py": evaluation, "search.py": search}
 SMALL = {"training.epochs": 1, "training.batch_size": 8, "embed_dim": 8, "text.word_dim": 8}
 BENCHMARKS = {"million_vectors.py": ["--vectors", "300", "--queries", "20"], "search_latency.py": ["--queries", "5"]}
+BENCHMARKS |= {
+    "training_steps.py": ["--images", "60", "--steps", "1", "--pairs", "1"],
+    "start.py": ["--images", "2", "--pairs", "1"],
+}
 BENCHMARKS |= {"default_recipe.py": ["--seeds", "0", "--set", "training.min_steps=0", "embed_dim=8"]}
 EMOJI_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
