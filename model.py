@@ -113,7 +113,9 @@ class GRUBranch(nn.Module):
             x = self.embedding(distinct)
         counts = packed.batch_sizes
         states = packed._replace(data=gru_states(self.gru, x, index, counts.tolist()))
-        return states, states.data[(counts.cumsum(0) - counts)[lengths - 1] + packed.unsorted_indices]
+        order = packed.unsorted_indices
+        assert order is not None  # sentences came in any order
+        return states, states.data[(counts.cumsum(0) - counts)[lengths - 1] + order]
 
     def _packed(self, padded: Tensor, lengths: Tensor) -> PackedSequence:
         return pack_padded_sequence(padded, lengths, batch_first=True, enforce_sorted=False)

@@ -90,7 +90,7 @@ class PlainCaptions(Dataset):
         tokens = self.tokenize(self.split.captions[row].lower())
         numbers = [self.numbers.get(token, 1) for token in tokens]
         image = int(self.split.image_of_caption[row])
-        return torch.from_numpy(self.split.features[image]), torch.tensor(numbers), image
+        return torch.from_numpy(self.split.features[image : image + 1][0]), torch.tensor(numbers), image
 
 
 def collate(pairs: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor, list[int], Tensor]:
@@ -167,7 +167,8 @@ def gru(splits: dict[str, Split], steps: int, pairs: int) -> Timing:
                 trainer.data.splits["train"].features[trainer.data.splits["train"].image_of_caption[rows]]
                 trainer.data.sentences["train"].take(rows)
 
-        ours(), plain()
+        ours()
+        plain()
         times, ratios = in_pairs(lambda: seconds(ours) * epoch, lambda: seconds(plain) * epoch, pairs)
         around = seconds(made) * epoch + seconds(trainer.batches)
         began = time.monotonic()

@@ -56,7 +56,7 @@ def table(run: Run, prepared: Prepared) -> Table:
     }
     body = []
     for kind, (processor, texts, rows) in queries.items():
-        rows = spread(torch.from_numpy(rows), MAX_CAPTIONS).numpy()
+        rows = spread(rows, MAX_CAPTIONS)
         asked = [texts[row] for row in rows]
         figures = [recall(run, processor, images, val, rows, each) for each in (asked, *taken(known[processor], asked))]
         body.append([kind, f"{len(rows):,}", *(f"{figure:.1f}" for figure in figures)])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from evaluation.comparison import ResultRow
@@ -45,8 +46,8 @@ def share_run(folder: Path, out: Path) -> Path:
     write_run_config(out, run.settings, without_paths(run.info))
     weights = safetensors.torch.load_file(folder / MODEL)
     write_tensors(out / MODEL, {name: t.half() if t.dim() > 1 else t for name, t in weights.items()})
-    with safetensors.safe_open(folder / BANK, "pt") as bank:
-        rows = {name: spread(bank.get_tensor(name), BANK_ROWS) for name in TENSORS}
+    with safetensors.safe_open(folder / BANK, "numpy") as bank:
+        rows = {name: torch.from_numpy(spread(bank.get_tensor(name), BANK_ROWS)) for name in TENSORS}
         write_tensors(out / BANK, rows, bank.metadata())
     for name in (VOCABULARY, RESULT):
         with atomic_write(out / name, "wb") as file:

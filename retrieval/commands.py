@@ -166,7 +166,7 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
     if sheet:
         check_output("sheet", sheet, ".png")
     Meta.read(index)  # an error if it is no index, before a run is opened
-    lines = captions and sources().read_captions(captions)
+    lines = sources().read_captions(captions) if captions else None
     query_image = None if image is None else open_image(image)
     searcher = Searcher.open(index, run, exact=exact)
     if lines and captions:

@@ -30,8 +30,8 @@ def test_sentences_are_embedded_as_by_the_model(tmp_path, changes):
     embedded = quick.embed_sentences(SENTENCES[:2])
     assert embedded.dtype == np.float32
     np.testing.assert_allclose(embedded, run.embed_sentences(SENTENCES[:2]), atol=1e-6)
-    many = [quick.embed_sentences(SENTENCES, check=False), run.embed_sentences(SENTENCES, check=False)]
-    np.testing.assert_allclose(*many, atol=1e-6)
+    mine, its = quick.embed_sentences(SENTENCES, check=False), run.embed_sentences(SENTENCES, check=False)
+    np.testing.assert_allclose(mine, its, atol=1e-6)
     assert quick.embed_sentences([]).shape == run.embed_sentences([]).shape
     assert quick.digest() == run.digest()
     features = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)

@@ -140,7 +140,8 @@ def test_the_recipes_are_listed_at_once_and_fit_the_terminal(columns):
     lines = done.stdout.splitlines()
     assert lines[0].split()[:2] == ["recipe", "rsum"]
     assert max(map(len, lines)) <= columns
-    name, listed = "", {}
+    name = ""
+    listed: dict[str, str] = {}
     for line in lines[2 : lines.index("")]:
         name = name if line[0] == " " else line.split()[0]
         listed[name] = f"{listed.get(name, '')} {' '.join(line.split())}"

@@ -295,7 +295,11 @@ def test_a_client_that_goes_away_raises_nothing(searcher):
 
     head = [(b"host", b"localhost"), (b"content-type", b"image/jpeg")]
     scope = {"type": "http", "method": "POST", "path": "/api/image", "headers": head, "query_string": b""}
-    asyncio.run(application(searcher)(scope, receive, send))
+
+    async def ask_page():
+        await application(searcher)(scope, receive, send)
+
+    asyncio.run(ask_page())
     assert not messages
 
 
