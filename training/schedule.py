@@ -1,11 +1,13 @@
-"""What the epochs of a run are made of: how many, in which batches, at which learning rate, with which views."""
+"""What the epochs of a run are made of: how many, in which batches, at which rate, with which views and threads."""
 
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 
 from settings import CLOSED_FORMS, Settings, TrainingSettings
 
@@ -77,3 +79,14 @@ def busy_hint(seconds: float, threads: int) -> str:
         f"this machine is busy (load {load:.1f} on {cores} cores), and threads wait for each other: stop, and repeat "
         f"the command with `threads` 1, which continues and may be many times quicker"
     )
+
+
+@contextmanager
+def using_threads(threads: int | None) -> Iterator[None]:
+    """Let torch use so many threads (None: as it does), and put back what it used before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -28,7 +28,7 @@ from training.distributed import check_together
 from training.events import EventWriter, check_tensorboard
 from training.plan import parse_changes, plan_run
 from training.run import AGAIN, LAST, LOG, RECIPE, RESULT, RunPlan, check_same, create_run, encoding_settings
-from training.schedule import epochs_of
+from training.schedule import epochs_of, using_threads
 from training.start import joint_vocabulary, open_start
 from training.trainer import OnEpoch, Trainer, TrainingData
 from utils import BadInput, lock_folder, log, make_folder, read_json, read_jsonl, warn
@@ -255,17 +255,6 @@ def write_finished(plan: RunPlan, tensorboard: Path | None) -> None:
         with EventWriter(tensorboard, plan) as events:
             events.update(read_jsonl(plan.folder / LOG, AGAIN))
             events.finish(read_json(plan.folder / RESULT, AGAIN))
-
-
-@contextmanager
-def using_threads(threads: int | None) -> Iterator[None]:
-    """Let torch use so many threads (None: as it does), and put back what it used before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Sweep:
