@@ -94,10 +94,15 @@ class _Gather(torch.autograd.Function):
 @torch.no_grad()
 def add_up(tensors: Iterable[Tensor]) -> None:
     """Let each tensor be its sum over all processes."""
-    if size() > 1:
-        with in_touch():
-            for under_way in [collectives.all_reduce(tensor, async_op=True) for tensor in tensors]:
-                under_way.wait()
+    if size() == 1:
+        return
+    pairs = [(tensor, tensor.contiguous()) for tensor in tensors]  # what collectives want
+    with in_touch():
+        for under_way in [collectives.all_reduce(total, async_op=True) for _, total in pairs]:
+            under_way.wait()
+    for tensor, total in pairs:
+        if total is not tensor:
+            tensor.copy_(total)
 
 
 @torch.no_grad()
