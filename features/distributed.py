@@ -65,6 +65,7 @@ def joined(patience: timedelta = PATIENCE) -> Iterator[None]:
     sys.stderr = sys.__stderr__  # see `utils.run_script`
     if _rank:
         be_quiet(warnings=True)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what results say, the first one says)
     try:
         yield
         distributed.destroy_process_group()

@@ -581,7 +581,8 @@ def _join(rank, port, said, main, args):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-    os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND), 2)
-    sys.stderr = sys.__stderr__
+    for stream in (1, 2):
+        os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND), stream)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     sys.argv = ["script.py", *map(str, args)]
     run_script(main)

@@ -94,10 +94,15 @@ class _Gather(torch.autograd.Function):
 @torch.no_grad()
 def add_up(tensors: Iterable[Tensor]) -> None:
     """Let each tensor be its sum over all processes."""
-    if size() > 1:
-        with in_touch():
-            for under_way in [collectives.all_reduce(tensor, async_op=True) for tensor in tensors]:
-                under_way.wait()
+    if size() == 1:
+        return
+    pairs = [(tensor, tensor.contiguous()) for tensor in tensors]  # what collectives want
+    with in_touch():
+        for under_way in [collectives.all_reduce(total, async_op=True) for _, total in pairs]:
+            under_way.wait()
+    for tensor, total in pairs:
+        if total is not tensor:
+            tensor.copy_(total)
 
 
 @torch.no_grad()
@@ -136,3 +141,14 @@ def check_together(plans: Sequence[RunPlan], jobs: int) -> None:
     known = [[plan.folder.name, plan.info.captions, *plan.info.digests] for plan in plans]
     if known != from_first(lambda: known):
         raise BadInput(f"process {rank()}: has other runs or data before it than the first one; give all the same")
+
+
+def resume(rows: Sequence[dict[str, Any]], threads: int | None) -> str:
+    """Take up the threads of the epochs behind, unless others are asked for; return what is said of both."""
+    before, processes = rows[-1]["threads"], rows[-1].get("processes", 1)
+    torch.set_num_threads(threads or before)
+    changes = [("threads", threads or before, before), ("processes", size(), processes)]
+    others = [f"{what}, {now} for {then}" for what, now, then in changes if now != then]
+    if not others:
+        return f"epoch {len(rows)}"
+    return f"epoch {len(rows)} with other {' and '.join(others)}: no longer to the same bits"

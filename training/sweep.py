@@ -24,7 +24,7 @@ from features.text.sentences import TextProcessor
 from features.text.vocabulary import Sentences, Vocabulary
 from settings import CLOSED_FORMS, override, read_recipe
 from training import closed_form
-from training.distributed import check_together
+from training.distributed import check_together, resume
 from training.events import EventWriter, check_tensorboard
 from training.plan import parse_changes, plan_run
 from training.run import AGAIN, LAST, LOG, RECIPE, RESULT, RunPlan, check_same, create_run, encoding_settings
@@ -236,17 +236,6 @@ def take_up(plan: RunPlan, fresh: bool) -> str:
         return ""
     check_same(plan)
     return RESULT if (plan.folder / RESULT).is_file() else RECIPE
-
-
-def resume(rows: Sequence[dict[str, Any]], threads: int | None) -> str:
-    """Take up the threads of the epochs behind, unless others are asked for; return what is said of both."""
-    before, processes = rows[-1]["threads"], rows[-1].get("processes", 1)
-    torch.set_num_threads(threads or before)
-    changes = [("threads", threads or before, before), ("processes", size(), processes)]
-    others = [f"{what}, {now} for {then}" for what, now, then in changes if now != then]
-    if not others:
-        return f"epoch {len(rows)}"
-    return f"epoch {len(rows)} with other {' and '.join(others)}: no longer to the same bits"
 
 
 def write_finished(plan: RunPlan, tensorboard: Path | None) -> None:
