@@ -65,7 +65,7 @@ def test_the_epochs_of_runs_as_csv(prepared, monkeypatch, capsys, tmp_path):
     log = copy_of(run, tmp_path / "run") / "log.jsonl"
     log.unlink()
     assert call(monkeypatch, evaluation, tmp_path / "run", "--logs", tmp_path / "epochs.csv") == 2
-    assert "log.jsonl: no such file; train the run again with --fresh, or leave" in capsys.readouterr().err
+    assert "keeps no log of its training, as runs that are shared do not; leave --logs out" in capsys.readouterr().err
 
 
 def test_a_row_of_one_run_is_called_after_the_run(prepared, monkeypatch, capsys):

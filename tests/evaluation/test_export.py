@@ -94,7 +94,9 @@ def test_graphs_give_what_the_run_gives(name, out):
     if name != "encoder":
         assert json.loads((folder / "words.json").read_text()) == run.processor.words.words
     assert (folder / VOCABULARY).read_bytes() == (run.folder / VOCABULARY).read_bytes()
-    assert tomllib.loads((folder / "recipe.toml").read_text())["run"]["data"] == "data/made-up"
+    assert tomllib.loads((folder / "recipe.toml").read_text())["run"]["data"] == "data/nowhere", (
+        "no path, the name of its folder"
+    )
 
 
 @pytest.mark.parametrize("recipe", ["image_finder", "sail"])

@@ -108,7 +108,8 @@ def test_names_stand_below_and_end_within_the_tile():
     without, named = (make_sheet("a dog", [Tile("1", jpeg(), name=text), Tile("2", jpeg())]) for text in ("", name))
     line = SMALL_PIXELS * 4 // 3
     assert named.height - without.height == line
-    below = named.crop((0, named.height - line - MARGIN_PIXELS, named.width, named.height - MARGIN_PIXELS))
+    top = named.height - MARGIN_PIXELS - line + FRAME_PIXELS + 2
+    below = named.crop((0, top, named.width, top + line))
     inked = np.flatnonzero((np.asarray(below.convert("L")) < 200).any(axis=0))
     assert MARGIN_PIXELS <= inked.min() < inked.max() <= MARGIN_PIXELS + TILE_PIXELS
 

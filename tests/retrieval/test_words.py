@@ -141,6 +141,7 @@ def test_every_answer_says_what_a_word_was_taken_as(tmp_path, monkeypatch, capsy
     with pytest.raises(BadInput, match=r"unknown words only \(xyzzy\): .*, nor near to one that is; say it in other"):
         searcher.search("xyzzy")
     monkeypatch.setattr(WordNeighbors, "encoder", None)
+    capsys.readouterr()
     assert call(monkeypatch, search, "find", folder / "x.index", "sqaure xyzzy", "--format", "jsonl") == 0
     said = capsys.readouterr()
     assert "Unknown words: sqaure, taken as square.\nUnknown words, left out: xyzzy.\n" in said.err

@@ -15,6 +15,7 @@ from features.datasets.readers import read
 from features.prepared import Prepared
 from features.text.sentences import sentence_encoder
 from tests.helpers import CLIP_DIM, QUICK, call, clip_pairs, write_clip_folder
+from training import fill_bank
 from utils import BadInput
 
 pandas = pytest.importorskip("pandas")
@@ -87,6 +88,7 @@ def test_prepared_and_trained_on_its_sentence_features(tmp_path, monkeypatch, ca
     assert stamps == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "data/folder").glob("*.h5")}
     text = ["text.branch=encoder", "text.encoder=precomputed:laion", "training.min_steps=0"]
     runs = ["--runs", tmp_path / "runs", "--data", tmp_path / "data/folder"]
+    monkeypatch.setattr(fill_bank, "MIN_IMAGES", 1)
     assert call(monkeypatch, train, "strong", *runs, *QUICK, *text) == 0
     assert "no new sentence can be read (precomputed:laion: sentence features that came without" in (
         capsys.readouterr().err

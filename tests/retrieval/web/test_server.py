@@ -145,7 +145,8 @@ def test_a_search_that_adds_and_subtracts(port, searcher, page_folder):
     assert ids("q=a+circle&minus=red&minus=blue&minus=") == searcher.combined("a circle", minus=["red", "blue"], k=6)
     file = page_folder / "images/3.png"
     digest = ask_json(port, "/api/image", file.read_bytes())[1]["upload"]
-    assert ids(f"upload={digest}&q=a+circle&minus=red") == searcher.combined("a circle", like=file, minus=["red"], k=6)
+    image = PILImage.open(file)  # its digest is that of cached features here: nobody knows it for one of the index
+    assert ids(f"upload={digest}&q=a+circle&minus=red") == searcher.combined("a circle", like=image, minus=["red"], k=6)
     _, answer = ask_json(port, "/api/search?like=3.png&q=a+circle+wug&minus=a+red+wag")
     assert answer["notes"] == ["Unknown words, left out: wug.", "Unknown words, left out: wag."]
 
@@ -203,7 +204,7 @@ def test_the_page_holds_the_answer_of_its_address(port):
         status, _, content = ask(port, path)
         page = Page(content)
         assert status == 200
-        assert "7 of 24 images" in page.texts["status"]
+        assert "7 of 24 images" in page.texts["count"]
         assert sum(url.startswith("/thumbnail/") for url in page.addresses) >= 7 + ("like" in path)
         for url in page.addresses:
             assert not urlsplit(url).netloc, "no other host"
@@ -218,7 +219,7 @@ def test_an_image_that_is_sent_to_the_page_without_its_script(port, page_folder)
     for _ in range(2):
         status, _, content = ask(port, headers["Location"])
         assert status == 200
-        assert "4 of 24 images in " in Page(content).texts["status"]
+        assert "4 of 24 images" in Page(content).texts["count"]
     digest = ask_json(port, "/api/image", data)[1]["upload"]
     assert f"/?upload={digest}&k=4" == headers["Location"]
     status, got, small = ask(port, f"/upload/{digest}")
@@ -431,7 +432,7 @@ def test_odd_names(odd_port, name):
         assert ask(odd_port, path)[1]["Content-Type"] == "image/jpeg"
     status, _, content = ask(odd_port, row["similar"])
     assert status == 200
-    assert "3 of 4 images" in Page(content).texts["status"]
+    assert "3 of 4 images" in Page(content).texts["count"]
     assert b"<b>" not in content.replace(b"<b>true image</b>", b""), "names are text, never tags"
     status, similar = ask_json(odd_port, Query(like=name).address("/api/search"))
     status, table = ask(odd_port, Query(like=name).address("/api/search.csv"))[::2]
