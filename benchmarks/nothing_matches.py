@@ -25,6 +25,7 @@ from features.datasets import scenes
 from features.prepared import Prepared
 from metrics.similarity import TRAINING
 from metrics.table import Table, as_markdown
+from retrieval.commands import open_run
 from retrieval.searcher import LIKELY
 from training.bank import read_bank
 from training.calibration import ANSWERED, nearness_to, shuffled_sentences
@@ -37,14 +38,14 @@ BINS = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("run", help="a run folder, or a pattern that one run matches")
     parser.add_argument("data", type=Path, help="a prepared folder with the features of the run")
     parser.add_argument(
         "--other", type=Path, metavar="DIR", help="a prepared folder whose test captions are asked, too"
     )
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     args = parser.parse_args()
-    said = probabilities(Run.open(args.run), Prepared(args.data), others(args.other))
+    said = probabilities(open_run(args.run), Prepared(args.data), others(args.other))
     print(as_markdown(table(said)))
     if args.plot:
         plot(args.plot, said)
@@ -75,9 +76,11 @@ def probabilities(run: Run, prepared: Prepared, others: Mapping[str, Sequence[st
     }
     said = {}
     for kind, sentences in queries.items():
-        embedded = torch.from_numpy(run.embed_sentences(sentences))
+        embedded = torch.from_numpy(run.embed_sentences(sentences, check=False))
         best = TRAINING[run.settings.similarity](images, embedded).amax(dim=0).numpy()
-        said[kind] = bank.calibration.probabilities(best, nearness_to(bank.captions, embedded.numpy()))
+        likely = bank.calibration.probabilities(best, nearness_to(bank.captions, embedded.numpy()))
+        known = [run.knows(sentence) for sentence in sentences]  # of no known word: a search refuses it
+        said[kind] = np.where(known, likely, 0)
     return said
 
 

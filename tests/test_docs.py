@@ -38,7 +38,7 @@ from features.text.vocabulary import Sentences
 from metrics import ranks
 from tests.dual_helpers import make_tiny_dual
 from tests.helpers import ROOT, call, draw_flickr8k, hugging_face, run_together, write_clip_folder, write_tars
-from training import probe
+from training import fill_bank, probe
 from utils import BadInput
 
 CARDS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "models").glob("*/README.md"))
@@ -112,6 +112,7 @@ def sandbox(tmp_path, monkeypatch):
     monkeypatch.setattr("features.prepare.scenes", few_scenes)  # it may be imported already
     monkeypatch.setattr(backbones, "load", without_download)
     monkeypatch.setattr(probe, "NEIGHBORS", 2)
+    monkeypatch.setattr(fill_bank, "MIN_IMAGES", 1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     return tmp_path
