@@ -121,7 +121,7 @@ def test_random_weights_are_the_same_every_time(open_clip_file, capsys):
 def test_both_sides_share_one_model(folders):
     backbone = load(f"clip:{folders['clip']}")
     side = load_sentence_side(f"clip:{folders['clip']}")
-    tower: Any = backbone.module.body
+    tower: Any = backbone.module.get_submodule("rows.body")
     assert tower.dual is side.dual
 
 
