@@ -5,6 +5,7 @@ rows = engine.start(pixels)()               # what module(pixels) gives, up to r
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import io
@@ -81,7 +82,7 @@ class OpenVINOEngine:
         try:
             with _silent(), torch.no_grad():
                 program = torch.export.export(module, example, dynamic_shapes=dynamic_shapes)
-                compiled = openvino.Core().compile_model(openvino.convert_model(program), "CPU", options)
+                compiled = _core().compile_model(openvino.convert_model(program), "CPU", options)
         except Exception as error:  # what cannot be exported or converted fails in as many ways as there are networks
             lines = [line.strip("- .:") for line in str(error).splitlines()] or [type(error).__name__]
             reason = next((line for line in lines if line.startswith("No conversion rule")), lines[0])[:120]
@@ -225,6 +226,18 @@ def import_openvino() -> Any:
         return importlib.import_module("openvino")
     except ImportError:
         raise BadInput("`engine` openvino: needs the package openvino; pip install openvino, or take torch") from None
+
+
+@functools.cache
+def _core() -> Any:
+    """Return OpenVINO's Core, one for the whole life of the process.
+
+    It holds the CPU plugin, which gives the thread that loads it another stack for its signals (sigaltstack), and frees
+    that with itself, in whatever thread the last user of it ends. Without a Core that stays this was the thread of a
+    request at times, and the next signal with a handler in the first thread (Ctrl-C, or the end of a process that
+    decodes images) found no stack, so that the kernel ended the program: a segmentation fault outside any code.
+    """
+    return import_openvino().Core()
 
 
 @contextlib.contextmanager

@@ -283,6 +283,27 @@ def test_sentence_features_are_the_same(kind: str, tmp_path: Path) -> None:
         update_text_store(tmp_path / "a.text.h5", lines, encoder, engine="torch")
 
 
+# --- signals
+
+SIGNALS = """
+import os, signal, threading
+import torch
+from features.engines import OpenVINOEngine
+engines = [OpenVINOEngine(torch.nn.Linear(4, 3).eval(), (torch.zeros(2, 4),))]
+thread = threading.Thread(target=engines.clear)  # as that of a request may be the last to know of an engine
+thread.start()
+thread.join()
+signal.signal(signal.SIGINT, lambda *_: print("heard"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+@needs_openvino
+def test_signals_are_heard_when_an_engine_has_ended_in_another_thread() -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALS], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "heard\n")
+
+
 # --- nothing is sent
 
 IMPORTS = """
