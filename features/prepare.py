@@ -100,7 +100,7 @@ def write_folder(options: PrepOptions) -> Prepared:
                 engine=options.engine,
                 precision=options.precision,
             )
-            log(f"{path}: {sum(len(row['captions']) for row in data.rows):,} captions, {count:,} of them new")
+            log(f"{path}: {sum(len(row['captions']) for row in data.rows):,} captions, {count:,} of them computed")
     return data
 
 

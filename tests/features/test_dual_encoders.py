@@ -79,6 +79,8 @@ def test_towers_of_transformers_give_what_the_library_gives(kind, folders, image
         "digest": side.digest,
         "size": side.size,
         "longest": 12,
+        "engine": "torch",
+        "precision": "float32",
     }
     again = reopen(backbone.attributes)
     torch.testing.assert_close(rows_of(again, images), wanted, atol=1e-5, rtol=0)
