@@ -15,7 +15,17 @@ captions and splits lie is remembered: a later command for the same dataset need
 import argparse
 from pathlib import Path
 
-from features.options import DATA, DATASETS, DEFAULT_BACKBONE, DTYPES, LANGUAGES, PrepOptions, resolve_options
+from features.options import (
+    DATA,
+    DATASETS,
+    DEFAULT_BACKBONE,
+    DTYPES,
+    ENGINES,
+    LANGUAGES,
+    PRECISIONS,
+    PrepOptions,
+    resolve_options,
+)
 from utils import be_quiet, command_line, complete, log, one_sentence, run_script
 
 
@@ -72,6 +82,9 @@ def arguments() -> argparse.Namespace:
     add("--batch-size", type=int, metavar="N", help=f"images at a time; default: {PrepOptions.batch_size}")
     workers = f"processes that decode images beside the network; default: {PrepOptions.workers}"
     add("--workers", type=int, metavar="N", help=workers)
+    engine = "computes the features: torch, or openvino where it is installed; default: the quicker one, or that before"
+    add("--engine", choices=ENGINES, help=engine)
+    add("--precision", choices=PRECISIONS, help="of computing, not of storing (--dtype); default: float32")
     add("--fresh", action="store_true", default=None, help="start over, features included")
     add("--quiet", action="store_true", help="say only warnings, errors and the result")
     complete(

@@ -16,6 +16,9 @@ from features.distributed import deal, from_first, rank, size
 from utils import LOCK, BadInput, atomic_write, lock_folder, make_folder, read_json, write_json
 
 META = "meta.json"
+AUTO, TORCH, OPENVINO = "auto", "torch", "openvino"  # engines, which features.engines has
+FLOAT32, BFLOAT16 = "float32", "bfloat16"  # in which they compute
+MADE_WITH = {"engine": TORCH, "precision": FLOAT32}  # rows that do not say so
 CACHED_COLUMNS = 4  # of finished blocks, kept in memory while they are read
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what np.load makes of a file cut short
 
@@ -32,11 +35,26 @@ class Identity:
         """Make sure that rows of `path`, made with these attributes, mix with ours; raises BadInput if they do not."""
         maker = made_with.get("encoder") or made_with.get("backbone")
         for key in self.keys:
-            was, now = made_with.get(key), self.attributes[key]
+            was, now = made_with.get(key, MADE_WITH.get(key)), self.attributes[key]
             if was != now:
                 what = "other weights" if key == "digest" else f"another {key}"
                 values = f"{str(was)[:60]}, not {str(now)[:60]}"
                 raise BadInput(f"{path}: was made by {maker} with {what} ({values}); {self.remedy}")
+
+
+def part_attributes(part: Path) -> dict[str, Any]:
+    """Return what the blocks in a folder are made with; nothing if there are none."""
+    return read_json(part / META, "repeat with `fresh`") if (part / META).exists() else {}
+
+
+def as_before(engine: str, precision: str | None, earlier: Mapping[str, Any]) -> tuple[str, str]:
+    """Return engine and precision with which to go on from rows made with `earlier`, empty if there are none.
+
+    >>> as_before("auto", None, {}), as_before("auto", None, {"engine": "openvino"}), as_before("torch", None, {})
+    (('auto', 'float32'), ('openvino', 'float32'), ('torch', 'float32'))
+    """
+    made_with = {**MADE_WITH, **earlier} if earlier else {"engine": AUTO, "precision": FLOAT32}
+    return made_with["engine"] if engine == AUTO else engine, precision or made_with["precision"]
 
 
 @contextlib.contextmanager
@@ -86,11 +104,10 @@ class Blocks:
         self.folder, self.number, self.work = folder, 0, work
         self.done: dict[str, tuple[Path, int]] = {}  # key → its block and its row there
         self._column = functools.lru_cache(maxsize=CACHED_COLUMNS)(_read_column)
-        meta = folder / META
-        if identity is not None and meta.exists():
-            identity.check(folder, read_json(meta, "repeat with `fresh`"))
+        if identity is not None and (made_with := part_attributes(folder)):
+            identity.check(folder, made_with)
         elif identity is not None:
-            write_json(meta, dict(identity.attributes))
+            write_json(folder / META, dict(identity.attributes))
         self._scan()
 
     def scan_others(self) -> None:
@@ -156,9 +173,8 @@ class Blocks:
             others = [i for i, key in enumerate(group) if key not in self]
             if others:
                 rows[others] = earlier([start + i for i in others])
-            for i, key in enumerate(group):
-                if key in self:
-                    rows[i] = self.row(key, name)
+            for i in sorted((i for i, key in enumerate(group) if key in self), key=lambda i: self.done[group[i]]):
+                rows[i] = self.row(group[i], name)  # a block after the other
             yield rows
 
 

@@ -20,6 +20,7 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
+from features.blocks import MADE_WITH
 from features.device import default_device
 from features.images import weights as weight
 from features.progress import progress_bar
@@ -94,6 +95,7 @@ class DualSentences:
     """
 
     kept: Mapping[str, str] = {PROJECTED: "float32"}  # what a store keeps: its scores shall be the model's own
+    any_engine = False  # PyTorch computes it, whatever engine is asked for
 
     def __init__(self, dual: DualEncoder):
         self.dual, self.digest, self.longest = dual, dual.digest, dual.longest
@@ -105,7 +107,17 @@ class DualSentences:
     @property
     def attributes(self) -> dict[str, str | int]:
         """Return what the store of its features says about them."""
-        return {"encoder": self.name, "digest": self.digest, "size": self.size, "longest": self.longest}
+        return {
+            "encoder": self.name,
+            "digest": self.digest,
+            "size": self.size,
+            "longest": self.longest,
+            **MADE_WITH,
+        }
+
+    def with_engine(self, engine: str, precision: str, count: int) -> "DualSentences":
+        """Return itself: it has no other engine."""
+        return self
 
     @torch.inference_mode()
     def _embed(self, sentences: list[str]) -> Tensor:

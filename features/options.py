@@ -23,6 +23,7 @@ CONTAINERS = ("webdataset", "huggingface")
 DATASETS = (DRAWN, "flickr8k", "flickr30k", "coco", "folder", *CONTAINERS)
 DEFAULT_BACKBONE = "efficientnet_lite0"  # its weights come with the install: no network is needed
 DTYPES = ("float16", "float32")
+ENGINES, PRECISIONS = ("auto", "torch", "openvino"), ("float32", "bfloat16")
 LANGUAGES = ("none", "arabic", "danish", "dutch", "english", "finnish", "french", "german", "hungarian", "italian",
              "norwegian", "porter", "portuguese", "romanian", "russian", "spanish", "swedish")  # fmt: skip
 # What dataset.json remembers, besides the folder of the images; the last four of precomputed features only.
@@ -36,7 +37,8 @@ class PrepOptions:
     """Everything that `features.prepare.prepare` needs; `resolve_options` makes one.
 
     backbone: empty for the default one, or for the stem of the file of precomputed features. size: None for the
-    published one. dtype: None for float32, float16 for maps and views. name: None for that of the dataset. The last
+    published one. dtype: None for float32, float16 for maps and views. name: None for that of the dataset. engine,
+    precision: "auto" and None for those of earlier features; else the quicker one, and float32. The last
     four are settled by `resolve_options`: reads_captions, makes_features: False where sentence features alone are added
     to a prepared folder.
     remembered: what was filled in, to be logged. precomputed_before: what is remembered of precomputed features.
@@ -64,6 +66,8 @@ class PrepOptions:
     name: str | None = None
     batch_size: int = 16
     workers: int = 1
+    engine: str = "auto"
+    precision: str | None = None
     skip_unreadable: bool = False
     fresh: bool = False
     reads_captions: bool = True
@@ -211,6 +215,10 @@ def check_given(options: PrepOptions) -> None:
         raise BadInput(f"`batch_size` {options.batch_size}: at least one image at a time")
     if options.workers < 0:
         raise BadInput(f"`workers` {options.workers}: 0 decodes images in the program itself, more beside it")
+    if options.engine not in ENGINES:
+        raise BadInput(f"`engine` {options.engine}: unknown; choose one of {', '.join(ENGINES)}")
+    if options.precision not in (None, *PRECISIONS):
+        raise BadInput(f"`precision` {options.precision}: unknown; choose one of {', '.join(PRECISIONS)}")
     name = options.name
     if name is not None and (Path(name).name != name or name in ("", ".", "..")):
         raise BadInput(f"`name` {name}: the name of a folder under `data`, without a path")

@@ -91,8 +91,16 @@ def write_folder(options: PrepOptions) -> Prepared:
         data = Prepared(folder)
         for encoder in encoders:
             path = folder / f"{text_store_name(encoder.name)}{SUFFIX}"
-            count = update_text_store(path, data.rows, encoder, fresh=options.fresh, progress=True)
-            log(f"{path}: {sum(len(row['captions']) for row in data.rows):,} captions, {count:,} of them new")
+            count = update_text_store(
+                path,
+                data.rows,
+                encoder,
+                fresh=options.fresh,
+                progress=True,
+                engine=options.engine,
+                precision=options.precision,
+            )
+            log(f"{path}: {sum(len(row['captions']) for row in data.rows):,} captions, {count:,} of them computed")
     return data
 
 
@@ -185,6 +193,8 @@ def extract_features(options: PrepOptions, dataset: Dataset, backbones: list["Ba
             dtype=options.dtype or ("float16" if options.map or options.views > 1 else "float32"),
             skip_unreadable=options.skip_unreadable,
             fresh=options.fresh,
+            engine=options.engine,
+            precision=options.precision,
         )
     if not unreadable:
         return dataset

@@ -219,12 +219,23 @@ class Run:
     ) -> Iterator[tuple[int, np.ndarray | str]]:
         """Embed many images; yield of each in turn its index, and its embedding (embed_dim,) or why it is unreadable.
 
-        batch: images that the frozen networks see at a time; workers: processes that decode beside them.
+        batch: images that the frozen networks see at a time, by the quicker engine where there are many; workers:
+        processes that decode beside them.
         """
+        from features.images.engine import image_engine
         from features.images.extract import features_of
         from features.images.views import join_features
 
-        streams = [features_of(paths, backbone, batch=batch, workers=workers) for backbone in self.backbones]
+        streams = [
+            features_of(
+                paths,
+                backbone,
+                batch=batch,
+                workers=workers,
+                engine=image_engine(backbone, len(paths), batch=batch),
+            )
+            for backbone in self.backbones
+        ]
         dtypes = [attributes["dtype"] for attributes in self.info.backbones]
         together = zip(*streams, strict=True)
         while group := list(islice(together, batch)):

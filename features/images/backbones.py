@@ -6,7 +6,7 @@ row = backbone.module(backbone.transform(image)[None])  # (1, 2048)
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
+from features.blocks import FLOAT32, TORCH
 from features.device import default_device
 from features.dual_encoders import RANDOM, ImageTower, load_dual
 from features.images import weights as weight
@@ -71,6 +72,8 @@ class Backbone:
     file: str = ""  # where the weights lie, if they are a local file
     views: int = 1
     size: int = 0
+    engine: str = TORCH  # what computes the rows of its store, and in which precision
+    precision: str = FLOAT32
 
     @property
     def attributes(self) -> dict[str, str | int]:
@@ -87,6 +90,8 @@ class Backbone:
             "file": self.file,
             "map": int(self.map),
             "crops": self.crops,
+            "engine": self.engine,
+            "precision": self.precision,
             **unusual,
         }
 
@@ -309,16 +314,27 @@ def _build_timm(name: str, map: bool, pretrained: bool) -> nn.Module:
     return timm.create_model(name, pretrained=False, **options)
 
 
+class Rows(nn.Module):
+    """`body` without gradients, and what comes out arranged into rows: (B, 3, H, W) → (B, D) or (B, H, W, C)."""
+
+    def __init__(self, body: nn.Module, map: bool, node: str) -> None:
+        super().__init__()
+        self.body, self.map, self.node = body.eval().requires_grad_(False), map, node
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return arrange(self.body(pixels), self.map, self.node)
+
+
 class Frozen(nn.Module):
-    """`body` without gradients, on the GPU if there is one; what comes out is arranged into rows on the CPU."""
+    """Rows of images, on the GPU if there is one; what comes out is on the CPU."""
 
     def __init__(self, body: nn.Module, map: bool, node: str, views: bool = False) -> None:
         super().__init__()
         self.device = default_device()
-        self.body = body.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
+        self.rows = Rows(body, map, node).to(self.device).to(memory_format=torch.channels_last)
         if self.device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # ten bits: features would differ in the third digit from a CPU's
-        self.map, self.node, self.views = map, node, views
+        self.views = views
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
@@ -327,10 +343,18 @@ class Frozen(nn.Module):
         One crop of all images after the other: batches are of one size, whatever is taken of an image.
         """
         if pixels.dim() == 5:
-            parts = [self(pixels[:, crop]) for crop in range(pixels.shape[1])]
-            return torch.stack(parts, dim=1) if self.views else torch.stack(parts).mean(0)
-        out = self.body(pixels.to(self.device).contiguous(memory_format=torch.channels_last))
-        return arrange(out, self.map, self.node).float().cpu().contiguous()
+            return join_crops([self(pixels[:, crop]) for crop in range(pixels.shape[1])], self.views)
+        rows = self.rows(pixels.to(self.device).contiguous(memory_format=torch.channels_last))
+        return rows.float().cpu().contiguous()
+
+
+def join_crops(parts: Sequence[Tensor], views: bool) -> Tensor:
+    """Join n crops of B images, (B, D) each: (B, n, D) of views, of ten crops their mean (B, D).
+
+    >>> join_crops([torch.zeros(1, 2), torch.ones(1, 2)], views=False).tolist()
+    [[0.5, 0.5]]
+    """
+    return torch.stack(list(parts), dim=1) if views else torch.stack(list(parts)).mean(0)
 
 
 def arrange(out: Any, map: bool, node: str) -> Tensor:

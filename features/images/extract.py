@@ -1,7 +1,8 @@
 """From images to rows of features, kept block by block, so that a kill costs little."""
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice, tee
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.blocks import Blocks, Identity, Work, clear, hand_out, lock_part
+from features.blocks import AUTO, Blocks, Identity, Work, as_before, clear, hand_out, lock_part, part_attributes
 from features.datasets.dataset import Image
 from features.distributed import from_all
+from features.engines import Engine, TorchEngine, run_ahead
 from features.images.backbones import Backbone
 from features.images.decode import ImageSource, Unreadable, read_image
+from features.images.engine import image_engine
 from features.images.files import image_file
 from features.images.store import FORMAT, FeatureStore, write_store
 from features.progress import progress_bar
 from utils import BadInput, write_json
 
 ROWS_PER_BLOCK = 128  # images in a finished block: what a kill may cost
-IDENTITY_KEYS = ("backbone", "layer", "digest", "transform", "map", "crops", "dtype")  # rows that differ do not mix
+# Rows that differ in one do not mix.
+IDENTITY_KEYS = ("backbone", "layer", "digest", "transform", "map", "crops", "dtype", "engine", "precision")
 REMEDY = "repeat with `fresh` to make it again, or with the weights and options it was made with"
 
 Result = np.ndarray | str  # a row of features, or why there is none
@@ -71,12 +75,14 @@ def features_of(
     batch: int = 16,
     workers: int = 0,
     groups: Iterable[Sequence[int]] | None = None,
+    engine: Engine | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """Yield for every path in turn its row number, and its features (*backbone.shape) float32 or why it is unreadable.
 
     groups: the rows that are wanted; no batch reaches over two groups. None takes all, ROWS_PER_BLOCK in a group.
-    workers: processes that decode beside the network.
+    workers: processes that decode beside the network. engine: made for batches of `batch`, None for PyTorch.
     """
+    engine = engine or TorchEngine(backbone.module)
     if groups is None:
         starts = range(0, len(paths), ROWS_PER_BLOCK)
         groups = [range(start, min(start + ROWS_PER_BLOCK, len(paths))) for start in starts]
@@ -86,10 +92,15 @@ def features_of(
         num_workers=workers,
         collate_fn=functools.partial(_collate, batch),
     )
-    for numbers, reasons, pixels in _watched(loader):
-        features = None if pixels is None else backbone.module(pixels).numpy()
+    for (numbers, reasons, _), rows in run_ahead(functools.partial(_start, engine), _watched(loader), engine.ahead):
+        features = rows.numpy()
         for i, (number, reason) in enumerate(zip(numbers, reasons, strict=True)):
-            yield number, reason or ("not an image" if features is None else features[i])
+            yield number, reason or features[i]
+
+
+def _start(engine: Engine, batch: tuple[list[int], list[str | None], Tensor | None]) -> Callable[[], Tensor]:
+    _, _, pixels = batch
+    return torch.Tensor if pixels is None else engine.start(pixels)  # no image of the batch can be read
 
 
 def _watched(loader: Iterable[Any]) -> Iterator[Any]:
@@ -105,7 +116,7 @@ def _watched(loader: Iterable[Any]) -> Iterator[Any]:
         ) from error
 
 
-def extract(
+def extract(  # noqa: PLR0913 (its options, keyword-only)
     images: Sequence[Image],
     backbone: Backbone,
     path: Path | str,
@@ -115,26 +126,34 @@ def extract(
     dtype: str = "float32",
     skip_unreadable: bool = False,
     fresh: bool = False,
+    engine: str = AUTO,
+    precision: str | None = None,
 ) -> list[tuple[str, str]]:
     """Bring the store at `path` to hold a row for each of `images`; return (id, reason) of those that cannot be read.
 
     Finished blocks lie in `path`.part until all is done: a second run goes on from them, and from the rows of an
     earlier store with fewer images. The store appears when it is complete, which images that cannot be read prevent
     unless `skip_unreadable`; a later run does just the missing ones. `fresh` throws away earlier features first.
-    Raises BadInput if earlier features were made by another backbone, a feature is not finite in `dtype`, or another
-    program fills the same store.
+    engine: AUTO goes on with that of earlier features, and begins with the quicker one; precision: None goes on, too,
+    and begins with float32.
+    Raises BadInput if earlier features were made by another backbone or engine, a feature is not finite in `dtype`, the
+    engine cannot take the backbone, or another program fills the same store.
     """
     path = Path(path)
-    identity = _identity(backbone, dtype, REMEDY)
     with lock_part(path, fresh) as part:
-        store = None
-        if path.exists():
-            store = FeatureStore.open(path)
-            identity.check(path, {**store.attributes, "dtype": store.dtype})
+        store = FeatureStore.open(path) if path.exists() else None
+        earlier = {**store.attributes, "dtype": store.dtype} if store else part_attributes(part)
+        engine, precision = as_before(engine, precision, earlier)
+        if earlier:
+            before = _identity(replace(backbone, engine=engine, precision=precision), dtype, REMEDY)
+            before.check(path if store else part, earlier)
         missing = [image for image in images if store is None or image.id not in store]
         if not missing:
             clear(part)  # a run was killed between its last two steps
             return []
+        running = image_engine(backbone, len(missing), batch=batch, engine=engine, precision=precision)
+        backbone = replace(backbone, engine=running.name, precision=running.precision)
+        identity = _identity(backbone, dtype, REMEDY)
         blocks, keys = Blocks(part, identity), [image.id for image in missing]
         groups = blocks.missing(keys, ROWS_PER_BLOCK)
         hand_out(path.name, blocks, identity, keys, (str(image.path or "") for image in missing), groups)
@@ -143,7 +162,7 @@ def extract(
             name=backbone.store, total=len(images), unit=" images", initial=initial, mininterval=1
         ) as progress:
             paths = [image.path for image in missing]
-            failed = _fill(blocks, keys, paths, groups, backbone, dtype, batch, workers, progress)
+            failed = _fill(blocks, keys, paths, groups, backbone, dtype, batch, workers, running, progress)
         blocks.scan_others()
         if failed:
             write_json(part / "failed.json", dict(failed))
@@ -156,14 +175,19 @@ def extract(
 
 
 def extract_share(work: Work, backbone: Backbone, batch: int, workers: int) -> None:
-    """Compute this process's share of what the first one extracts. Raises BadInput if its backbone is another."""
-    dtype = str(work.attributes["dtype"])
+    """Compute this process's share of what the first one extracts, with the engine that it has chosen.
+
+    Raises BadInput if the backbone is another, or the engine cannot be had here.
+    """
+    dtype, engine, precision = (str(work.attributes[key]) for key in ("dtype", "engine", "precision"))
+    backbone = replace(backbone, engine=engine, precision=precision)
     _identity(backbone, dtype, "give all processes the same weights and options").check(
         Path(work.part), work.attributes
     )
+    running = image_engine(backbone, len(work.keys), batch=batch, engine=engine, precision=precision)
     paths = [image_file(source) if source else None for source in work.sources]
     with progress_bar(disable=True) as progress:
-        _fill(work.blocks(), work.keys, paths, work.groups, backbone, dtype, batch, workers, progress)
+        _fill(work.blocks(), work.keys, paths, work.groups, backbone, dtype, batch, workers, running, progress)
 
 
 def _identity(backbone: Backbone, dtype: str, remedy: str) -> Identity:
@@ -179,12 +203,13 @@ def _fill(  # noqa: PLR0913 (everything that the rows depend on)
     dtype: str,
     batch: int,
     workers: int,
+    engine: Engine,
     progress: Any,
 ) -> list[tuple[str, str]]:
     """Write a block of each of the groups that this process gets; return those that no process can read, and why."""
     failed: list[tuple[str, str]] = []
     ahead, taken = tee(blocks.deal(groups, progress.update))
-    results = features_of(paths, backbone, batch=batch, workers=workers, groups=ahead)
+    results = features_of(paths, backbone, batch=batch, workers=workers, groups=ahead, engine=engine)
     for group in taken:
         rows: dict[str, np.ndarray] = {}
         for number, result in islice(results, len(group)):

@@ -7,14 +7,16 @@ rows = encoder.features(["a dog runs"])["mean"]  # (1, 384)
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from features.blocks import AUTO, FLOAT32, TORCH
 from features.device import default_device
+from features.engines import Engine, OpenVINOEngine, TorchEngine, choose_engine, run_ahead
 from features.images import weights
 from features.progress import progress_bar
 from features.text.hub import CONFIG, EncoderSource, find, is_dual, not_an_encoder, quiet, read, unusable
@@ -24,6 +26,8 @@ from utils import BadInput
 SENTENCES_PER_BATCH = 64  # sentences at a time, and
 TOKENS_PER_BATCH = 4096  # tokens at a time, padding included: a few long sentences would otherwise fill the memory
 MAX_TOKENS = 512  # tokens, where neither tokenizer nor model says how many it takes
+UNPADDED = 32  # sentences, from which on a batch takes no more than those of its first one's length
+AUTO_MIN_CAPTIONS = 5000  # captions, below which converting and measuring take longer than they could save
 NO_LIMIT = 10**9  # a tokenizer without a limit of its own says 10^30
 
 
@@ -62,9 +66,11 @@ class SentenceEncoder:
     name: what loads it again; of a folder, its absolute path. digest: of the weights that its states depend on,
     wherever they were loaded from. size: of a state. longest: tokens it takes, special ones included.
     module: (B, T) ids and mask → an object with last_hidden_state (B, T, size), float32. tokenizer: of `transformers`.
+    engine: computes the states of `features`, None for PyTorch.
     """
 
     kept: ClassVar[Mapping[str, str]] = dict.fromkeys(POOLINGS, "float16")  # what a store keeps of it
+    any_engine: ClassVar[bool] = True  # not only PyTorch computes it
 
     name: str
     digest: str
@@ -72,6 +78,7 @@ class SentenceEncoder:
     longest: int
     module: nn.Module
     tokenizer: Any
+    engine: Engine | None = None
 
     @property
     def padding(self) -> int:
@@ -81,7 +88,30 @@ class SentenceEncoder:
     @property
     def attributes(self) -> dict[str, str | int]:
         """Return what the store of its features says about them."""
-        return {"encoder": self.name, "digest": self.digest, "size": self.size, "longest": self.longest}
+        engine, precision = (self.engine.name, self.engine.precision) if self.engine else (TORCH, FLOAT32)
+        made_with = {"engine": engine, "precision": precision}
+        return {"encoder": self.name, "digest": self.digest, "size": self.size, "longest": self.longest, **made_with}
+
+    def with_engine(self, engine: str, precision: str, count: int) -> "SentenceEncoder":
+        """Return the encoder with the engine asked for; AUTO: the quicker one for `count` sentences.
+
+        Raises BadInput if it is not installed, cannot take the encoder or gives other states, or the machine has no
+        bfloat16.
+        """
+        if self.engine and (self.engine.name, self.engine.precision) == (engine, precision):
+            return self
+        if engine == AUTO and count < AUTO_MIN_CAPTIONS:
+            engine = TORCH
+
+        def convert() -> tuple[Engine, tuple[Tensor, ...]]:
+            ids = torch.arange(8, device="cpu").expand(32, 8).contiguous() % (self.tokenizer.vocab_size or 1)
+            inputs = ids, torch.ones_like(ids)
+            batch, time = torch.export.Dim("batch", max=2**16), torch.export.Dim("time", max=self.longest)
+            shapes = {"ids": {0: batch, 1: time}, "mask": {0: batch, 1: time}}
+            return OpenVINOEngine(_States(self.module), inputs, precision, shapes), inputs
+
+        running = choose_engine(engine, precision, self.states, convert, self.name, "captions")
+        return replace(self, engine=running)
 
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Encode ids and mask, (B, T) int64 each, into states (B, T, size) float32, on the module's device."""
@@ -99,9 +129,9 @@ class SentenceEncoder:
         with progress_bar(
             name="sentences", total=len(tokens), unit=" captions", disable=not progress, leave=False
         ) as bar:
-            for rows in batches(tokens.lengths):
-                ids, mask = pad(tokens.take(rows), self.padding)
-                states = self.states(ids, mask)
+            engine = self.engine or TorchEngine(self.states)
+            padded = ((rows, *pad(tokens.take(rows), self.padding)) for rows in batches(tokens.lengths))
+            for (rows, _, mask), states in run_ahead(lambda batch: engine.start(*batch[1:]), padded, engine.ahead):
                 mask = mask.to(states.device)
                 for pooling, pool in POOLINGS.items():
                     out[pooling][rows] = self._rounded(pool(states, mask).cpu().numpy())
@@ -119,6 +149,17 @@ class SentenceEncoder:
         return kept
 
 
+class _States(nn.Module):
+    """What another engine is given of an encoder: ids and mask → states, and nothing else."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.module(input_ids=ids, attention_mask=mask).last_hidden_state
+
+
 def batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
     """Group sentences of like length, shortest first: at most SENTENCES_PER_BATCH, and TOKENS_PER_BATCH tokens, each.
 
@@ -131,6 +172,7 @@ def batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
         while (
             stop < min(len(order), start + SENTENCES_PER_BATCH)
             and (stop + 1 - start) * lengths[order[stop]] <= TOKENS_PER_BATCH
+            and (stop - start < UNPADDED or lengths[order[stop]] == lengths[order[start]])
         ):
             stop += 1
         yield order[start:stop]

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import h5py
 import numpy as np
 
-from features.blocks import Blocks, Identity, Work, clear, hand_out, lock_part
+from features.blocks import (
+    AUTO,
+    MADE_WITH,
+    Blocks,
+    Identity,
+    Work,
+    as_before,
+    clear,
+    hand_out,
+    lock_part,
+    part_attributes,
+)
 from features.distributed import from_all
 from features.hdf5 import atomic_hdf5, plain_attributes, read_rows, rows_bytes, write_rows
 from features.progress import progress_bar
@@ -27,7 +38,7 @@ PRECOMPUTED = "precomputed:"  # begins the name of an encoder whose features som
 POOLINGS = ("cls", "last", "mean")  # of features.text.encoders, which is not imported here: it takes torch along
 PROJECTED = "projected"  # of a dual encoder, or precomputed: one feature, whichever pooling is asked for
 ROWS_PER_BLOCK = 1024  # captions in a finished block: what a kill may cost
-IDENTITY_KEYS = ("digest", "longest", "format")  # rows that differ in one do not mix
+IDENTITY_KEYS = ("digest", "longest", "format", "engine", "precision")  # rows that differ in one do not mix
 REMEDY = (
     "repeat with `text_encoder` and `fresh`, without `backbone`, to make it again, or with the encoder it was made with"
 )
@@ -39,10 +50,6 @@ class Key(NamedTuple):
     image: str
     number: int
     digest: str
-
-    @property
-    def text(self) -> str:
-        return f"{self.digest} {self.number} {self.image}"
 
 
 def caption_digest(caption: str) -> str:
@@ -159,40 +166,49 @@ def update_text_store(
     *,
     fresh: bool = False,
     progress: bool = False,
+    engine: str = AUTO,
+    precision: str | None = None,
 ) -> int:
     """Bring the store at `path` to hold the captions of `rows`, lines of captions.jsonl; return how many were computed.
 
     Finished blocks lie in `path`.part until all is done: a second run goes on from them, and from the rows of an
-    earlier store whose image, number and text agree. The store appears when it is complete. `fresh` throws away
-    earlier features first. A block's rows depend on its captions alone, not on where a run was interrupted.
-    Raises BadInput if earlier features were made by another encoder, one is not finite in float16, or another program
-    fills the same store.
+    earlier store whose image, number and text agree. Captions of the same text are computed once. The store appears
+    when it is complete. `fresh` throws away earlier features first. A block's rows depend on its captions alone, not on
+    where a run was interrupted. engine, precision: AUTO and None go on with those of earlier features, and begin with
+    the quicker one, and float32.
+    Raises BadInput if earlier features were made by another encoder or engine, one is not finite in float16, or another
+    program fills the same store.
     """
     path = Path(path)
     keys = keys_of(rows)
     if not keys:
         raise BadInput(f"{path}: there is no caption to keep features of; check `captions`")
-    identity = _identity(encoder, REMEDY)
+    captions = {key.digest: caption for key, caption in zip(keys, _captions(rows), strict=True)}
     with lock_part(path, fresh) as part:
         store = None
         if path.exists():
             store = TextStore.open(path, command_line("prep.py", {"text_encoder": encoder.name}))
-            identity.check(path, store.attributes)
-            if store.keys == keys:
-                clear(part)  # a run was killed between its last two steps
-                return 0
-        texts = [caption for row in rows for caption in row["captions"]]
-        missing = [i for i, key in enumerate(keys) if store is None or key not in store]
-        blocks = Blocks(part, identity)
-        texts, names = [texts[i] for i in missing], [keys[i].text for i in missing]
-        groups = blocks.missing(names, ROWS_PER_BLOCK)
-        hand_out(path.name, blocks, identity, names, texts, groups)
+        earlier = store.attributes if store else part_attributes(part)
+        made_with = dict(zip(MADE_WITH, as_before(engine, precision, earlier), strict=True))
+        if not encoder.any_engine:
+            made_with = MADE_WITH
+        if earlier:
+            _identity({**encoder.attributes, **made_with}, REMEDY).check(path if store else part, earlier)
+        if store is not None and store.keys == keys:
+            clear(part)  # a run was killed between its last two steps
+            return 0
+        missing = list(dict.fromkeys(key.digest for key in keys if store is None or key not in store))
+        encoder = encoder.with_engine(**made_with, count=len(missing))
+        identity = _identity(encoder.attributes, REMEDY)
+        blocks, texts = Blocks(part, identity), [captions[digest] for digest in missing]
+        groups = blocks.missing(missing, ROWS_PER_BLOCK)
+        hand_out(path.name, blocks, identity, missing, texts, groups)
         count = sum(map(len, groups))
         name, initial = path.name.removesuffix(SUFFIX), len(keys) - count
         with progress_bar(
             name=name, total=len(keys), initial=initial, unit=" captions", mininterval=1, disable=not progress
         ) as bar:
-            _fill(blocks, names, texts, groups, encoder, bar)
+            _fill(blocks, missing, texts, groups, encoder, bar)
         blocks.scan_others()
         _assemble(path, keys, store, blocks, encoder)
         clear(part)
@@ -200,19 +216,29 @@ def update_text_store(
 
 
 def encode_share(work: Work, encoder: "SentenceEncoder | DualSentences") -> None:
-    """Compute this process's share of what the first one encodes. Raises BadInput if its encoder is another."""
-    _identity(encoder, "give all processes the same encoder").check(Path(work.part), work.attributes)
+    """Compute this process's share of what the first one encodes, with the engine that it has chosen.
+
+    Raises BadInput if the encoder is another, or the engine cannot be had here.
+    """
+    made_with = {key: str(work.attributes[key]) for key in MADE_WITH}
+    identity = _identity({**encoder.attributes, **made_with}, "give all processes the same encoder")
+    identity.check(Path(work.part), work.attributes)
+    encoder = encoder.with_engine(**made_with, count=len(work.keys))
     with progress_bar(disable=True) as bar:
         _fill(work.blocks(), work.keys, work.sources, work.groups, encoder, bar)
 
 
-def _identity(encoder: "SentenceEncoder | DualSentences", remedy: str) -> Identity:
-    return Identity({**encoder.attributes, "format": FORMAT}, IDENTITY_KEYS, remedy)
+def _identity(attributes: Mapping[str, str | int], remedy: str) -> Identity:
+    return Identity({**attributes, "format": FORMAT}, IDENTITY_KEYS, remedy)
+
+
+def _captions(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    return (caption for row in rows for caption in row["captions"])
 
 
 def _fill(
     blocks: Blocks,
-    names: Sequence[str],
+    digests: Sequence[str],
     texts: Sequence[str],
     groups: list[list[int]],
     encoder: "SentenceEncoder | DualSentences",
@@ -222,7 +248,7 @@ def _fill(
     for group in blocks.deal(groups, bar.update):
         features = encoder.features([texts[i] for i in group])
         arrays = {pooling: features[pooling].astype(dtype) for pooling, dtype in encoder.kept.items()}
-        blocks.write([names[i] for i in group], **arrays)
+        blocks.write([digests[i] for i in group], **arrays)
         bar.update(len(group))
     from_all(None)  # wait for all
 
@@ -234,15 +260,15 @@ def _assemble(
     blocks: Blocks,
     encoder: "SentenceEncoder | DualSentences",
 ) -> None:
-    """Write the store in the order of `keys`; it appears when it is complete."""
+    """Write the store in the order of `keys`; it appears when it is complete. Rows of an earlier store stay."""
 
     def rows_of(pooling: str, dtype: str) -> Iterator[np.ndarray]:
         def earlier(numbers: list[int]) -> np.ndarray:
             assert store is not None
             return store.read_keys([keys[number] for number in numbers], pooling, dtype)
 
-        texts, row = [key.text for key in keys], np.dtype((dtype, (encoder.size,)))
-        return blocks.assemble(texts, pooling, row, ROWS_PER_BLOCK, earlier)
+        digests = ["" if store is not None and key in store else key.digest for key in keys]
+        return blocks.assemble(digests, pooling, np.dtype((dtype, (encoder.size,))), ROWS_PER_BLOCK, earlier)
 
     blocks_of = {pooling: rows_of(pooling, dtype) for pooling, dtype in encoder.kept.items()}
     write_text_store(path, keys, encoder.attributes, encoder.kept, blocks_of)

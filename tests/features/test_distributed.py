@@ -3,13 +3,17 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
+import h5py
 import pytest
 
 import prep
 from features.distributed import deal, from_all, joined, rank
+from features.engines import TorchEngine, is_installed
 from features.images import backbones, extract
 from features.text import store
+from features.text.encoders import SentenceEncoder
 from tests.helpers import ROOT, call, draw_images, make_tiny_encoder, prep_args, run_together, tiny_backbone
 from utils import BadInput, log, warn
 
@@ -99,6 +103,71 @@ def test_another_backbone_in_one_process_ends_all(tmp_path, monkeypatch, small):
     statuses, (sentence,) = run_together(tmp_path, prep.main, *prep_args(tmp_path))
     assert statuses == [2, 2]
     assert "with other weights (digest 0, not digest 1); give all processes the same weights" in sentence
+
+
+def engines_of(path):
+    with h5py.File(path) as file:
+        return file.attrs["engine"], file.attrs["precision"]
+
+
+@pytest.mark.skipif(not is_installed(), reason="pip install openvino")
+def test_processes_with_openvino_make_the_stores_of_one(tmp_path, monkeypatch):
+    draw_images(tmp_path)
+    options = [*prep_args(tmp_path), "--backbone", "timm:test_resnet", "--weights", "random", "--engine", "openvino"]
+    options += ["--workers", 1, "--text-encoder", make_tiny_encoder(tmp_path / "tiny")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command, environment = [*torchrun, ROOT / "prep.py", *options], {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*map(str, command)], env=environment, capture_output=True, check=True, timeout=200)
+    assert call(monkeypatch, prep, *options, "--data", tmp_path / "one") == 0
+    for path in (tmp_path / "one/folder").glob("*.h5"):
+        assert path.read_bytes() == (tmp_path / "data/folder" / path.name).read_bytes()
+        assert engines_of(path) == ("openvino", "float32")
+
+
+@pytest.fixture
+def chosen(monkeypatch, tmp_path):
+    """The first process finds openvino the quicker; what the others ask for is in asked.txt."""
+    choose, encode = extract.image_engine, SentenceEncoder.with_engine
+
+    def quicker(running):
+        running.name = "openvino"
+        return running
+
+    def ask(engine):
+        with (tmp_path / "asked.txt").open("a") as file:
+            file.write(f"{engine}\n")
+
+    def image_engine(backbone, count, *, engine, **options):
+        if rank() == 0 and engine == "auto":
+            return quicker(TorchEngine(backbone.module))
+        ask(engine)
+        return choose(backbone, count, engine=engine, **options)
+
+    def with_engine(encoder, engine, precision, count):
+        if rank() == 0 and engine == "auto":
+            return replace(encoder, engine=quicker(TorchEngine(encoder.states)))
+        ask(engine)
+        return encode(encoder, engine, precision, count)
+
+    monkeypatch.setattr(extract, "image_engine", image_engine)
+    monkeypatch.setattr(SentenceEncoder, "with_engine", with_engine)
+
+
+@pytest.mark.parametrize("side", ["images", "sentences"])
+def test_a_process_without_the_engine_that_the_first_one_has_chosen_ends_all(
+    side, tmp_path, monkeypatch, small, chosen
+):
+    draw_images(tmp_path)
+    options = prep_args(tmp_path)
+    if side == "sentences":
+        assert call(monkeypatch, prep, *options, "--engine", "torch") == 0
+        (tmp_path / "asked.txt").unlink()
+        options = ["folder", "--data", tmp_path / "data", "--text-encoder", make_tiny_encoder(tmp_path / "tiny")]
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    statuses, (sentence,) = run_together(tmp_path, prep.main, *options)
+    assert statuses == [2, 2]
+    assert sentence == "script.py: --engine openvino: needs the package openvino; pip install openvino, or take torch"
+    assert (tmp_path / "asked.txt").read_text() == "openvino\n", "it does not measure by itself"
 
 
 def test_groups_are_dealt_to_whoever_is_free_and_the_first_speaks(tmp_path):

@@ -79,6 +79,8 @@ def test_towers_of_transformers_give_what_the_library_gives(kind, folders, image
         "digest": side.digest,
         "size": side.size,
         "longest": 12,
+        "engine": "torch",
+        "precision": "float32",
     }
     again = reopen(backbone.attributes)
     torch.testing.assert_close(rows_of(again, images), wanted, atol=1e-5, rtol=0)
@@ -121,7 +123,7 @@ def test_random_weights_are_the_same_every_time(open_clip_file, capsys):
 def test_both_sides_share_one_model(folders):
     backbone = load(f"clip:{folders['clip']}")
     side = load_sentence_side(f"clip:{folders['clip']}")
-    tower: Any = backbone.module.body
+    tower: Any = backbone.module.get_submodule("rows.body")
     assert tower.dual is side.dual
 
 

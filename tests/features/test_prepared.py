@@ -308,7 +308,7 @@ def test_sentence_features_are_added_to_what_is_there(
     before = Path("data/folder/resnet18.h5").stat().st_mtime_ns, Path("data/folder/captions.jsonl").read_bytes()
     shutil.move("images", "elsewhere")  # sentence features need neither images nor caption files
     assert as_told(monkeypatch, command) == 0
-    assert "tiny.text.h5: 16 captions, 16 of them new" in capsys.readouterr().err
+    assert "tiny.text.h5: 16 captions, 9 of them computed" in capsys.readouterr().err
     assert before == (
         Path("data/folder/resnet18.h5").stat().st_mtime_ns,
         Path("data/folder/captions.jsonl").read_bytes(),
@@ -321,7 +321,7 @@ def test_sentence_features_are_added_to_what_is_there(
             rows = data.sentence_features(split, name, "mean")
             np.testing.assert_allclose(rows, encoder.features(captions)["mean"], atol=4e-3)
     assert as_told(monkeypatch, command) == 0
-    assert "16 captions, 0 of them new" in capsys.readouterr().err
+    assert "16 captions, 0 of them computed" in capsys.readouterr().err
     # a caption that has changed since is told, with the command that mends it
     shutil.move("elsewhere", "images")
     Path("captions.csv").write_text(Path("captions.csv").read_text().replace("a dog runs 3", "a blue dog"))
@@ -332,7 +332,7 @@ def test_sentence_features_are_added_to_what_is_there(
         changed.sentence_features("test", "encoders/tiny", "mean")
     capsys.readouterr()
     assert as_told(monkeypatch, str(outdated.value).split("with: ")[1]) == 0
-    assert "16 captions, 1 of them new" in capsys.readouterr().err
+    assert "16 captions, 1 of them computed" in capsys.readouterr().err
     changed.sentence_features("test", "encoders/tiny", "mean")
 
 
@@ -357,7 +357,7 @@ def test_sentence_features_along_with_the_rest(
     assert call(monkeypatch, "folder", "--text-encoder", "encoders/tiny", "--fresh") == 0
     said = capsys.readouterr().err
     assert "no features of images yet; make them with: python prep.py folder --backbone efficientnet_lite0" in said
-    assert "14 captions, 14 of them new" in said
+    assert "14 captions, 8 of them computed" in said
 
 
 def test_other_weights_under_the_same_name(
