@@ -23,13 +23,13 @@ from metrics.ranks import Ranks, ranks_by_block
 from metrics.similarity import RANKING
 from metrics.table import as_text
 
-REFERENCE_BLOCK = 100  # queries whose order scores the reference forms at a time, with all dimensions
+REFERENCE_BLOCK, REFERENCE_NUMBERS = 100, 2**28  # queries, and numbers, that the reference forms at a time for order
 
 
 def reference_ranks(
     similarity: str, queries: np.ndarray, items: np.ndarray, true: Sequence[np.ndarray], by_image: bool
 ) -> np.ndarray:
-    """Sort the scores of each query and look its first true item up; order scores from blocks of 100 queries."""
+    """Sort the scores of each query and look its first true item up; of order, from 100 queries at most at a time."""
     ranks = np.empty(len(queries), np.int64)
     for query, scores in enumerate(rows_of_scores(similarity, queries, items, by_image)):
         order = np.argsort(scores)[::-1]
@@ -44,8 +44,9 @@ def rows_of_scores(similarity: str, queries: np.ndarray, items: np.ndarray, by_i
             yield items @ query
         return
     every = torch.from_numpy(items)
-    for start in range(0, len(queries), REFERENCE_BLOCK):
-        block = torch.from_numpy(queries[start : start + REFERENCE_BLOCK])
+    height = max(1, min(REFERENCE_BLOCK, REFERENCE_NUMBERS // items.size))
+    for start in range(0, len(queries), height):
+        block = torch.from_numpy(queries[start : start + height])
         lacking = every[None] - block[:, None] if by_image else block[:, None] - every[None]
         yield from (-lacking.clamp(min=0).pow(2).sum(2)).numpy()
 

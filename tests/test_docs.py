@@ -64,6 +64,7 @@ BENCHMARKS = {"million_vectors.py": ["--vectors", "300", "--queries", "20"], "se
 BENCHMARKS |= {
     "training_steps.py": ["--images", "60", "--steps", "1", "--pairs", "1"],
     "start.py": ["--images", "2", "--pairs", "1"],
+    "ranks.py": ["--images", "20", "--queries", "5", "--pairs", "1"],
 }
 BENCHMARKS |= {"default_recipe.py": ["--seeds", "0", "--set", "training.min_steps=0", "embed_dim=8"]}
 BENCHMARKS |= {
