@@ -2,6 +2,7 @@
 
     python benchmarks/ranks.py
     python benchmarks/ranks.py --images 1000 --similarity order
+    python benchmarks/ranks.py --images 1000 --leading
 
 Embeddings are drawn so that ranks are those of a model that has learned: a caption is its image and noise. Every figure
 is a ratio of times taken in turn in the same run. The reference ranks some queries of each direction, whose ranks are
@@ -21,8 +22,9 @@ from timing import Timing, in_pairs, memory_of, seconds, timings_table
 
 from metrics.ranks import Ranks, ranks_by_block
 from metrics.similarity import RANKING
-from metrics.table import as_text
+from metrics.table import Table, as_text
 
+LEADING_CAPTIONS = 200  # whose pairs are looked at
 REFERENCE_BLOCK, REFERENCE_NUMBERS = 100, 2**28  # queries, and numbers, that the reference forms at a time for order
 
 
@@ -70,7 +72,12 @@ def main() -> None:
     parser.add_argument("--similarity", nargs="+", choices=list(RANKING), default=list(RANKING))
     parser.add_argument("--queries", type=int, default=200, help="of each direction that the reference ranks, at most")
     parser.add_argument("--pairs", type=int, default=5, help="of runs")
+    how = "only say how many pairs are open for order when the leading dimensions have been added up"
+    parser.add_argument("--leading", action="store_true", help=how)
     args = parser.parse_args()
+    if args.leading:
+        print(as_text(leading(*draw(args, "order"))))
+        return
     print(as_text(timings_table([compare(s, *draw(args, s), args.queries, args.pairs) for s in args.similarity])))
 
 
@@ -103,6 +110,24 @@ def compare(
     note = f"{differ} of {len(rows) + len(columns)} ranks differ, {memory_of(ours):.0f} MB"
     work = f"ranks, {similarity}, {len(images):,} x {len(captions):,}"
     return Timing(work, *in_pairs(lambda: seconds(ours), reference_seconds, pairs), note)
+
+
+def leading(images: np.ndarray, captions: np.ndarray, image_of_caption: np.ndarray) -> Table:
+    """Return the share of pairs that the sum over leading dimensions leaves open: it is not yet the true pair's.
+
+    Dimensions come by how much they violate on average, those that violate most first.
+    """
+    queries = captions[:LEADING_CAPTIONS]
+    order = np.argsort(-np.square((queries - images.mean(axis=0)).clip(min=0)).mean(axis=0))
+    images, queries = images[:, order], queries[:, order]
+    true = np.square((queries - images[image_of_caption[: len(queries)]]).clip(min=0)).sum(axis=1)
+    body, dim = [], images.shape[1]
+    for share in (1 / 8, 1 / 4, 1 / 2):
+        kept = slice(0, round(share * dim))
+        sums = [np.square((query[kept] - images[:, kept]).clip(min=0)).sum(axis=1) for query in queries]
+        opened = np.mean([(row < limit).mean() for row, limit in zip(sums, true, strict=True)])
+        body.append([f"{kept.stop:,} of {dim:,}", f"{100 * opened:.1f} %"])
+    return Table("", ["leading dimensions", "pairs open"], body)
 
 
 if __name__ == "__main__":

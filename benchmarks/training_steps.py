@@ -28,6 +28,7 @@ from timing import Timing, in_pairs, seconds, timings_table
 from features.prepared import Prepared, Split
 from features.text.sentences import TextProcessor
 from features.text.vocabulary import Vocabulary
+from layers.gru import gru_states
 from losses import hinge
 from metrics.ranks import rsum
 from metrics.table import as_text
@@ -40,12 +41,11 @@ from training.sweep import SplitCache
 from training.trainer import Trainer, TrainingData
 
 PER_IMAGE, FEATURES = 5, 1280
-WORDS, EXPONENT = (
-    2920,
-    1.1,
-)  # words of Flickr8k that come four times; the n-th most frequent comes n ** -EXPONENT as often
+WORDS = 2920  # of Flickr8k that come four times
+EXPONENT = 1.1  # the n-th most frequent comes n ** -EXPONENT as often
 LENGTHS = (8.3, 1.3)  # shape and scale of the gamma distribution that Flickr8k's words a caption have about
 BATCH = 128
+WORKS = ("gru", "layer", "order", "quality")
 
 
 def drawn_captions(images: int, random: np.random.Generator) -> list[str]:
@@ -178,6 +178,27 @@ def gru(splits: dict[str, Split], steps: int, pairs: int) -> Timing:
     return Timing("an epoch of vse0, GRU 1024", times, ratios, share)
 
 
+def layer(pairs: int) -> Timing:
+    """Time the GRU alone, forward and backward, against nn.GRU on the same packed words: batches of equal lengths."""
+    torch.manual_seed(0)
+    recurrent, embedding = nn.GRU(300, 1024, batch_first=True), nn.Embedding(WORDS, 300)
+    shares = torch.arange(1, WORDS + 1, dtype=torch.float64) ** -EXPONENT
+    packed = pack_padded_sequence(torch.multinomial(shares, BATCH * 11, True).view(BATCH, 11), [11] * BATCH, True)
+
+    def ours() -> None:
+        distinct, index = packed.data.unique(return_inverse=True)
+        gru_states(recurrent, embedding(distinct), index, packed.batch_sizes.tolist()).sum().backward()
+
+    def plain() -> None:
+        recurrent(packed._replace(data=embedding(packed.data)))[0].data.sum().backward()
+
+    ours()
+    plain()
+    return Timing(
+        "the GRU alone, 128 sentences of 11 words", *in_pairs(lambda: seconds(ours), lambda: seconds(plain), pairs)
+    )
+
+
 def order(splits: dict[str, Split], steps: int, pairs: int) -> Timing:
     """Time steps of `order_embedding` against the same with cosine: the ratio is order / cosine."""
     with tempfile.TemporaryDirectory() as folder:
@@ -221,13 +242,15 @@ def measure(args: argparse.Namespace) -> Iterator[Timing]:
             if args.data is None:
                 continue
             yield quality(args.data, args.features, args.recipe, args.rsum, args.pairs)
+        elif work == "layer":
+            yield layer(args.pairs)
         else:
             yield {"gru": gru, "order": order}[work](splits, args.steps, args.pairs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", nargs="+", choices=("gru", "order", "quality"), default=["gru", "order", "quality"])
+    parser.add_argument("--work", nargs="+", choices=WORKS, default=WORKS)
     parser.add_argument("--images", type=int, default=6000, help="that are drawn, with five captions each")
     parser.add_argument("--steps", type=int, default=12, help="of an epoch that are timed")
     parser.add_argument("--pairs", type=int, default=5, help="of runs")

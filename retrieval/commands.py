@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image as PILImage
@@ -109,11 +108,12 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
     out: by default that of the first folder named, with .index at its end.
     """
     from retrieval.build import build_index
+    from retrieval.sources import check_there
 
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
             raise BadInput(f"`{name}` {value}: too small; leave it out for the default")
-    sources().check_there(images)
+    check_there(images)
     out = out or index_folder(images)
     opened = open_run(run, runs)
     report = build_index(
@@ -167,11 +167,9 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
     if sheet:
         check_output("sheet", sheet, ".png")
     Meta.read(index)  # an error if it is no index, before a run is opened
-    lines = sources().read_captions(captions) if captions else None
     query_image = None if image is None else open_image(image)
     searcher = Searcher.open(index, run, exact=exact)
-    if lines and captions:
-        lines = sources().known_captions(searcher.run, lines, captions)
+    lines = own_captions(searcher.run, captions)
     if summed:
         result = find_sum(searcher, sentence or "", like, minus, k)
     elif image:
@@ -238,11 +236,13 @@ def open_run(run: str | None, runs: Path = RUNS) -> Run:
     return Run.open(folders[0])
 
 
-def sources() -> Any:
-    """Import what reads captions and images of other programs, late: a sentence needs none of it."""
-    from retrieval import sources
+def own_captions(run: Run, file: Path | None) -> list[str] | None:
+    """Read the captions of a file that the run knows a word of; None without a file. Raises BadInput."""
+    if file is None:
+        return None
+    from retrieval.sources import known_captions, read_captions  # late: a sentence needs none of it
 
-    return sources
+    return known_captions(run, read_captions(file), file)
 
 
 def open_image(path: Path) -> PILImage.Image:

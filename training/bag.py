@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import safetensors
 
-from features.text.vocabulary import UNKNOWN, Sentences, Vocabulary
+from features.text.vocabulary import UNKNOWN, Sentences
 from settings import Settings
-from training.run import AGAIN, MODEL, VOCABULARY, Run, check_finished, local_folder, read_run_config
+from training.run import AGAIN, MODEL, Run, local_folder, read_run_config
 from utils import BadInput
 
 
@@ -18,13 +18,8 @@ def open_for_sentences(folder: Path | str) -> Run:
     Raises BadInput if `folder` is no run, or one whose training has not finished.
     """
     folder = local_folder(folder)
-    settings, info = read_run_config(folder)
-    if not is_bag(settings):
-        return Run.open(folder)
-    check_finished(folder)
-    run = BagRun(folder, settings, info, Vocabulary.load(folder / VOCABULARY))
-    run.read_weights()
-    return run
+    kind = BagRun if is_bag(read_run_config(folder)[0]) else Run
+    return kind.open(folder)
 
 
 def is_bag(settings: Settings) -> bool:
@@ -38,8 +33,8 @@ class BagRun(Run):
     The embeddings are those of its model, but for the last bits of a float32. Images go through the model itself.
     """
 
-    def read_weights(self) -> None:
-        self.weights  # noqa: B018 (read by asking for it)
+    def read_weights(self) -> object:
+        return self.weights
 
     @cached_property
     def weights(self) -> dict[str, np.ndarray]:

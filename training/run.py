@@ -170,9 +170,9 @@ class Run:
         run.read_weights()
         return run
 
-    def read_weights(self) -> None:
-        """Read what embeds, so that what is wrong with it is said now."""
-        self.model  # noqa: B018 (read by asking for it)
+    def read_weights(self) -> object:
+        """Read what embeds, so that what is wrong with it is said now; return it."""
+        return self.model
 
     @cached_property
     def model(self) -> "TwoBranch":

@@ -42,7 +42,7 @@ LISTS = (
     ("train.txt", "dev.txt", "test.txt"),
 )
 
-MIN_DRAWN = 50  # images of val, and of test: below, chance makes tables, and probabilities are not kept
+MIN_DRAWN = 50  # images of val, and of test: below, chance makes tables
 
 Ratio = tuple[float, float, float]
 Splits = tuple[dict[str, str], list[str]]  # the split of every image that stays, in dataset order, and notes

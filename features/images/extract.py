@@ -162,7 +162,8 @@ def extract(  # noqa: PLR0913 (its options, keyword-only)
             name=backbone.store, total=len(images), unit=" images", initial=initial, mininterval=1
         ) as progress:
             paths = [image.path for image in missing]
-            failed = _fill(blocks, keys, paths, groups, backbone, dtype, batch, workers, running, progress)
+            rows_of = functools.partial(features_of, paths, backbone, batch=batch, workers=workers, engine=running)
+            failed = _fill(blocks, keys, groups, rows_of, f"{backbone.name}: the feature of", dtype, progress)
         blocks.scan_others()
         if failed:
             write_json(part / "failed.json", dict(failed))
@@ -186,30 +187,31 @@ def extract_share(work: Work, backbone: Backbone, batch: int, workers: int) -> N
     )
     running = image_engine(backbone, len(work.keys), batch=batch, engine=engine, precision=precision)
     paths = [image_file(source) if source else None for source in work.sources]
+    rows_of = functools.partial(features_of, paths, backbone, batch=batch, workers=workers, engine=running)
     with progress_bar(disable=True) as progress:
-        _fill(work.blocks(), work.keys, paths, work.groups, backbone, dtype, batch, workers, running, progress)
+        _fill(work.blocks(), work.keys, work.groups, rows_of, f"{backbone.name}: the feature of", dtype, progress)
 
 
 def _identity(backbone: Backbone, dtype: str, remedy: str) -> Identity:
     return Identity({**backbone.attributes, "dtype": dtype, "format": FORMAT}, IDENTITY_KEYS, remedy)
 
 
-def _fill(  # noqa: PLR0913 (everything that the rows depend on)
+def _fill(
     blocks: Blocks,
     keys: Sequence[str],
-    paths: Sequence[ImageSource | None],
     groups: list[list[int]],
-    backbone: Backbone,
+    rows_of: Callable[..., Iterator[tuple[int, Result]]],
+    what: str,
     dtype: str,
-    batch: int,
-    workers: int,
-    engine: Engine,
     progress: Any,
 ) -> list[tuple[str, str]]:
-    """Write a block of each of the groups that this process gets; return those that no process can read, and why."""
+    """Write a block of each of the groups that this process gets; return those that no process can read, and why.
+
+    rows_of: `features_of` but for its groups; what: what a row is called, before "image ID".
+    """
     failed: list[tuple[str, str]] = []
     ahead, taken = tee(blocks.deal(groups, progress.update))
-    results = features_of(paths, backbone, batch=batch, workers=workers, groups=ahead, engine=engine)
+    results = rows_of(groups=ahead)
     for group in taken:
         rows: dict[str, np.ndarray] = {}
         for number, result in islice(results, len(group)):
@@ -217,7 +219,7 @@ def _fill(  # noqa: PLR0913 (everything that the rows depend on)
             if isinstance(result, str):
                 failed.append((image, result))
             else:
-                rows[image] = _finite(result, dtype, f"{backbone.name}: the feature of image {image}")
+                rows[image] = _finite(result, dtype, f"{what} image {image}")
             progress.update()
         if rows:
             blocks.write(list(rows), features=np.stack(list(rows.values())))
