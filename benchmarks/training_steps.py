@@ -39,6 +39,7 @@ from training.run import RunInfo, RunPlan, encoding_settings
 from training.schedule import epochs_of
 from training.sweep import SplitCache
 from training.trainer import Trainer, TrainingData
+from utils import run_script
 
 PER_IMAGE, FEATURES = 5, 1280
 WORDS = 2920  # of Flickr8k that come four times
@@ -266,4 +267,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
