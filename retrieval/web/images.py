@@ -23,6 +23,7 @@ MAX_PIXELS = 50_000_000  # of an image that is sent: a telephone's largest, 150 
 VIEW_PIXELS, PREVIEW_PIXELS = 1600, 320  # the longer side of an image that goes out, and of one that was sent
 FULL_PIXELS, FULL_QUALITY = 65_500, 95  # of an image that goes out at full size: what a JPEG can hold
 QUALITY = 88  # of a JPEG that goes out
+SHOWN = {"JPEG": "jpeg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "AVIF": "avif"}  # by browsers, as image/…
 EXIF, TAKEN, ORIENTATION = 0x8769, 0x9003, 0x0112  # numbers of EXIF's fields
 
 
@@ -71,11 +72,11 @@ def large_jpeg(path: ImageFile, side: int = VIEW_PIXELS, quality: int = QUALITY)
 
 
 def file_facts(path: ImageFile | None) -> dict[str, Any]:
-    """Return `width`, `height`, `bytes` and `date` of an image's file, each None where it cannot be read.
+    """Return `width`, `height`, `bytes`, `date` and `type` of an image's file, each None where it cannot be read.
 
-    taken: the date is that of the camera, not that of the file.
+    taken: the date is that of the camera, not that of the file. type: image/…, of a kind that browsers show.
     """
-    facts: dict[str, Any] = dict.fromkeys(("width", "height", "bytes", "date")) | {"taken": False}
+    facts: dict[str, Any] = dict.fromkeys(("width", "height", "bytes", "date", "type")) | {"taken": False}
     if path is None or version_of(path) is None:
         return facts
     status = os.stat(file_on_disk(path))
@@ -84,6 +85,8 @@ def file_facts(path: ImageFile | None) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with open_image_file(path) as file, PILImage.open(file, formats=formats()) as image:
+                if image.format in SHOWN:
+                    facts["type"] = f"image/{SHOWN[image.format]}"
                 exif, (width, height) = image.getexif(), image.size
                 on_its_side = exif.get(ORIENTATION, 1) >= 5
                 facts["width"], facts["height"] = (height, width) if on_its_side else (width, height)

@@ -36,6 +36,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from features.images.decode import jpeg_bytes
+from features.images.files import open_image_file
 from retrieval.searcher import Searcher, plain
 from retrieval.web.answers import Answers
 from retrieval.web.export import results_csv
@@ -80,6 +81,7 @@ def application(searcher: Searcher, host: str = "127.0.0.1", max_upload: float =
         Route("/thumbnail/{row:row}", page.thumbnail),
         Route("/image/{row:row}", page.image),
         Route("/full/{row:row}", page.full),
+        Route("/original/{row:row}", page.original),
         Route("/about/{row:row}", page.about),
         Route("/upload/{digest}", page.sent),
         *(Route(f"/{name}", page.file) for name in FILES),
@@ -212,6 +214,15 @@ class Page:
         """Send the same in all its pixels."""
         return await self.encoded(request, FULL_PIXELS, FULL_QUALITY)
 
+    async def original(self, request: Request) -> Response:
+        """Send an image's file as it is, to this machine alone: it may say where it was taken."""
+        path = self.searcher.index.path(self.row_of(request))
+        kind = (await run_in(self.decoders, file_facts, path))["type"] if self.paths else None
+        if path is None or kind is None:
+            raise HTTPException(404, "its file is not shown as it is; the image is at /full")
+        with open_image_file(path) as file:
+            return Response(file.read(), media_type=kind, headers={"Cache-Control": "private, no-cache"})
+
     async def encoded(self, request: Request, side: int, quality: int) -> Response:
         row = self.row_of(request)
         path = self.searcher.index.path(row)
@@ -228,6 +239,7 @@ class Page:
         row = self.row_of(request)
         image = self.searcher.index.ids[row]
         facts = await run_in(self.decoders, file_facts, self.searcher.index.path(row))
+        facts["original"] = f"/original/{row}" if facts.pop("type") and self.paths else None
         (caption,) = await run_in(self.queue, self.answers.tiles.describe, [row])
         return as_json({"image": image, "path": self.name_of(image), "caption": caption, **facts})
 

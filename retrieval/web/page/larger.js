@@ -44,7 +44,7 @@ function show(tile) {
   at("figures").replaceChildren(element("span", likely ? `${likely} likely` : ""), element("span", detail ?? "", "detail"));
   at("full").href = tile.getAttribute("href").replace("image", "full");
   at("facts").replaceChildren();
-  at("copy").hidden = true;
+  at("copy").hidden = at("original").hidden = true;
   if (!larger.open) {
     left = new Promise((done) => (leave = done));
     at("refine").reset();
@@ -68,6 +68,8 @@ async function tellOf(tile) {
   at("copy").hidden = !about.path || !navigator.clipboard; // browsers have none where the connection is not secure
   at("copy").textContent = "Copy path";
   at("copy").dataset.path = about.path;
+  at("original").hidden = !about.original;
+  at("original").href = about.original ?? "";
 }
 
 const amount = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);

@@ -506,6 +506,10 @@ def test_the_larger_view_with_the_mouse_tells_of_the_file(page, searcher):
         larger.get_by_text("Open full size").click()
     assert "/full/" in opened.value.url
     opened.value.close()
+    with page.context.expect_page() as opened:
+        larger.get_by_text("Open original").click()
+    assert "/original/" in opened.value.url
+    opened.value.close()
     for _ in range(3):
         larger.get_by_label("Previous image").click()
     assert names[-1] in larger.inner_text(), "before the first comes the last"

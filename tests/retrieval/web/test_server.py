@@ -424,6 +424,26 @@ def test_images_go_out_as_jpeg_from_the_index_only(port, searcher, page_folder):
         file.write_bytes(kept)
 
 
+def test_the_file_itself_goes_to_this_machine_alone(port, searcher):
+    row, file = searcher.row_of("7.png"), searcher.path("7.png")
+    kept = file.read_bytes()
+    assert ask_json(port, f"/about/{row}")[1]["original"] == f"/original/{row}"
+    status, headers, content = ask(port, f"/original/{row}")
+    assert (status, headers["Content-Type"], headers["X-Content-Type-Options"]) == (200, "image/png", "nosniff")
+    assert content == kept
+    with served(searcher, "0.0.0.0") as everywhere:
+        assert ask_json(everywhere, f"/about/{row}")[1]["original"] is None
+        assert refusal(everywhere, f"/original/{row}")[0] == 404
+    try:
+        for odd in (SVG, b"<script>alert(1)</script>"):
+            file.write_bytes(odd)
+            assert refusal(port, f"/original/{row}")[0] == 404
+        PILImage.new("RGB", (8, 8)).save(file, "TIFF")
+        assert refusal(port, f"/original/{row}") == (404, "its file is not shown as it is; the image is at /full")
+    finally:
+        file.write_bytes(kept)
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_odd_names(odd_port, name):
     _, answer = ask_json(odd_port, "/api/search?q=a+red+circle")
