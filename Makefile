@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two tests at a time; a worker that is done takes from the other's.
 PARALLEL := -n 2 --dist worksteal
 
-.PHONY: demo search test check format
+.PHONY: demo search test torture check format
 
 demo: .venv/ready
 	$(BIN)/python prep.py
@@ -22,6 +22,10 @@ search: .venv/ready
 
 test: .venv/dev
 	$(BIN)/python -m pytest $(PARALLEL)
+
+# What the suite tries a few times, tried until it should have failed: docs/RELIABILITY.md.
+torture: .venv/dev
+	$(BIN)/python -m pytest tests/torture --torture --timeout 0
 
 check: .venv/dev
 	$(BIN)/ruff format --check .
