@@ -66,7 +66,10 @@ BENCHMARKS |= {
     "start.py": ["--images", "2", "--pairs", "1"],
     "ranks.py": ["--images", "20", "--queries", "5", "--pairs", "1"],
 }
-BENCHMARKS |= {"default_recipe.py": ["--seeds", "0", "--set", "training.min_steps=0", "embed_dim=8"]}
+BENCHMARKS |= {
+    "default_recipe.py": ["--seeds", "0", "--set", "training.min_steps=0", "embed_dim=8"],
+    "random_splits.py": ["--splits", "2", "--set", "training.min_steps=0", "embed_dim=8"],
+}
 BENCHMARKS |= {
     "extraction.py": ["--count", "2", "--pairs", "1", "--weights", "random", "--engine", "torch"],
     "sentence_features.py": ["--count", "8", "--pairs", "1", "--engine", "torch"],
