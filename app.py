@@ -11,7 +11,7 @@ machine alone.
 import argparse
 from pathlib import Path
 
-from utils import complete, one_sentence, run_script
+from script import complete, one_sentence, run_script
 
 
 def main() -> None:

@@ -27,8 +27,9 @@ that draws images with all their captions.
 import argparse
 from pathlib import Path
 
+from script import complete, folders_with, one_sentence, run_script
 from settings import known_recipes
-from utils import be_quiet, complete, folders_with, one_sentence, run_script
+from utils import be_quiet
 
 CORRECTIONS = ("inverted_softmax", "qb_norm", "nnn", "db_norm", "sinkhorn")
 

@@ -26,7 +26,8 @@ from features.options import (
     PrepOptions,
     resolve_options,
 )
-from utils import be_quiet, command_line, complete, log, one_sentence, run_script
+from script import complete, one_sentence, run_script
+from utils import be_quiet, command_line, log
 
 
 def main() -> None:

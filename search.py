@@ -18,7 +18,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils import be_quiet, complete, folders_with, one_sentence, run_script
+from script import complete, folders_with, one_sentence, run_script
+from utils import be_quiet
 
 
 def main() -> None:

@@ -18,8 +18,9 @@ import argparse
 from pathlib import Path
 from shutil import get_terminal_size
 
+from script import complete, folders_with, one_sentence, run_script
 from settings import all_keys, assignments, known_recipes
-from utils import be_quiet, complete, folders_with, log, one_sentence, run_script
+from utils import be_quiet, log
 
 DEFAULT_RECIPE = "strong"
 

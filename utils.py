@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +21,7 @@ class BadInput(Exception):
     """Input that a person can mend. The message is one sentence that names what is wrong, and the remedy.
 
     A parameter or a setting that mends it stands in backquotes (`captions`, `training.lr`): from Python that is its
-    name, and `run_script` writes it as the flag of the command line.
+    name, and `script.run_script` writes it as the flag of the command line.
     """
 
 
@@ -31,98 +31,6 @@ class NotPrepared(BadInput):
     def __init__(self, sentence: str, options: dict[str, Any]):
         super().__init__(sentence)
         self.options = options
-
-
-def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; bad input ends in one sentence on stderr and exit status 2, never in a traceback.
-
-    Of the processes that torchrun starts on a machine one alone is heard, until they have joined.
-    """
-    global _as_script, _quiet, _silent
-    _as_script, stderr = True, sys.stderr
-    if int(os.environ.get("LOCAL_RANK", "0")):
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until features.distributed.joined)
-    try:
-        main()
-    except NotPrepared as error:
-        sys.exit(_say(f"{with_flags(str(error))}; prepare them with: {command_line('prep.py', error.options)}", 2))
-    except BadInput as error:
-        sys.exit(_say(with_flags(str(error)), 2))
-    except KeyboardInterrupt:
-        sys.exit(_say("stopped; repeat the command, without --fresh, and it continues", 130))
-    except ModuleNotFoundError as error:
-        if (sentence := missing_package(error.name or "")) is None:
-            raise
-        sys.exit(_say(sentence, 2))
-    except BrokenPipeError:  # the reader of a pipe (head, less) went away: not an error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        remedy = "check that it exists, that you may read and write there, and that the disk is not full"
-        sys.exit(_say(f"{where}{error.strerror or error}; {remedy}", 2))
-    finally:
-        _as_script = _quiet = _silent = False
-        sys.stderr = stderr
-
-
-def missing_package(module: str) -> str | None:
-    """Return what to do where a module cannot be imported; None if it is of no package that this project asks for."""
-    root, name = Path(__file__).parent, module.partition(".")[0]
-    package = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(name, name.replace("_", "-"))
-    for file in ("requirements.txt", "requirements-search.txt", "requirements-dev.txt"):
-        text = (root / file).read_text(encoding="utf-8") if (root / file).is_file() else ""
-        if re.search(rf"(?mi)^{re.escape(package)}\b", text):
-            made = (root / ".venv/bin/activate").is_file()
-            activate = "call source .venv/bin/activate" if made else "call make demo, then source .venv/bin/activate"
-            return f"{sys.executable} has no {package}; {activate}, or else pip install -r {file}"
-    return None
-
-
-def complete(parser: Any, **choices: Callable[[Any], Iterable[str]]) -> None:
-    """Answer a shell that asks what may follow (argcomplete's protocol), which ends the program; else do nothing.
-
-    choices: for an argument, by its name, a function of what stands on the command line already.
-    """
-    if "_ARGCOMPLETE" not in os.environ:
-        return
-    try:
-        import argcomplete
-    except ImportError:
-        sys.exit(1)
-
-    def complete_all(parser: Any) -> None:
-        for action in parser._actions:
-            if isinstance(action.choices, dict):  # commands, each with a parser of its own
-                for command in action.choices.values():
-                    complete_all(command)
-            elif action.dest in choices:
-                action.completer = lambda prefix, parsed_args, dest=action.dest, **_: choices[dest](parsed_args)
-
-    complete_all(parser)
-    argcomplete.autocomplete(parser)
-
-
-def one_sentence(parser: Any) -> Any:
-    """Let a parser of argparse, and those of its commands, raise BadInput for what it cannot read; return it."""
-
-    def refuse(message: str) -> None:
-        sentence = f"{message}; {parser.prog} --help says what it takes"
-        raise BadInput(sentence)
-
-    parser.error = refuse
-    for action in parser._actions:
-        if isinstance(action.choices, dict):
-            for command in action.choices.values():
-                one_sentence(command)
-    return parser
-
-
-def folders_with(file: str, root: Path) -> list[str]:
-    """Return the names of the folders in `root` that hold a file of this name."""
-    return sorted(path.parent.name for path in root.glob(f"*/{file}"))
 
 
 def with_flags(sentence: str) -> str:
@@ -161,6 +69,17 @@ _quiet = False  # whether warnings alone are said
 _silent = False  # whether not even they are
 
 
+@contextlib.contextmanager
+def as_script() -> Iterator[None]:
+    """Let what is said within be said to a person who reads flags; afterwards nothing is quiet any more."""
+    global _as_script, _quiet, _silent
+    _as_script = True
+    try:
+        yield
+    finally:
+        _as_script = _quiet = _silent = False
+
+
 def be_quiet(warnings: bool = False) -> None:
     """Until the script ends, say warnings, errors and results alone: `log` is silent, and bars are not shown.
 
@@ -194,11 +113,6 @@ def warn(line: str) -> None:
         sys.stderr.flush()
 
 
-def _say(sentence: str, status: int) -> int:
-    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
-    return status
-
-
 def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
     """Return the end of an error about an unknown name: the nearest known one, or else all of them, or `otherwise`."""
     known = list(known)
@@ -226,8 +140,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
         yield scratch
         os.fsync(descriptor)
         os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # of a write: a full disk
+            error.filename = str(path)
+        with contextlib.suppress(OSError):  # of a disk that has become read-only, which `error` says
+            scratch.unlink(missing_ok=True)
         raise
     finally:
         _release(descriptor)
@@ -329,7 +246,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         if descriptor in _LOCKED:  # not in a forked child
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # as above
+                file.unlink(missing_ok=True)
             _release(descriptor)
 
 

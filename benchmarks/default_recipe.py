@@ -21,9 +21,9 @@ from folders import derive, images_of
 
 from features.prepared import Prepared
 from metrics.table import Table, as_markdown
+from script import run_script
 from training.run import Run
 from training.sweep import train_recipes
-from utils import run_script
 
 WARM = ["loss.name=hinge", "loss.warmup_epochs=1", "training.lr=1e-3"]
 SETTINGS: dict[str, tuple[str, list[str]]] = {

@@ -37,7 +37,8 @@ from features.images.engine import image_engine
 from features.images.extract import extract
 from features.images.layers import cut
 from metrics.table import as_text
-from utils import be_quiet, run_script
+from script import run_script
+from utils import be_quiet
 
 REFERENCE_BATCH = 16
 

@@ -35,7 +35,8 @@ from retrieval.commands import open_run
 from retrieval.emoji import unit_rows
 from retrieval.index import ROW, Index, Meta, file_name, write_array, write_rows, write_strings
 from retrieval.nearest import BLOCK_BYTES, COSINE, exact_nearest
-from utils import BadInput, make_folder, run_script
+from script import run_script
+from utils import BadInput, make_folder
 
 ROWS = 2**14  # vectors made at a time
 WARM = 50  # queries before the first that counts

@@ -18,8 +18,8 @@ from features.prepared import Prepared, Split
 from metrics.table import Table, as_markdown
 from retrieval.contact_sheet import TILE_PIXELS, Tile, write_sheet
 from retrieval.nearest import COSINE, exact_nearest
+from script import run_script
 from training.moments import unit_rows
-from utils import run_script
 
 COSINES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 PAIRS = 30  # on the sheet

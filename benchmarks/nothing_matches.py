@@ -27,10 +27,11 @@ from metrics.similarity import TRAINING
 from metrics.table import Table, as_markdown
 from retrieval.commands import open_run
 from retrieval.searcher import LIKELY
+from script import run_script
 from training.bank import read_bank
 from training.calibration import ANSWERED, nearness_to, shuffled_sentences
 from training.run import Run
-from utils import BadInput, run_script
+from utils import BadInput
 
 OFF_TOPIC = Path(__file__).parent / "off_topic.txt"
 BINS = 10

@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from features.prepared import Prepared
 from metrics.table import Table, as_markdown
 from retrieval.world import share_far
+from script import run_script
 from training.bank import read_bank
 from training.run import Run, find_runs
-from utils import BadInput, run_script
+from utils import BadInput
 
 SPLITS = ("val", "test")
 

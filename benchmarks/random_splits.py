@@ -20,8 +20,8 @@ from folders import derive, images_of
 from evaluation.measure import EvalOptions, evaluate
 from features.prepared import Prepared
 from metrics.table import Table, as_markdown
+from script import run_script
 from training.sweep import train_recipes
-from utils import run_script
 
 FIGURES = ("", "corrected")
 

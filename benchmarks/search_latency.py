@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from features.prepared import Prepared
 from retrieval.searcher import Searcher
-from utils import run_script
+from script import run_script
 
 WARM = 20  # queries before those that count: others, where there are enough
 

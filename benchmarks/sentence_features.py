@@ -28,7 +28,7 @@ from features.prepared import Prepared
 from features.text.encoders import SentenceEncoder, load_sentence_encoder
 from features.text.store import TextStore, update_text_store
 from metrics.table import as_text
-from utils import run_script
+from script import run_script
 
 REFERENCE_BATCH = 32
 

@@ -32,6 +32,7 @@ from layers.gru import gru_states
 from losses import hinge
 from metrics.ranks import rsum
 from metrics.table import as_text
+from script import run_script
 from settings import CLOSED_FORMS, Settings, override, read_recipe
 from training.closed_form import fit_branches
 from training.plan import plan_run
@@ -39,7 +40,6 @@ from training.run import RunInfo, RunPlan, encoding_settings
 from training.schedule import epochs_of
 from training.sweep import SplitCache
 from training.trainer import Trainer, TrainingData
-from utils import run_script
 
 PER_IMAGE, FEATURES = 5, 1280
 WORDS = 2920  # of Flickr8k that come four times

@@ -31,9 +31,9 @@ from features.text.vocabulary import tokenize
 from layers.inputs import Standardize
 from losses import hinge, smooth_hinge
 from metrics.table import Table, as_markdown
+from script import run_script
 from training import trainer
 from training.sweep import train_recipes
-from utils import run_script
 
 QUEUE = 4096  # embeddings of each side that stay as negatives after their batch
 SHRINKAGE = 0.1  # of whitening: what share of the mean variance is added to each direction's

@@ -24,10 +24,10 @@ from metrics.ranks import recall_at
 from metrics.similarity import TRAINING
 from metrics.table import Table, as_markdown
 from retrieval import words
+from script import run_script
 from training.calibration import spread
 from training.embed import embed_sentences
 from training.run import VOCABULARY, Run, encoding_settings
-from utils import run_script
 
 MAX_CAPTIONS = 600  # of a row of the table
 COMMON = 100  # stems that are never hidden

@@ -57,12 +57,11 @@ def joined(patience: timedelta = PATIENCE) -> Iterator[None]:
         raise BadInput(f"process {local + 1} of a machine with {gpus} GPUs; start one process for each of them")
     if gpus:
         torch.cuda.set_device(local)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun's word that another one has ended
     store, _rank, _size = next(distributed.rendezvous("env://", timeout=patience))
     _store = distributed.PrefixStore("image-text-retrieval", store)
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     distributed.init_process_group(backend, store=store, rank=_rank, world_size=_size, timeout=patience)
-    sys.stderr = sys.__stderr__  # see `utils.run_script`
+    sys.stderr = sys.__stderr__  # see `script.run_script`
     if _rank:
         be_quiet(warnings=True)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what results say, the first one says)
@@ -70,12 +69,10 @@ def joined(patience: timedelta = PATIENCE) -> Iterator[None]:
         yield
         distributed.destroy_process_group()
     except BaseException:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process ends by itself, once it has said why
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's word that another ended: this one does, and says why
         if not _first_to_end():
             sys.exit(2)
         raise
-    else:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     finally:
         _rank, _size, _store = 0, 1, None
 

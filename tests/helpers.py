@@ -30,10 +30,11 @@ from features.prepared import Split, write_prepared
 from features.text.sentences import TextProcessor
 from features.text.vocabulary import Vocabulary, tokenize
 from retrieval.build import THUMBNAIL_PIXELS
+from script import run_script
 from settings import Settings, override
 from training import fill_bank, sweep, trainer
 from training.run import RunInfo, RunPlan, encoding_settings, known_sentences
-from utils import BadInput, run_script
+from utils import BadInput
 
 ROOT = Path(__file__).resolve().parents[1]
 FLICKR8K = ROOT.parent / "shared" / "data" / "flickr8k"

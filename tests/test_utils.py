@@ -1,16 +1,14 @@
 """What every room needs: sentences with flags, commands, whole files, locks."""
 
-import importlib
 import os
-import re
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from tests.helpers import ROOT, call
-from utils import BadInput, atomic_write, command_line, lock_folder, missing_package, with_flags
+from tests.helpers import ROOT
+from utils import BadInput, atomic_write, command_line, lock_folder, with_flags
 
 
 def start(code, *args):
@@ -44,23 +42,6 @@ def test_a_command_quotes_what_a_shell_would_split():
     options = {"": "flickr8k", "images": "my images", "map": True, "ids": None, "backbone": ["a", "b"], "crops": 10}
     expected = "python prep.py flickr8k --images 'my images' --map --backbone a b --crops 10"
     assert command_line("prep.py", options) == expected
-
-
-def test_a_python_without_the_packages_hears_where_they_are(tmp_path):
-    """Without site-packages, as a system's Python is."""
-    done = subprocess.run([sys.executable, "-S", "train.py"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert re.fullmatch(
-        r"train.py: .+ has no torch; call .*source .venv/bin/activate, or else pip install -r requirements.txt\n",
-        done.stderr,
-    )
-
-
-def test_packages_are_known_by_their_modules():
-    for module, file in (("PIL.Image", "requirements.txt"), ("starlette", "requirements-search.txt")):
-        assert (missing_package(module) or "").endswith(file)
-    assert "scikit-learn" in (missing_package("sklearn") or "")
-    assert missing_package("features.nothing") is None, "that is an error of ours"
 
 
 HOLD = """
@@ -162,25 +143,3 @@ def test_nothing_is_written_through_a_link(tmp_path, link):
         file.write("whole")
     assert (tmp_path / "precious").read_text() == "precious"
     assert (tmp_path / "a.txt").read_text() == "whole"
-
-
-@pytest.mark.parametrize(
-    ("script", "args", "said"),
-    [
-        ("eval", ["--format", "jsno"], "argument --format: invalid choice: 'jsno'"),
-        (
-            "search",
-            ["find", "x.index", "a dog", "--at-least", "50%"],
-            "argument --at-least: invalid float value: '50%'",
-        ),
-        ("search", [], "the following arguments are required: COMMAND"),
-        ("prep", ["--crops", "3"], "argument --crops: invalid choice: 3"),
-        ("train", ["--jobs", "two"], "argument --jobs: invalid int value: 'two'"),
-        ("app", ["x.index", "--port", "a"], "argument --port: invalid int value: 'a'"),
-    ],
-)
-def test_what_a_parser_cannot_read_is_one_sentence_too(script, args, said, monkeypatch, capsys):
-    assert call(monkeypatch, importlib.import_module(script), *args) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{script}.py: {said}")
-    assert line.endswith(f"; {script}.py{' find' if 'find' in args else ''} --help says what it takes")

@@ -24,7 +24,7 @@ import prep
 from features.blocks import Blocks
 from features.images import backbones, extract
 from tests.helpers import tiny_backbone
-from utils import run_script
+from script import run_script
 
 write = Blocks.write
 

@@ -18,8 +18,9 @@ from features.text.vocabulary import tokenize
 from retrieval import commands, emoji_map
 from retrieval.emoji import Emoji, EmojiSpace, all_emoji, embed_emoji, rank_emoji
 from retrieval.emoji_map import EmojiFont, find_emoji_font, free_cells, make_map, map_page, project
+from script import run_script
 from training.run import known_sentences
-from utils import BadInput, run_script
+from utils import BadInput
 
 pytest.importorskip("emoji")
 WORDS = "a photo of dog dogs cat face red heart heart car soccer ball fire truck house flag boy girl running sun tree"

@@ -18,9 +18,10 @@ from retrieval.index import Index
 from retrieval.nearest import CAPTION_TO_IMAGE, COSINE, IMAGE_TO_CAPTION, exact_nearest, positions
 from retrieval.searcher import Hit, Searcher, plain
 from retrieval.words import MAX_QUERY_CHARS
+from script import run_script
 from tests.helpers import QUICK, WORDS, FakeRun, copy_of, draw_images, paint, prep_args
 from tests.helpers import call as script_call
-from utils import BadInput, run_script
+from utils import BadInput
 
 
 def embeddings(rng, rows, dim=16, distinct=None, order=False):
