@@ -6,16 +6,18 @@ Every figure is a ratio of times taken in turn in the same run; single times var
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from timing import ratio
+from timing import Timing, compare, timings_table
 
 from layers.pooling import AttentionPool
+from metrics.table import as_text
 
 BATCH, GRID, CHANNELS = 64, (7, 7), 1280
 
@@ -31,16 +33,20 @@ def backward(pool: Callable[[Tensor], Tensor], maps: Tensor) -> None:
     pool(maps).square().sum().backward()
 
 
-def main() -> None:
+def timings(pairs: int = 5) -> Iterator[Timing]:
+    """Yield what a batch takes, forward and backward, and forward alone."""
     torch.manual_seed(0)
     pool = AttentionPool(GRID, CHANNELS)
     maps = torch.randn(BATCH, *GRID, CHANNELS)
-    shape = f"{BATCH} maps of {GRID[0]} x {GRID[1]} x {CHANNELS}, {pool.num_heads} heads"
-    ours, plain = ratio(lambda: backward(pool, maps), lambda: backward(lambda m: plain_pool(pool, m), maps))
-    print(f"forward and backward, {shape}: {1000 * ours:.0f} ms; plain / ours {plain:.1f}")
+    what, plain = f"attention over {BATCH} maps of {GRID[0]} x {GRID[1]} x {CHANNELS}", "nn.MultiheadAttention"
+    ours, theirs = (partial(backward, pooled, maps) for pooled in (pool, partial(plain_pool, pool)))
+    yield compare(f"{what}, and back", ours, theirs, plain, pairs)
     with torch.inference_mode():
-        ours, plain = ratio(lambda: pool(maps), lambda: plain_pool(pool, maps))
-    print(f"forward alone: {1000 * ours:.0f} ms; plain / ours {plain:.1f}")
+        yield compare(what, lambda: pool(maps), lambda: plain_pool(pool, maps), plain, pairs)
+
+
+def main() -> None:
+    print(as_text(timings_table(list(timings()))))
 
 
 if __name__ == "__main__":

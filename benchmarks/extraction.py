@@ -3,8 +3,9 @@
     python benchmarks/extraction.py
     python benchmarks/extraction.py --images Flicker8k_Dataset --backbone inception_v3 --weights inception_v3.pth
 
-Times are those of whole extractions, decoding and files included, in turn with the reference's. What starts once,
-loading and converting the network, is left out of both. The features of all images are compared with the reference's.
+Without a folder of images some are drawn, as large as Flickr8k's. Times are those of whole extractions, decoding and
+files included, in turn with the reference's. What starts once, loading and converting the network, is left out of both.
+The features of all images are compared with the reference's.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
+from statistics import median
 from unittest import mock
 
 import h5py
@@ -23,11 +25,12 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from timing import Timing, in_pairs, seconds, timings_table
+from timing import Goal, Timing, in_pairs, memory_of, seconds, timings_table
 
 from features.blocks import BFLOAT16, FLOAT32, OPENVINO, TORCH
 from features.datasets.dataset import Image
 from features.datasets.scenes import scenes
+from features.device import default_device
 from features.engines import Engine, cosines, has_bfloat16, is_installed, run_ahead
 from features.images import extract as extraction
 from features.images import weights as weight
@@ -41,11 +44,13 @@ from script import run_script
 from utils import be_quiet
 
 REFERENCE_BATCH = 16
+PIXELS = (500, 375)  # of images that are drawn
+GOALS = {FLOAT32: Goal(2.4), BFLOAT16: Goal(4.5)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="a folder of images; default: the sample that the project draws")
+    parser.add_argument("--images", type=Path, help="a folder of images; default: drawn ones")
     parser.add_argument("--count", type=int, default=64, help="images of it that are taken")
     parser.add_argument("--backbone", choices=list(BACKBONES), default="efficientnet_lite0")
     parser.add_argument("--weights", help="a local state dict, or random; default: the published weights")
@@ -71,8 +76,7 @@ def timings(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if images is None:
-            images = folder / "images"
-            scenes(images)
+            images = draw_images(folder / "drawn", count)
         paths = [path for path in sorted(images.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES][:count]
         rows = []
         for name, precision in engines(engine):
@@ -81,9 +85,19 @@ def timings(
         return rows
 
 
+def draw_images(folder: Path, count: int) -> Path:
+    """Return a folder of JPEGs of scenes, made as large as those of a dataset."""
+    out = folder / "jpeg"
+    out.mkdir(parents=True)
+    for image in scenes(folder, 0, count, 0, 0).images:
+        PILImage.open(folder / image.id).convert("RGB").resize(PIXELS).save(out / f"{Path(image.id).stem}.jpg")
+    return out
+
+
 def engines(wanted: Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
-    """Yield the engines, those that are wanted or all that are installed, each in the precisions of this machine."""
-    for name in wanted or (TORCH, *([OPENVINO] if is_installed() else [])):
+    """Yield the engines, those that are wanted or all that fit, each in the precisions of this machine."""
+    fits = is_installed() and default_device().type == "cpu"
+    for name in wanted or (TORCH, *([OPENVINO] if fits else [])):
         yield name, FLOAT32
         if has_bfloat16(name):
             yield name, BFLOAT16
@@ -115,16 +129,18 @@ def compare(
     def reference() -> float:
         return seconds(lambda: reference_extraction(paths, backbone.transform, body, plain))
 
-    bare(), ours(), reference()
+    bare(), reference()
+    memory = memory_of(ours)
     cosine = smallest_cosine(out, plain)
     took, ratios = in_pairs(ours, reference, pairs)
-    alone, share = in_pairs(bare, ours, pairs)
-    what = f"{backbone.store}, {engine.name} {engine.precision}"
-    rates = [f"{len(paths) / sorted(times)[len(times) // 2]:.1f} images/s" for times in (took, alone)]
-    reached = f"{rates[1]}; prep.py reaches {1 / sorted(share)[len(share) // 2]:.0%} of it"
+    again, share = in_pairs(ours, bare, pairs)
+    what = f"prep.py, {backbone.store}, {engine.name} {engine.precision}"
+    alone = [seconds * part for seconds, part in zip(again, share, strict=True)]
+    rates = [f"{len(paths) / median(times):.1f} images/s" for times in (took, alone)]
+    note = f"{rates[0]}, smallest cosine {cosine:.7f}"
     return [
-        Timing(what, took, ratios, f"{rates[0]}; smallest cosine {cosine:.7f}"),
-        Timing(f"{what}, the network alone", alone, (), reached),
+        Timing(what, took, ratios, note, "plain loop, batches of 16", memory, GOALS[engine.precision]),
+        Timing(what, again, share, f"alone {rates[1]}", "the network alone", None, Goal(0.9)),
     ]
 
 
@@ -137,7 +153,7 @@ def plain_network(name: str, weights: str | None) -> nn.Module:
         published = weight.from_install if of_install else lambda: weight.from_torchvision(name)
         state, _ = weight.from_file(name, weights) if weights else published()
         body.load_state_dict({key: value for key, value in state.items() if key in body.state_dict()})
-    return body.requires_grad_(False).eval()
+    return body.requires_grad_(False).eval().to(default_device())
 
 
 def reference_extraction(paths: Sequence[Path], transform: object, body: nn.Module, file: Path) -> None:
@@ -147,7 +163,7 @@ def reference_extraction(paths: Sequence[Path], transform: object, body: nn.Modu
         rows = None
         for start in range(0, len(paths), REFERENCE_BATCH):
             batch = [transform(PILImage.open(path).convert("RGB")) for path in paths[start : start + REFERENCE_BATCH]]
-            features = body(torch.stack(batch)).numpy()
+            features = body(torch.stack(batch).to(default_device())).cpu().numpy()
             if rows is None:
                 rows = out.create_dataset("features", (len(paths), features.shape[1]), "float32")
             rows[start : start + len(features)] = features

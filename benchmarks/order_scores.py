@@ -6,15 +6,18 @@ Every figure is a ratio of times taken in turn in the same run; single times var
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from timing import ratio
+from timing import Timing, compare, timings_table
 
+from features.device import default_device
 from metrics.similarity import exact_cosine_scores, order_scores
+from metrics.table import as_text
 
 
 def plain_order_scores(images: torch.Tensor, captions: torch.Tensor, rows: int = 8) -> torch.Tensor:
@@ -32,23 +35,26 @@ def backward(scores: Callable, images: torch.Tensor, captions: torch.Tensor) -> 
     (0.05 + result - result.diagonal()[:, None]).clamp(min=0).sum().backward()
 
 
-def main() -> None:
+def timings(pairs: int = 5) -> Iterator[Timing]:
+    """Yield what scores for ranking and for a batch of training take."""
     generator = torch.Generator().manual_seed(0)
 
     def embed(rows: int) -> torch.Tensor:
-        return torch.nn.functional.normalize(torch.randn(rows, 1024, generator=generator), dim=1).abs()
+        drawn = torch.nn.functional.normalize(torch.randn(rows, 1024, generator=generator), dim=1).abs()
+        return drawn.to(default_device())
 
-    images, captions = embed(200), embed(5000)
-    ours, plain = ratio(lambda: order_scores(images, captions), lambda: plain_order_scores(images, captions))
-    speed = 200 * 5000 * 1024 / ours / 1e9
-    print(f"ranking, 200 x 5,000 x 1024: {speed:.1f} G element operations/s; plain / ours {plain:.1f}")
-    _, cosine = ratio(lambda: exact_cosine_scores(images, captions), lambda: order_scores(images, captions))
-    print(f"ranking: order / cosine {cosine:.1f}")
-    images, captions = embed(128), embed(128)
-    _, plain = ratio(
-        lambda: backward(order_scores, images, captions), lambda: backward(plain_order_scores, images, captions)
-    )
-    print(f"a training batch of 128, forward and backward: plain / ours {plain:.1f}")
+    plain, many = "images x captions x D, by blocks", (embed(200), embed(5000))
+    what = "order scores, 200 x 5,000 x 1,024"
+    yield compare(what, lambda: order_scores(*many), lambda: plain_order_scores(*many), plain, pairs)
+    what, order = "cosine scores of these", "order / cosine"
+    yield compare(what, lambda: exact_cosine_scores(*many), lambda: order_scores(*many), order, pairs)
+    what, batch = "order scores of a batch of 128, and back", (embed(128), embed(128))
+    ours, theirs = (partial(backward, scores, *batch) for scores in (order_scores, plain_order_scores))
+    yield compare(what, ours, theirs, plain, pairs)
+
+
+def main() -> None:
+    print(as_text(timings_table(list(timings()))))
 
 
 if __name__ == "__main__":

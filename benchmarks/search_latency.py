@@ -10,6 +10,7 @@ apart. Where there are fewer captions or images than asked for, all are taken.
 import argparse
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +18,10 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from timing import Timing, timings_table
+
 from features.prepared import Prepared
+from metrics.table import as_text
 from retrieval.searcher import Searcher
 from script import run_script
 
@@ -32,51 +36,57 @@ def main() -> None:
     way = "exact" if searcher.exact or searcher.index.approximate is None else "approximate"
     print(f"{len(searcher.index):,} images, {searcher.index.meta.dim} dimensions, {searcher.similarity}, {way}")
     print(f"k = {args.k}, {torch.get_num_threads()} threads; opened with its run in {opened:.2f} s")
-    rng = np.random.default_rng(args.seed)
-    text, whole = sentence_times(searcher, Prepared(args.data or searcher.run.info.data), rng, args)
-    report("sentence, text branch alone", text)
-    report("sentence, end to end", whole)
-    if args.images:
-        report("image, end to end", image_times(searcher, rng, args))
+    data = Prepared(args.data or searcher.run.info.data)
+    rows = timings(searcher, data, args.queries, images=args.images, k=args.k, seed=args.seed)
+    print(as_text(timings_table(list(rows))))
 
 
-def sentence_times(
-    searcher: Searcher, data: Prepared, rng: np.random.Generator, args: argparse.Namespace
-) -> tuple[list[float], list[float]]:
-    """Seconds of each query in the text branch alone, and from the sentence to the ids."""
+def timings(
+    searcher: Searcher, data: Prepared, queries: int = 500, *, images: int = 0, k: int = 20, seed: int = 0
+) -> Iterator[Timing]:
+    """Yield what each of many sentences takes, and each of some images of the index."""
+    rng = np.random.default_rng(seed)
     captions = [caption for row in data.rows if row["split"] == "test" for caption in row["captions"]]
-    captions = [captions[i] for i in rng.permutation(len(captions))[: args.queries + WARM]]
+    captions = [captions[i] for i in rng.permutation(len(captions))[: queries + WARM]]
     for caption in captions[-WARM:]:
-        searcher.search(caption, args.k)
+        searcher.search(caption, k)
+    text, whole = sentence_times(searcher, captions[:queries], k)
+    yield timing_of("a sentence, text branch alone", text)
+    yield timing_of(f"a sentence among {len(searcher.index):,} images", whole)
+    if images:
+        yield timing_of(f"an image among {len(searcher.index):,} images", image_times(searcher, rng, images, k))
+
+
+def timing_of(work: str, seconds: Sequence[float]) -> Timing:
+    return Timing(work, seconds, note=f"95th percentile {np.percentile(seconds, 95):.2g} s")
+
+
+def sentence_times(searcher: Searcher, captions: Sequence[str], k: int) -> tuple[list[float], list[float]]:
+    """Seconds of each query in the text branch alone, and from the sentence to the ids."""
     text, whole = [], []
-    for caption in captions[: args.queries]:
+    for caption in captions:
         began = time.perf_counter()
         query = searcher.embed_sentence(caption)
         embedded = time.perf_counter()
-        rows, _ = searcher.nearest_images(query, args.k)
+        rows, _ = searcher.nearest_images(query, k)
         [searcher.index.ids[row] for row in rows[0].tolist()]
         whole.append(time.perf_counter() - began)
         text.append(embedded - began)
     return text, whole
 
 
-def image_times(searcher: Searcher, rng: np.random.Generator, args: argparse.Namespace) -> list[float]:
-    """Seconds of each image of the index, from its file to captions and similar images."""
+def image_times(searcher: Searcher, rng: np.random.Generator, images: int, k: int) -> list[float]:
+    """Seconds of images of the index, from their files to captions and similar images."""
     paths = map(searcher.index.path, rng.permutation(len(searcher.index)).tolist())
-    files = list(islice((path for path in paths if path is not None), args.images))
+    files = list(islice((path for path in paths if path is not None), images))
     times = []
     for path in [*files[:1], *files]:  # the first opens the backbone, which does not count
         began = time.perf_counter()
         query = searcher.embed_image(path)
-        searcher.captions_of(query, args.k)
-        searcher.similar_of(query, args.k)
+        searcher.captions_of(query, k)
+        searcher.similar_of(query, k)
         times.append(time.perf_counter() - began)
     return times[1:]
-
-
-def report(name: str, times: list[float]) -> None:
-    middle, late = np.percentile(times or [np.nan], [50, 95]) * 1e3
-    print(f"{name}, {len(times):,} queries: median {middle:.1f} ms, 95th percentile {late:.1f} ms")
 
 
 def arguments() -> argparse.Namespace:

@@ -20,9 +20,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from extraction import engines
-from timing import Timing, in_pairs, seconds, timings_table
+from timing import Goal, Timing, in_pairs, memory_of, seconds, timings_table
 
 from features.blocks import OPENVINO, TORCH
+from features.device import default_device
 from features.engines import cosines
 from features.prepared import Prepared
 from features.text.encoders import SentenceEncoder, load_sentence_encoder
@@ -85,13 +86,14 @@ def compare(
     def ours() -> float:
         return seconds(lambda: update_text_store(path, lines, encoder, fresh=True, engine=engine, precision=precision))
 
-    ours()
+    memory = memory_of(ours)
     expected = reference_features(encoder, captions)
     cosine = cosines(torch.from_numpy(TextStore.open(path).read(lines, "mean")), torch.from_numpy(expected)).min()
     took, ratios = in_pairs(ours, lambda: seconds(lambda: reference_features(encoder, captions)), pairs)
     rate = len(captions) / sorted(took)[len(took) // 2]
-    what = f"{len(captions):,} captions ({len(set(captions)):,} of them distinct), {engine} {precision}"
-    return Timing(what, took, ratios, f"{rate:.0f} captions/s; smallest cosine {cosine:.5f}")
+    what = f"prep.py, {len(captions):,} captions, {engine} {precision}"
+    note = f"{len(set(captions)):,} distinct, {rate:.0f} captions/s, smallest cosine {cosine:.5f}"
+    return Timing(what, took, ratios, note, "sentence-transformers' encode", memory, Goal(3))
 
 
 @torch.inference_mode()
@@ -103,10 +105,10 @@ def reference_features(encoder: SentenceEncoder, captions: Sequence[str]) -> np.
         rows = order[start : start + REFERENCE_BATCH]
         batch = [captions[row] for row in rows]
         options = {"padding": True, "truncation": True, "max_length": encoder.longest, "return_tensors": "pt"}
-        tokens = encoder.tokenizer(batch, **options)
+        tokens = encoder.tokenizer(batch, **options).to(default_device())
         states = encoder.module(**tokens).last_hidden_state
         mask = tokens["attention_mask"].unsqueeze(-1).float()
-        out[rows] = ((states * mask).sum(1) / mask.sum(1).clamp(min=1e-9)).numpy()
+        out[rows] = ((states * mask).sum(1) / mask.sum(1).clamp(min=1e-9)).cpu().numpy()
     return out
 
 

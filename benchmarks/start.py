@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from timing import Timing, in_pairs, seconds, timings_table
+from timing import Goal, Timing, in_pairs, seconds, timings_table
 
 from metrics.table import as_text
 from retrieval.build import build_index
@@ -27,6 +27,7 @@ from training.run import Run
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("prep", "train", "eval", "search", "app")
 FIRST_THING = "import torch, nltk, h5py"
+SENTENCE = "a dog on the beach"
 
 
 def command(*words: str, first: str = "") -> float:
@@ -46,28 +47,33 @@ def draw_images(folder: Path, count: int) -> None:
         Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
-def measure(args: argparse.Namespace) -> Iterator[Timing]:
+def timings(
+    run: Path = ROOT / "models/stems", images: int = 50, sentence: str = SENTENCE, pairs: int = 5
+) -> Iterator[Timing]:
+    """Yield what a search takes, and --help of each script."""
     with tempfile.TemporaryDirectory() as name:
         folder, index = Path(name), Path(name) / "images.index"
-        draw_images(folder / "images", args.images)
-        build_index(Run.open(args.run), [folder / "images"], index)
-        words = ("search.py", "find", str(index), args.sentence)
+        draw_images(folder / "images", images)
+        build_index(Run.open(run), [folder / "images"], index)
+        words = ("search.py", "find", str(index), sentence)
         command(*words), command(*words, first=FIRST_THING)  # both read from the disk once
-        times = in_pairs(lambda: command(*words), lambda: command(*words, first=FIRST_THING), args.pairs)
-    yield Timing(f"search from the shell, {args.run.name}", *times, "reference: torch, NLTK and h5py first")
+        times = in_pairs(lambda: command(*words), lambda: command(*words, first=FIRST_THING), pairs)
+    first, goal = "torch, NLTK, h5py first", Goal(1.5, False, "seconds")
+    yield Timing(f"search.py find, {run.name}", *times, "", first, goal=goal)
     for script in SCRIPTS:
         command(f"{script}.py", "--help")
-        yield Timing(f"{script}.py --help", [command(f"{script}.py", "--help") for _ in range(args.pairs)])
+        times_of_help = [command(f"{script}.py", "--help") for _ in range(pairs)]
+        yield Timing(f"{script}.py --help", times_of_help, goal=Goal(0.5, False, "seconds"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=ROOT / "models/stems")
     parser.add_argument("--images", type=int, default=50, help="of the index")
-    parser.add_argument("--sentence", default="a dog on the beach")
+    parser.add_argument("--sentence", default=SENTENCE)
     parser.add_argument("--pairs", type=int, default=5, help="of runs")
     args = parser.parse_args()
-    print(as_text(timings_table(list(measure(args)))))
+    print(as_text(timings_table(list(timings(**vars(args))))))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from timing import Timing, in_pairs, seconds, timings_table
+from timing import Goal, Timing, compare, in_pairs, memory_of, seconds, timings_table
 
+from features.device import default_device
 from features.prepared import Prepared, Split
 from features.text.sentences import TextProcessor
 from features.text.vocabulary import Vocabulary
@@ -47,6 +48,7 @@ EXPONENT = 1.1  # the n-th most frequent comes n ** -EXPONENT as often
 LENGTHS = (8.3, 1.3)  # shape and scale of the gamma distribution that Flickr8k's words a caption have about
 BATCH = 128
 WORKS = ("gru", "layer", "order", "quality")
+AT_MOST = {"around": Goal(0.05, False), "order": Goal(1.15, False), "quality": Goal(9, False, "seconds")}
 
 
 def drawn_captions(images: int, random: np.random.Generator) -> list[str]:
@@ -116,14 +118,15 @@ class PlainModel(nn.Module):
         images = nn.functional.normalize(self.image(features), dim=1)
         packed = pack_padded_sequence(self.embedding(captions), lengths, batch_first=True)
         states, _ = nn.utils.rnn.pad_packed_sequence(self.gru(packed)[0], batch_first=True)
-        last = (torch.tensor(lengths) - 1)[:, None, None].expand(-1, 1, 1024)
+        last = (torch.tensor(lengths, device=states.device) - 1)[:, None, None].expand(-1, 1, 1024)
         return images @ nn.functional.normalize(states.gather(1, last).squeeze(1), dim=1).T
 
 
 def plain_steps(split: Split, steps: int) -> Callable[[], None]:
     """Return what takes the next `steps` steps of the plain way."""
     data = PlainCaptions(split)
-    model = PlainModel(len(data.numbers) + 2)
+    device = default_device()
+    model = PlainModel(len(data.numbers) + 2).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
 
     def forever() -> Iterator[tuple[Tensor, Tensor, list[int], Tensor]]:
@@ -135,7 +138,7 @@ def plain_steps(split: Split, steps: int) -> Callable[[], None]:
     def run() -> None:
         for _ in range(steps):
             features, captions, lengths, images = next(batches)
-            loss = hinge(model(features, captions, lengths), images, 0.2)
+            loss = hinge(model(features.to(device), captions.to(device), lengths), images.to(device), 0.2)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 2.0)
@@ -152,8 +155,8 @@ def sampled(trainer: Trainer, steps: int) -> list[np.ndarray]:
     return [batches[i] for i in np.linspace(0, len(batches) - 1, 2 * steps + 1).astype(int)[1::2]]
 
 
-def gru(splits: dict[str, Split], steps: int, pairs: int) -> Timing:
-    """Time an epoch of `vse0` by some of its steps, against the plain way; note what is no step."""
+def gru(splits: dict[str, Split], steps: int, pairs: int) -> list[Timing]:
+    """Time an epoch of `vse0` by some of its steps, against the plain way; and what is no step."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = drawn_trainer(Path(folder), read_recipe("vse0"), splits)
         batches, plain = sampled(trainer, steps), plain_steps(splits["train"], steps)
@@ -168,15 +171,19 @@ def gru(splits: dict[str, Split], steps: int, pairs: int) -> Timing:
                 trainer.data.splits["train"].features[trainer.data.splits["train"].image_of_caption[rows]]
                 trainer.data.sentences["train"].take(rows)
 
-        ours()
+        memory = memory_of(ours)
         plain()
         times, ratios = in_pairs(lambda: seconds(ours) * epoch, lambda: seconds(plain) * epoch, pairs)
         around = seconds(made) * epoch + seconds(trainer.batches)
         began = time.monotonic()
         trainer.end_epoch(began, 0.0)
         checks = time.monotonic() - began
-    share = f"batches {around / min(times):.1%}, validation and checkpoint {checks / min(times):.1%} of an epoch"
-    return Timing("an epoch of vse0, GRU 1024", times, ratios, share)
+    what, share = "an epoch of vse0, GRU 1024", [(around + checks) / min(times)]
+    note = f"batches {around:.2g} s, validation and checkpoint {checks:.2g} s"
+    return [
+        Timing(what, times, ratios, "", "packed per shuffled batch", memory, Goal(3)),
+        Timing(f"{what}: around its steps", [around + checks], share, note, "around / steps", None, AT_MOST["around"]),
+    ]
 
 
 def layer(pairs: int) -> Timing:
@@ -193,11 +200,7 @@ def layer(pairs: int) -> Timing:
     def plain() -> None:
         recurrent(packed._replace(data=embedding(packed.data)))[0].data.sum().backward()
 
-    ours()
-    plain()
-    return Timing(
-        "the GRU alone, 128 sentences of 11 words", *in_pairs(lambda: seconds(ours), lambda: seconds(plain), pairs)
-    )
+    return compare("its GRU alone, 128 sentences of 11 words", ours, plain, "nn.GRU, packed", pairs)
 
 
 def order(splits: dict[str, Split], steps: int, pairs: int) -> Timing:
@@ -212,9 +215,12 @@ def order(splits: dict[str, Split], steps: int, pairs: int) -> Timing:
         def run(trainer: Trainer) -> float:
             return seconds(lambda: [trainer.train_step(rows) for rows in batches]) / steps
 
-        run(runs[0]), run(runs[1])
+        run(runs[0])
+        memory = memory_of(lambda: run(runs[1]))
         times, ratios = in_pairs(lambda: run(runs[0]), lambda: run(runs[1]), pairs)
-    return Timing("a cosine step; order / cosine", times, ratios)
+        times = [cosine * part for cosine, part in zip(times, ratios, strict=True)]
+    what, reference = "a step of order_embedding", "order / cosine"
+    return Timing(what, times, ratios, "", reference, memory, AT_MOST["order"])
 
 
 def quality(data: Path, features: Sequence[str], recipe: str, goal: float, runs: int) -> Timing:
@@ -233,20 +239,18 @@ def quality(data: Path, features: Sequence[str], recipe: str, goal: float, runs:
                 trainer.log.append({"epoch": trainer.epoch + 1, "rsum": score, "collapsed": False})
             times.append(time.monotonic() - began)
             note = f"rsum {score:.1f} after {trainer.epoch} epochs"
-    return Timing(f"{recipe} to val rsum {goal:g}", times, note=note)
+    return Timing(f"{recipe} to val rsum {goal:g}", times, note=note, goal=AT_MOST["quality"])
 
 
-def measure(args: argparse.Namespace) -> Iterator[Timing]:
-    splits = drawn_splits(args.images)
-    for work in args.work:
-        if work == "quality":
-            if args.data is None:
-                continue
-            yield quality(args.data, args.features, args.recipe, args.rsum, args.pairs)
-        elif work == "layer":
-            yield layer(args.pairs)
-        else:
-            yield {"gru": gru, "order": order}[work](splits, args.steps, args.pairs)
+def timings(work: Sequence[str], images: int = 6000, steps: int = 12, pairs: int = 5) -> Iterator[Timing]:
+    """Yield what the works but "quality" take."""
+    splits = drawn_splits(images)
+    if "gru" in work:
+        yield from gru(splits, steps, pairs)
+    if "layer" in work:
+        yield layer(pairs)
+    if "order" in work:
+        yield order(splits, steps, pairs)
 
 
 def main() -> None:
@@ -263,7 +267,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    print(as_text(timings_table(list(measure(args)))))
+    rows = list(timings(args.work, args.images, args.steps, args.pairs))
+    if "quality" in args.work and args.data:
+        rows.append(quality(args.data, args.features, args.recipe, args.rsum, args.pairs))
+    print(as_text(timings_table(rows)))
 
 
 if __name__ == "__main__":
