@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two tests at a time; a worker that is done takes from the other's.
 PARALLEL := -n 2 --dist worksteal
 
-.PHONY: demo search test torture check format
+.PHONY: demo search test torture bench check format
 
 demo: .venv/ready
 	$(BIN)/python prep.py
@@ -26,6 +26,11 @@ test: .venv/dev
 # What the suite tries a few times, tried until it should have failed: docs/RELIABILITY.md.
 torture: .venv/dev
 	$(BIN)/python -m pytest tests/torture --torture --timeout 0
+
+# Every timing against its plain reference, as a table, JSON and curves: docs/PERFORMANCE.md. With a prepared Flickr8k in
+# DATA, its images and captions are taken; without, drawn ones.
+bench: .venv/dev
+	$(BIN)/python benchmarks/bench.py --out $(RUNS)/bench.json $(if $(wildcard $(DATA)/captions.jsonl),--data $(DATA))
 
 check: .venv/dev
 	$(BIN)/ruff format --check .

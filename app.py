@@ -28,6 +28,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0 for any free one")
     parser.add_argument("--run", type=Path, metavar="RUN", help="the index's run, if it has moved")
     parser.add_argument("--exact", action="store_true", help="search all, where the index is made approximate")
+    where = "where Milvus is, if it searches the index; default: INDEX_URL of the environment"
+    parser.add_argument("--index-url", metavar="URL", help=where)
     parser.add_argument("--max-upload", type=float, default=20, metavar="MB", help="of an image sent; default: 20")
     complete(parser)
     return one_sentence(parser).parse_args()

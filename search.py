@@ -74,6 +74,8 @@ def arguments() -> argparse.Namespace:
     index.add_argument("--quiet", action="store_true", help="say only warnings, errors and the result")
     way = "exact, or for cosine hnsw or ivf_pq of FAISS; default: by the number of images, hnsw from 50,000 on"
     index.add_argument("--search", metavar="WAY", help=way)
+    server = "search in Milvus: http://HOST:19530, or a file of milvus-lite, FILE.db"
+    index.add_argument("--index-url", metavar="URL", help=server)
 
     find = add("find", "search an index: a sentence finds images, an image finds captions and similar images", False)
     words = "an index, by default the newest here, and a sentence"
@@ -91,6 +93,8 @@ def arguments() -> argparse.Namespace:
     least = "leave out images of a smaller probability that they and the sentence belong together"
     find.add_argument("--at-least", type=float, metavar="P", help=least)
     find.add_argument("--exact", action="store_true", help="search all, where the index is made approximate")
+    where = "where Milvus is, if it searches the index; default: INDEX_URL of the environment"
+    find.add_argument("--index-url", metavar="URL", help=where)
     moved = "the index's run, if it has moved"
     find.add_argument("--run", type=Path, metavar="RUN", help=moved)
 

@@ -129,9 +129,10 @@ def main() -> None:
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     timings, curves = rows_of(report)
     print(" · ".join(f"{key} {value}" for key, value in report["about"].items()))
-    for table in (timings_table(timings), curves_table(curves)):
-        print(f"\n{as_text(table)}")
-    draw_curves(curves, args.out.with_suffix(".png"))
+    print(f"\n{as_text(timings_table(timings))}")
+    if curves:
+        print(f"\n{as_text(curves_table(curves))}")
+        draw_curves(curves, args.out.with_suffix(".png"))
 
 
 def works_of(args: Args) -> list[str]:

@@ -108,7 +108,7 @@ def _field(status: str, name: str) -> int:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:"))
 
 
-HEADER = ["work", "reference", "ours, s", "ratio", "min", "max", "runs", "MB", "to reach", "reached", ""]
+HEADER = ["work", "reference", "ours, s", "ratio", "min–max", "runs", "MB", "to reach", "reached"]
 
 
 def timings_table(timings: Sequence[Timing]) -> Table:
@@ -118,16 +118,15 @@ def timings_table(timings: Sequence[Timing]) -> Table:
         spread = t.ratios or t.seconds
         rows.append(
             [
-                t.work,
+                f"{t.work}\n  {t.note}" if t.note else t.work,
                 t.reference,
                 f"{median(t.seconds):.3g}",
                 f"{median(t.ratios):.3g}" if t.ratios else "",
-                *(f"{f(spread):.3g}" for f in (min, max)),
+                f"{min(spread):.3g}–{max(spread):.3g}",
                 str(len(t.seconds)),
-                "" if t.memory is None else f"{t.memory:.0f}",
+                "" if t.memory is None else f"{t.memory:,.0f}",
                 str(t.goal or ""),
                 {True: "yes", False: "no", None: ""}[t.reached()],
-                t.note,
             ]
         )
-    return Table("", HEADER, rows, left=frozenset({0, 1, len(HEADER) - 1}))
+    return Table("", HEADER, rows, left=frozenset({0, 1}))

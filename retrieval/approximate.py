@@ -1,7 +1,7 @@
 """Nearly all of the nearest rows, sooner than all of them: by an index of FAISS beside the matrix, for cosine.
 
-FAISS gives candidates; their exact scores, from the matrix, decide, as in `exact_nearest`. How much it looks at for
-them is doubled until recall on held-out sentences is enough.
+It, or a collection of Milvus (retrieval/milvus.py), gives candidates; their exact scores, from the matrix, decide, as
+in `exact_nearest`. How much it looks at for them is doubled until recall on held-out sentences is enough.
 """
 
 import time
@@ -23,15 +23,15 @@ RECALL_QUERIES = 500  # queries that recall is measured with, at most
 
 
 class Kind(NamedTuple):
-    """A kind of FAISS index. empty: rows (N, D) → one that is trained on them and holds none. options: effort and
-    number of candidates → what a search takes. candidates: effort → how many there are for one answer.
+    """A kind of index. options: effort and number of candidates → what a search takes. candidates: effort → how many
+    there are for one answer. empty: rows (N, D) → an index of FAISS that is trained on them and holds none.
     """
 
-    empty: Callable[[np.ndarray], Any]
     options: Callable[[int, int], Any]
     candidates: Callable[[int], int]
     first: int
     last: int = 4096
+    empty: Callable[[np.ndarray], Any] | None = None
 
 
 def _hnsw(rows: np.ndarray) -> Any:
@@ -64,8 +64,8 @@ def _list_options(effort: int, candidates: int) -> Any:
 
 
 KINDS = {
-    "hnsw": Kind(_hnsw, _graph_options, lambda ef: 1, first=16),
-    "ivf_pq": Kind(_ivf_pq, _list_options, lambda nprobe: max(PQ_CANDIDATES, nprobe), first=1),
+    "hnsw": Kind(_graph_options, lambda ef: 1, first=16, empty=_hnsw),
+    "ivf_pq": Kind(_list_options, lambda nprobe: max(PQ_CANDIDATES, nprobe), first=1, empty=_ivf_pq),
 }
 EXACT = "exact"
 SEARCHES = (EXACT, *KINDS)
@@ -104,21 +104,30 @@ def import_faiss() -> Any:
 
 
 class Approximate:
-    """A FAISS index of the rows (N, D) of a matrix. effort: efSearch of a graph, nprobe of lists."""
+    """An index of the rows (N, D) of a matrix. effort: efSearch of a graph, nprobe of lists; None: the least.
 
-    def __init__(self, kind: str, index: Any, rows: np.ndarray, effort: int):
-        self.kind, self.index, self.rows, self.effort = KINDS[kind], index, rows, effort
+    index: adds rows and searches as those of FAISS do.
+    """
+
+    def __init__(self, kind: Kind, index: Any, rows: np.ndarray, effort: int | None = None):
+        self.kind, self.index, self.rows, self.effort = kind, index, rows, effort or kind.first
 
     @classmethod
     def build(cls, kind: str, rows: np.ndarray, path: Path, block: int = BLOCK_BYTES) -> "Approximate":
         """Build the index of the rows, a block at a time, and write it, whole."""
-        faiss, index = import_faiss(), KINDS[kind].empty(rows)
-        height = max(1, block // (4 * rows.shape[1]))
-        for start in range(0, len(rows), height):
-            index.add(as_float32(rows[start : start + height]))
+        faiss, empty = import_faiss(), KINDS[kind].empty
+        assert empty is not None
+        built = cls(KINDS[kind], empty(rows), rows)
+        built.add_rows(block)
         with atomic_write(path, "wb") as file:
-            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
-        return cls(kind, index, rows, KINDS[kind].first)
+            faiss.write_index(built.index, faiss.PyCallbackIOWriter(file.write))
+        return built
+
+    def add_rows(self, block: int = BLOCK_BYTES) -> None:
+        """Add all rows to the index, so many bytes of them at a time."""
+        height = max(1, block // (4 * self.rows.shape[1]))
+        for start in range(0, len(self.rows), height):
+            self.index.add(as_float32(self.rows[start : start + height]))
 
     @classmethod
     def open(cls, kind: str, path: Path, rows: np.ndarray, effort: int) -> "Approximate":
@@ -130,7 +139,7 @@ class Approximate:
             raise BadInput(f"{path}: missing or damaged; build the index again with `fresh`") from None
         if (index.ntotal, index.d) != rows.shape:
             raise BadInput(f"{path}: not of the rows of this index; build the index again with `fresh`")
-        return cls(kind, index, rows, effort)
+        return cls(KINDS[kind], index, rows, effort)
 
     def nearest(self, queries: np.ndarray, k: int, effort: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Do as exact_nearest with COSINE; where nothing more was come upon, the row is -1 and its score -inf."""
@@ -178,8 +187,12 @@ def write_approximate(kind: str, rows: np.ndarray, queries: np.ndarray, path: Pa
     began = time.perf_counter()
     built = Approximate.build(kind, rows, path)
     seconds = round(time.perf_counter() - began, 1)
-    built.tune(queries[::2])  # chosen on one half, measured on the other
+    return {"search": kind, **tuned(built, queries), "seconds": seconds}
+
+
+def tuned(built: Approximate, queries: np.ndarray) -> dict[str, Any]:
+    """Choose effort by one half of held-out queries (Q, D), and return it and the recall of the other half."""
+    built.tune(queries[::2])
     held_out = queries[1::2] if len(queries) > 1 else queries
-    recall = recall_of(built.nearest(held_out, 10)[1], exact_nearest(held_out, rows, 10, COSINE)[1])
-    about = {"search": kind, "effort": built.effort, "recall@10": round(recall, 4), "queries": len(held_out)}
-    return {**about, "seconds": seconds}
+    recall = recall_of(built.nearest(held_out, 10)[1], exact_nearest(held_out, built.rows, 10, COSINE)[1])
+    return {"effort": built.effort, "recall@10": round(recall, 4), "queries": len(held_out)}

@@ -20,12 +20,12 @@ from features.images.decode import jpeg_bytes, thumbnail
 from features.images.files import ImageFile
 from features.progress import progress_bar
 from retrieval import index as files
-from retrieval.approximate import EXACT, RECALL_QUERIES, check_search, drawn_queries, search_for, write_approximate
+from retrieval.approximate import EXACT, check_search, search_for, write_approximate
 from retrieval.build_report import BuildReport
-from retrieval.correction import NONE, Corrector, asking, check_correction
+from retrieval.correction import NONE, Corrector, check_correction
 from retrieval.index import META, PART, ROW, Index, Meta, file_name, write_array, write_rows, write_strings
-from retrieval.sources import Entry, Source, captions_of, embed_run_captions, gather
-from training.bank import read_bank
+from retrieval.milvus import MILVUS, Collection, check_address, drop_replaced, url_for, write_collection
+from retrieval.sources import Entry, Source, captions_of, embed_run_captions, gather, recall_queries
 from training.run import Run
 from utils import BadInput, atomic_write, lock_folder, make_folder
 
@@ -45,6 +45,7 @@ def build_index(  # noqa: PLR0913 (its options, keyword-only)
     captions: Path | None = None,
     fresh: bool = False,
     search: str | None = None,
+    index_url: str | None = None,
     correction: str | None = None,
     batch: int = 16,
     workers: int = 0,
@@ -52,13 +53,15 @@ def build_index(  # noqa: PLR0913 (its options, keyword-only)
     """Make `folder` the index of exactly the images named: folders, files, or one prepared folder.
 
     captions: a text file, one a line; otherwise those of the run's training split. search: one of SEARCHES; None
-    leaves it to the number of images. fresh: embed everything again. batch, workers: images at a time through the
-    backbone, and processes that decode. correction: one of BY_A_BIAS, or NONE; None keeps what the index has.
+    leaves it to the number of images, or to Milvus where that searches the index already. index_url: where Milvus is,
+    which searches then. fresh: embed everything again. batch, workers: images at a time through the backbone, and
+    processes that decode. correction: one of BY_A_BIAS, or NONE; None keeps what the index has.
     Raises BadInput if there is no image, the folder holds the index of another run, of other images altogether, or
     other files, another program is at work in it, or the run has no bank to correct by.
     """
     check_search(search, run.settings.similarity)  # before hours of work
     check_correction(correction)
+    check_address(index_url, search, run.settings.similarity)
     if folder.is_dir() and (other := files.foreign_file(folder)):
         raise BadInput(f"{folder}: holds other files, such as {other}; name a folder for the index alone with `out`")
     digest = run.digest()
@@ -75,7 +78,8 @@ def build_index(  # noqa: PLR0913 (its options, keyword-only)
         old = Index.open(folder, exact=True) if check_run(folder, digest, fresh) else None
         name = correction or (old.meta.correction if old else None)
         corrector = Corrector.of_run(run, name) if name and name != NONE else None
-        build = _Build(run, digest, source, folder, old, Blocks(part), texts, captions_from, search, corrector)
+        ways = search, url_for(index_url, search, old.meta.approximate if old else None), corrector
+        build = _Build(run, digest, source, folder, old, Blocks(part), texts, captions_from, *ways)
         build.look()
         build.embed(batch, workers)
         return build.finish()
@@ -107,6 +111,7 @@ class _Build:
     captions: list[str]
     captions_from: str
     search: str | None
+    index_url: str | None
     corrector: Corrector | None
 
     def __post_init__(self) -> None:
@@ -124,9 +129,10 @@ class _Build:
         """Write the new generation, and remove what no longer belongs to the index."""
         if not self.entries:
             raise BadInput(f"{self.folder}: none of its images can be read; name others")
-        meta = self.write()
+        meta, before = self.write(), files.approximate_of(self.folder)
         if self.old is None or meta != self.old.meta:
             meta.write(self.folder)
+        drop_replaced(self.index_url, before, meta.approximate)
         files.clean_up(self.folder, meta.names())
         self.report.images, self.report.correction = meta.images, meta.correction
         self.report.approximate = meta.approximate
@@ -367,26 +373,20 @@ class _Build:
     def _write_approximate(self, columns: dict[str, str], old: dict[str, Any] | None) -> dict[str, Any] | None:
         """Write what searches approximately, if that is wanted; old: what was measured of that of the same rows."""
         cosine = self.run.settings.similarity == "cosine"
-        kind = self.search or (search_for(len(self.entries)) if cosine else EXACT)
-        if old and old["search"] == kind:
+        url = self.index_url
+        kind = MILVUS if url else self.search or (search_for(len(self.entries)) if cosine else EXACT)
+        if old and old["search"] == kind and (not url or Collection(url, old.get("collection")).holds(len(self.rows))):
             return old
         columns.pop("approximate", None)
         if kind == EXACT:
             return None
-        columns["approximate"] = self._name("approximate")
         rows = np.load(self.folder / columns["embeddings"], mmap_mode="c").view(np.ndarray)
-        return write_approximate(kind, rows, self._queries(columns), self.folder / columns["approximate"])
-
-    def _queries(self, columns: dict[str, str]) -> np.ndarray:
-        """Return embeddings of sentences that recall is measured with: images ask otherwise than sentences do."""
-        if captions := columns.get("caption_embeddings"):
-            rows = np.load(self.folder / captions, mmap_mode="c")[:, : self.dim]
-        elif bank := read_bank(self.run.folder):
-            rows = bank.captions
-        else:
-            rows = self.run.embed_sentences([*self.run.processor.vocabulary.counts][:RECALL_QUERIES])
-        queries = drawn_queries(rows)
-        return asking(self.run.settings.similarity, "text_to_image", queries) if self.corrector else queries
+        captions = columns.get("caption_embeddings")
+        queries = recall_queries(self.run, self.folder / captions if captions else None, bool(self.corrector))
+        if url:
+            return write_collection(url, rows, queries, self.blocks.folder / "collection")
+        columns["approximate"] = self._name("approximate")
+        return write_approximate(kind, rows, queries, self.folder / columns["approximate"])
 
 
 def _content(row: np.void) -> str:

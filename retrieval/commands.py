@@ -99,6 +99,7 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
     captions: Path | None = None,
     fresh: bool = False,
     search: str | None = None,
+    index_url: str | None = None,
     correction: str | None = None,
     batch_size: int = 16,
     workers: int = 0,
@@ -123,6 +124,7 @@ def index(  # noqa: PLR0913 (a command's options, keyword-only)
         captions=captions,
         fresh=fresh,
         search=search,
+        index_url=index_url,
         correction=correction,
         batch=batch_size,
         workers=workers,
@@ -146,6 +148,7 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
     format: str = "table",
     sheet: Path | None = None,
     exact: bool = False,
+    index_url: str | None = None,
     at_least: float | None = None,
     like: str | None = None,
     minus: Sequence[str] = (),
@@ -154,8 +157,9 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
     """Print the k images nearest to a sentence, or the k captions and the k images nearest to an image.
 
     words: the folder of an index, the newest here by default, and a sentence, in quotes or not. captions: a file of
-    others than those of the index; sheet: a PNG of query and images; exact, run: see `Searcher.open`; at_least: the
-    smallest probability of an image that is shown; like, minus: see `Searcher.combined`; format: a key of FORMATS.
+    others than those of the index; sheet: a PNG of query and images; exact, index_url, run: see `Searcher.open`;
+    at_least: the smallest probability of an image that is shown; like, minus: see `Searcher.combined`; format: a key
+    of FORMATS.
     """
     index, sentence = index_and_sentence(words)
     summed = like is not None or bool(minus)
@@ -168,7 +172,7 @@ def find(  # noqa: PLR0913 (a command's options, keyword-only)
         check_output("sheet", sheet, ".png")
     Meta.read(index)  # an error if it is no index, before a run is opened
     query_image = None if image is None else open_image(image)
-    searcher = Searcher.open(index, run, exact=exact)
+    searcher = Searcher.open(index, run, exact, index_url)
     lines = own_captions(searcher.run, captions)
     if summed:
         result = find_sum(searcher, sentence or "", like, minus, k)
@@ -193,7 +197,7 @@ def export(index: Path, out: Path, *, run: Path | None = None) -> None:
     """Write an index as clip-retrieval's folder, and print what it holds; see `export_index`."""
     from retrieval.export import export_index
 
-    report = export_index(Searcher.open(index, run), out)
+    report = export_index(Searcher.open(index, run, exact=True), out)
     what = "one for each caption" if report.captions else "one for each image"
     print(f"{out}: {report.rows:,} rows, {what}, of {report.images:,} images")
 

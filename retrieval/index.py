@@ -8,7 +8,7 @@ files-….npy           of every row: digest of the content, size and time of th
 pack-….bin            thumbnails, JPEG, end to end; later builds add packs and leave those before as they are
 captions-….bin        distinct captions to search from images, sorted; caption_embeddings-….npy, their rows
 known-….bin           every caption of an indexed dataset, sorted; known_rows-….npy, its image
-approximate-….faiss   for approximate search, where there is one
+approximate-….faiss   for approximate search, where there is one; meta.json names the collection where Milvus searches
 part-DIGEST/          a build under way: what is finished of it, for the run of that digest
 
 Numbers count generations. A reader of an old one keeps its files open, so that taking them away does not disturb it.
@@ -29,6 +29,7 @@ import numpy as np
 
 from features.images.files import ImageFile, image_file
 from retrieval.approximate import Approximate
+from retrieval.milvus import MILVUS, address_of, open_collection
 from utils import BadInput, atomic_write, read_json, write_json
 
 FORMAT = 1
@@ -100,6 +101,14 @@ class Meta:
     def names(self) -> set[str]:
         """Return the name of every file that belongs to this generation."""
         return {META, *self.files.values(), *(file_name("pack", number) for number in self.packs)}
+
+
+def approximate_of(folder: Path) -> dict[str, Any] | None:
+    """Return what meta.json says of approximate search; None if it cannot be read."""
+    try:
+        return Meta.read(folder).approximate
+    except BadInput:
+        return None
 
 
 def file_name(column: str, generation: int) -> str:
@@ -204,20 +213,23 @@ class Index:
     packs: dict[int, Any] = field(repr=False)  # number → its bytes
 
     @classmethod
-    def open(cls, folder: Path | str, exact: bool = False) -> "Index":
-        """Open an index; exact: not what searches approximately. Raises BadInput if it holds none, or is damaged."""
+    def open(cls, folder: Path | str, exact: bool = False, index_url: str | None = None) -> "Index":
+        """Open an index; exact: not what searches approximately. Raises BadInput if it holds none, or is damaged.
+
+        index_url: where Milvus is, for an index that is searched there; None: as the environment says.
+        """
         folder = Path(folder)
         while True:
             meta = Meta.read(folder)
             try:
-                return cls._open(folder, meta, exact)
+                return cls._open(folder, meta, exact, index_url)
             except (OSError, ValueError, EOFError) as error:
                 if Meta.read(folder).generation != meta.generation:
                     continue  # a build has put a new generation into its place just now
                 raise BadInput(f"{folder}: damaged ({error}); {REMEDY}") from None
 
     @classmethod
-    def _open(cls, folder: Path, meta: Meta, exact: bool) -> "Index":
+    def _open(cls, folder: Path, meta: Meta, exact: bool, index_url: str | None) -> "Index":
         def array(column: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
             if column not in meta.files:
                 return np.empty((0, *shape[1:]), dtype)
@@ -236,7 +248,9 @@ class Index:
         count, known = meta.images, strings("known")
         embeddings = array("embeddings", (count, meta.width), np.float32)
         approximate, about = None, meta.approximate
-        if about and not exact:
+        if about and not exact and about["search"] == MILVUS:
+            approximate = open_collection(address_of(index_url, about), about, embeddings)
+        elif about and not exact:
             path = folder / meta.files["approximate"]
             approximate = Approximate.open(about["search"], path, embeddings, about["effort"])
         return cls(

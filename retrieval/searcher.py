@@ -102,12 +102,19 @@ class Searcher:
         return f"Searcher({self.index}, {self.run})"
 
     @classmethod
-    def open(cls, folder: Path | str, run: Run | Path | str | None = None, exact: bool = False) -> "Searcher":
+    def open(
+        cls,
+        folder: Path | str,
+        run: Run | Path | str | None = None,
+        exact: bool = False,
+        index_url: str | None = None,
+    ) -> "Searcher":
         """Open the index in a folder. run: where its run lies, if it has moved since, or the run itself.
 
+        index_url: see `Index.open`.
         Raises BadInput if `folder` holds no index, or the run is not the one whose embeddings are in it.
         """
-        index = Index.open(folder, exact=exact)
+        index = Index.open(folder, exact, index_url)
         if run is None:
             run = index.meta.run
             if not Path(run).is_dir():

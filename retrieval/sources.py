@@ -17,6 +17,9 @@ from features.images.tars import members
 from features.images.views import join_features
 from features.prepared import CAPTIONS, DATASET, Prepared
 from features.progress import progress_bar
+from retrieval.approximate import RECALL_QUERIES, drawn_queries
+from retrieval.correction import asking
+from training.bank import read_bank
 from training.run import Run
 from utils import BadInput, log, read_text
 
@@ -177,6 +180,21 @@ def embed_run_captions(run: Run, captions: Sequence[str]) -> np.ndarray | None:
     texts = (clean_caption(text) for row in data.rows if row["split"] == "train" for text in row["captions"])
     row_of = {text: row for row, text in enumerate(texts)}
     return embedded[[row_of[text] for text in captions]]
+
+
+def recall_queries(run: Run, embedded: Path | None, corrected: bool) -> np.ndarray:
+    """Return embeddings of sentences that recall is measured with: images ask otherwise than sentences do.
+
+    embedded: the file of those of the index's captions, if it has any. corrected: with their biases behind them.
+    """
+    if embedded:
+        rows = np.load(embedded, mmap_mode="c")[:, : run.settings.embed_dim]
+    elif bank := read_bank(run.folder):
+        rows = bank.captions
+    else:
+        rows = run.embed_sentences([*run.processor.vocabulary.counts][:RECALL_QUERIES])
+    queries = drawn_queries(rows)
+    return asking(run.settings.similarity, "text_to_image", queries) if corrected else queries
 
 
 def read_captions(file: Path) -> list[str]:

@@ -74,6 +74,10 @@ BENCHMARKS |= {
     "extraction.py": ["--count", "2", "--pairs", "1", "--weights", "random", "--engine", "torch"],
     "sentence_features.py": ["--count", "8", "--pairs", "1", "--engine", "torch"],
 }
+BENCHMARKS |= {
+    "bench.py": ["--only", "ranks", "--scale", "0.01", "--pairs", "1"],
+    "growth.py": ["--captions", "1000", "--pairs", "1", "--steps", "1", "--images", "40", "--vectors", "500"],
+}
 EMOJI_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
 
@@ -192,6 +196,8 @@ def test_every_command_of_a_page_works(page, sandbox, monkeypatch):
     pytest.importorskip("faiss")
     if page == "docs/SHARING.md":
         pytest.importorskip("onnxscript")
+    if page == "docs/SCALE.md":
+        pytest.importorskip("milvus_lite")
     lines = commands_of(page)
     if page == "docs/FORMATS.md":
         write_tars(sandbox / "shards")

@@ -16,13 +16,14 @@ def serve(
     port: int = 7860,
     run: Path | str | None = None,
     exact: bool = False,
+    index_url: str | None = None,
     max_upload: float = 20,
 ) -> None:
     """Serve the page until Ctrl-C.
 
     index: its folder; port: 0 for any free one; run: where the index's run lies, if it has moved; exact: also where
-    the index has a graph; max_upload: of an image that is sent, MB. Raises BadInput where a package is missing, the
-    address cannot be used, or the index cannot be opened.
+    the index has a graph; index_url: where Milvus is, if it searches the index; max_upload: of an image that is sent,
+    MB. Raises BadInput where a package is missing, the address cannot be used, or the index cannot be opened.
 
     >>> serve("photos.index", port=0)  # doctest: +SKIP
     """
@@ -39,7 +40,7 @@ def serve(
         from retrieval.searcher import Searcher
         from retrieval.web.server import application
 
-        searcher = Searcher.open(index, run, exact=exact)
+        searcher = Searcher.open(index, run, exact, index_url)
         with contextlib.suppress(BadInput):  # this run knows no such word
             searcher.search("a!", k=1)  # the first query is the slowest, and the first that is not plain imports NLTK
         config = uvicorn.Config(
