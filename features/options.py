@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from features.datasets.dataset import brings_features, is_vsepp
+from features.format import check_format
 from features.text.hub import OPEN_CLIP, is_dual, text_store_name
 from utils import BadInput, did_you_mean
 
 CAPTIONS, DATASET, VOCABULARY = "captions.jsonl", "dataset.json", "vocabulary.json"
+FORMAT = 1  # of dataset.json
 DATA = Path("data")  # where prepared folders go unless another root is named
 DRAWN = "scenes"  # the dataset that needs no file of anybody's
 # Datasets whose images and captions lie in files together, named by `images`.
@@ -129,12 +131,18 @@ def resolve_options(given: Mapping[str, Any]) -> PrepOptions:
 
 
 def recorded(folder: Path, dataset: str) -> dict[str, Any]:
-    """Return what dataset.json of `folder` says, if it is of this dataset; else nothing."""
+    """Return what dataset.json of `folder` says, if it is of this dataset; else nothing.
+
+    Raises BadInput if it is of another format.
+    """
     try:
         head = json.loads((folder / DATASET).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # damaged: prepared again, from what is given
         return {}
-    return head if isinstance(head, dict) and head.get("dataset") == dataset else {}
+    if not isinstance(head, dict):
+        return {}
+    check_format(folder / DATASET, head.get("format", FORMAT), FORMAT, "prepare it under another `name`")
+    return head if head.get("dataset") == dataset else {}
 
 
 def source_of(options: PrepOptions) -> dict[str, Any]:

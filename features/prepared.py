@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from features.datasets.dataset import SPLITS, Dataset, Image
+from features.format import check_format
 from features.images.files import ImageFile, image_file
 from features.images.maps import FeatureMaps
 from features.images.store import FeatureStore
 from features.images.views import Features, FeatureViews, join_features
-from features.options import CAPTIONS, DATA, DATASET, DRAWN, VOCABULARY
+from features.options import CAPTIONS, DATA, DATASET, DRAWN, FORMAT, VOCABULARY
 from features.text.hub import text_store_name
 from features.text.store import SUFFIX, TextStore
 from features.text.vocabulary import Vocabulary
@@ -31,7 +32,6 @@ from utils import (
     write_jsonl,
 )
 
-FORMAT = 1
 ROWS_PER_BLOCK = 4096  # rows of features that are read at once
 # What stands at the end of a store's name, from the last to the first, for these options of prep.py.
 ENDINGS = {"views": r"\.views(\d+)$", "crops": r"\.crops(10)$", "map": r"\.map$", "size": r"\.size(\d+)$"}
@@ -93,7 +93,10 @@ class Prepared:
             nearest = did_you_mean(str(self.folder), beside, otherwise=remedy)
             raise BadInput(f"{self.folder}: not a prepared folder (no {CAPTIONS}); {nearest}")
         head = read_json(self.folder / DATASET, remedy)
-        if not isinstance(head, dict) or not isinstance(head.get("dataset"), str):
+        if not isinstance(head, dict):
+            raise BadInput(f"{self.folder / DATASET}: not the {DATASET} of a prepared folder; {remedy}")
+        check_format(self.folder / DATASET, head.get("format"), FORMAT, remedy)
+        if not isinstance(head.get("dataset"), str):
             raise BadInput(f"{self.folder / DATASET}: does not say which dataset this is; {remedy}")
         self.name: str = head["dataset"]
         self.images_folder = None if head.get("images") is None else Path(head["images"])

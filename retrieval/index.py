@@ -27,6 +27,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from features.format import check_format
 from features.images.files import ImageFile, image_file
 from retrieval.approximate import Approximate
 from retrieval.milvus import MILVUS, address_of, open_collection
@@ -86,10 +87,9 @@ class Meta:
         if not path.is_file():
             raise BadInput(f"{folder}: not an index (no {META}); build one with search.py index")
         table = read_json(path, REMEDY)
-        if not isinstance(table, dict) or "generation" not in table:
+        if not isinstance(table, dict) or "format" not in table:
             raise BadInput(f"{path}: not the {META} of an index; name a folder that search.py index has written")
-        if table.get("format") != FORMAT:
-            raise BadInput(f"{path}: has format {table.get('format')}, this program reads format {FORMAT}; {REMEDY}")
+        check_format(path, table["format"], FORMAT, REMEDY)
         try:
             return cls(**table)
         except TypeError:

@@ -1,6 +1,6 @@
 """The run folder runs/RUN/: what train.py leaves, and all that is needed to embed images and sentences with it.
 
-recipe.toml         every setting, resolved, and under [run] what it was trained on
+recipe.toml         every setting, resolved, and under [run] what it was trained on, and the format of the whole folder
 model.safetensors   the weights that were best on val
 vocabulary.json     a copy of the dataset's: a run stands alone
 log.jsonl           one line per epoch
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tomli_w
 
+from features.format import check_format
 from features.images.files import ImageFile
 from features.text.sentences import TextProcessor, as_sentences
 from features.text.vocabulary import Sentences, Vocabulary, tokenize
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # torch is imported where it is used: a search for a sentence
     from model import TwoBranch
 
 RECIPE, MODEL, VOCABULARY = "recipe.toml", "model.safetensors", "vocabulary.json"
+FORMAT = 1  # of the folder; a recipe.toml that says none is of the first
 LOG, LAST, RESULT = "log.jsonl", "last.pt", "result.json"
 MAX_QUOTED_CHARS = 200  # of a sentence in an error
 AGAIN = "train the run again with `fresh`"
@@ -86,7 +88,7 @@ def write_run_config(folder: Path, settings: Settings, info: RunInfo) -> None:
     """Write recipe.toml: the settings of a run, and what it was trained on."""
     run = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(info).items()}
     with atomic_write(folder / RECIPE, "wb") as file:
-        tomli_w.dump({"run": run, **to_table(settings)}, file)
+        tomli_w.dump({"run": {"format": FORMAT, **run}, **to_table(settings)}, file)
 
 
 def read_run_config(folder: Path) -> tuple[Settings, RunInfo]:
@@ -97,6 +99,7 @@ def read_run_config(folder: Path) -> tuple[Settings, RunInfo]:
     table = read_toml(path, AGAIN)
     try:
         run: dict[str, Any] = table.pop("run")
+        check_format(path, run.pop("format", 1), FORMAT, AGAIN)
         lists = {key: tuple(value) for key, value in run.items() if isinstance(value, list)}
         info = RunInfo(**{**run, **lists})
     except (KeyError, TypeError, AttributeError):

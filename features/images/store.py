@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from features.format import check_format
 from features.hdf5 import atomic_hdf5, plain_attributes, read_rows, rows_bytes, write_rows
 from utils import BadInput
 
@@ -115,17 +116,16 @@ class FeatureStore:
 
     @classmethod
     def _read_head(cls, path: Path, file: h5py.File) -> "FeatureStore":
+        attributes = plain_attributes(file)
+        check_format(path, attributes.get("format"), FORMAT, AGAIN)
         for name in ("features", "image"):
             if not isinstance(file.get(name), h5py.Dataset):
                 raise BadInput(f"{path}: has no dataset {name!r}, so it is no feature store; make one with prep.py")
-        version = file.attrs.get("format")
-        if version != FORMAT:
-            raise BadInput(f"{path}: has format {version}, this program reads format {FORMAT}; {AGAIN}")
         features, ids = file["features"], [str(image) for image in file["image"].asstr()[:]]
         row = {image: number for number, image in enumerate(ids)}
         if features.ndim not in (2, 3, 4) or len(ids) != features.shape[0] or len(row) != len(ids):
             raise BadInput(f"{path}: {len(row)} image ids for features of shape {features.shape}; {AGAIN}")
-        return cls(path, ids, features.shape[1:], str(features.dtype), plain_attributes(file), row)
+        return cls(path, ids, features.shape[1:], str(features.dtype), attributes, row)
 
     @property
     def views(self) -> int:

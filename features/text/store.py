@@ -24,6 +24,7 @@ from features.blocks import (
     part_attributes,
 )
 from features.distributed import from_all
+from features.format import check_format
 from features.hdf5 import atomic_hdf5, plain_attributes, read_rows, rows_bytes, write_rows
 from features.progress import progress_bar
 from utils import BadInput, command_line, digest_text
@@ -103,15 +104,12 @@ class TextStore:
 
     @classmethod
     def _read_head(cls, path: Path, file: h5py.File, command: str) -> "TextStore":
-        again = f"make it again with: {command}, and `fresh`"
+        again, attributes = f"make it again with: {command}, and `fresh`", plain_attributes(file)
+        check_format(path, attributes.get("format"), FORMAT, again)
         poolings = (PROJECTED,) if PROJECTED in file else POOLINGS
         for name in (*poolings, "image", "caption", "digest"):
             if not isinstance(file.get(name), h5py.Dataset):
                 raise BadInput(f"{path}: has no dataset {name!r}, so it holds no sentence features; {again}")
-        attributes = plain_attributes(file)
-        if attributes.get("format") != FORMAT:
-            version = attributes.get("format")
-            raise BadInput(f"{path}: has format {version}, this program reads format {FORMAT}; {again}")
         parts = file["image"].asstr()[:], file["caption"][:].tolist(), file["digest"].asstr()[:]
         lengths = {len(part) for part in parts}
         keys = [Key(*key) for key in zip(*parts, strict=False)]  # if one is shorter: see below

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import regex
 
+from features.format import check_format
 from features.options import LANGUAGES
 from features.progress import progress_bar
 from utils import BadInput, did_you_mean, read_json, write_json
@@ -165,8 +166,9 @@ class Vocabulary:
         remedy = "prepare the dataset again with prep.py"
         table = read_json(path, remedy)
         try:
-            if table["format"] != FORMAT or table["tokenizer"] != TOKENIZER:
-                raise BadInput(f"{path}: written by another version of this project; {remedy}")
+            check_format(path, table["format"], FORMAT, remedy)
+            if table["tokenizer"] != TOKENIZER:
+                raise BadInput(f"{path}: cut into words by other rules than this program's; {remedy}")
             words = table["words"]
             counts = {row["word"]: row["count"] for row in words}
             stems = {row["word"]: row["stem"] for row in words}

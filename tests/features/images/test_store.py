@@ -82,6 +82,10 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
         FeatureStore.open(path)
     with h5py.File(path, "w") as file:
         file["features"] = numbers(3, 2)
+    with pytest.raises(BadInput, match="carries no format"):
+        FeatureStore.open(path)
+    with h5py.File(path, "a") as file:
+        file.attrs["format"] = store.FORMAT
     with pytest.raises(BadInput, match="no dataset 'image'"):
         FeatureStore.open(path)
     write(path, numbers(3, 2))
