@@ -70,7 +70,7 @@ COMPARE := --data $(DATA) --seeds 0 1 2 --jobs $(JOBS)
 SMALL := embed_dim=512 text.min_count=2
 ORDER := similarity=order loss.margin=0.05
 
-.PHONY: models one-hot gru modern strongest together together-val
+.PHONY: models one-hot gru modern modern-joined strongest together together-val
 
 one-hot: .venv/ready
 	$(BIN)/python train.py stems $(COMPARE) --runs $(RUNS)/one_hot $(A) $(B) $(AB) --set embed_dim=512 loss.negatives=sum,hardest,semihard,random
@@ -128,3 +128,11 @@ modern: .venv/ready
 	$(BIN)/python train.py vse_infinity $(COMPARE) --runs $(RUNS)/modern
 	$(BIN)/python train.py cca cca_joined csa ridge procrustes asif $(MODERN) --runs $(RUNS)/modern $(A)
 	$(BIN)/python eval.py '$(RUNS)/modern/*' $(CORRECTED)
+
+# The same on two CNNs joined, where docs/RESULTS.md has the GRUs of the classic line too: one seed.
+modern-joined: .venv/ready
+	$(BIN)/python train.py strong stems two_branch cwcl hal sail fusemix structure linear $(MODERN) --runs $(RUNS)/modern_joined $(AB)
+	$(BIN)/python train.py linear $(MODERN) --runs $(RUNS)/modern_joined $(AB) --set loss.name=infonce
+	$(BIN)/python train.py strong $(MODERN) --runs $(RUNS)/modern_joined $(AB) --set $(MINILM)
+	$(BIN)/python train.py cca cca_joined csa ridge procrustes asif $(MODERN) --runs $(RUNS)/modern_joined $(AB)
+	$(BIN)/python eval.py '$(RUNS)/modern_joined/*' $(CORRECTED)
