@@ -150,7 +150,6 @@ IDEAS: dict[str, tuple[str, list[str], Callable[[], Any] | None]] = {
     "word dropout": ("strong", ["text.word_dropout=0.1"], None),
     "averaged weights": ("strong", ["training.weight_average=0.99"], None),
     "embed_dim 2048": ("strong", ["embed_dim=2048"], None),
-    "residual head": ("strong", ["image.branch=residual"], None),
     "stems": ("stems", [], None),
     "margin rises": ("stems", [], partial(of_epoch, margin)),
     "hardness rises": ("stems", [], partial(of_epoch, sharpness)),

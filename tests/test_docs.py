@@ -68,6 +68,7 @@ BENCHMARKS |= {
 }
 BENCHMARKS |= {
     "default_recipe.py": ["--seeds", "0", "--set", "training.min_steps=0", "embed_dim=8"],
+    "tried.py": ["--ideas", "queue", "whitening", "margin rises", "--set", "embed_dim=8", "training.epochs=2"],
     "random_splits.py": ["--splits", "2", "--set", "training.min_steps=0", "embed_dim=8"],
 }
 BENCHMARKS |= {
