@@ -5,6 +5,7 @@ is it does not say, but whoever asks: an index of somebody else's sends nothing 
 """
 
 import contextlib
+import logging
 import os
 import re
 import secrets
@@ -47,6 +48,7 @@ class Collection:
     """
 
     def __init__(self, url: str, name: Any):
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it notes on the terminal what it reconnects
         try:
             from pymilvus import MilvusClient
         except ImportError:
@@ -55,6 +57,7 @@ class Collection:
             ) from None
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise BadInput(f"{str(name)[:80]}: no collection of an index; build the index again with `fresh`")
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # tracebacks of what it raises, too
         self.shown, self.name, self.added = re.sub("//[^/]*@", "//", url), name, 0  # a password is not shown
         with self._speaking():
             self.client = MilvusClient(url)
@@ -88,6 +91,11 @@ class Collection:
             sizes = {"M": NEIGHBORS, "efConstruction": EF_CONSTRUCTION}
             graph.add_index(VECTOR, index_type="HNSW", metric_type="IP", params=sizes)
             self.client.create_index(self.name, graph)  # waits for it
+        self.load()
+
+    def load(self) -> None:
+        """Have Milvus take it into memory, which it may have left since."""
+        with self._speaking():
             self.client.load_collection(self.name)
 
     def add(self, rows: np.ndarray) -> None:
@@ -148,8 +156,9 @@ def url_for(url: str | None, search: str | None, about: dict[str, Any] | None) -
 
     Raises BadInput if it is there, and nobody says where that is, or which other way to search it.
     """
-    in_milvus = about is not None and about["search"] == MILVUS and not search
-    return address_of(url, about) if in_milvus else url
+    if about is None or about["search"] != MILVUS or search:
+        return url
+    return address_of(url, about)
 
 
 def drop_replaced(url: str | None, before: dict[str, Any] | None, now: dict[str, Any] | None) -> None:
@@ -187,10 +196,13 @@ def open_collection(url: str, about: dict[str, Any], rows: np.ndarray) -> Approx
 
     Raises BadInput if Milvus has no such collection of so many rows.
     """
+    if "://" not in url and not Path(url).exists():  # milvus-lite would make it
+        raise BadInput(f"`index_url` {url}: no such file; name the one it was built with, or build the index again")
     collection = Collection(url, about.get("collection"))
     if not collection.holds(len(rows)):
         raise BadInput(
             f"`index_url` {collection.shown}: has no collection {collection.name} of the {len(rows):,} rows of this "
             f"index; build the index again with `index_url`"
         )
+    collection.load()
     return Approximate(GRAPH, collection, rows, about["effort"])

@@ -34,11 +34,16 @@ def test_an_index_in_milvus_is_kept_up_to_date(tmp_path, images, monkeypatch):
     assert about["recall@10"] == 1
     assert collections(url) == [about["collection"]]
     assert url not in (folder / META).read_text(), "who is given the folder connects to nowhere"
+    client = Collection(url, about["collection"]).client
+    client.release_collection(about["collection"])  # as it is for a process that starts
     exact = Searcher.open(folder, run, exact=True)
     assert Searcher.open(folder, run, index_url=url).search("a dog", 40) == exact.search("a dog", 40)
     for call in (lambda: Searcher.open(folder, run), lambda: build_index(run, [images], folder)):
         with pytest.raises(BadInput, match=r"is searched in Milvus \(collection images_.*say where that is"):
             call()
+    with pytest.raises(BadInput, match="no such file"):
+        Searcher.open(folder, run, index_url=str(tmp_path / "other.db"))
+    assert not (tmp_path / "other.db").exists()
     monkeypatch.setenv(milvus.ADDRESS, url)
     assert build_index(run, [images], folder).approximate == about, "nothing has changed"
     paint(images / "new.png", 77)
