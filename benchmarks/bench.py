@@ -40,8 +40,9 @@ from features.prepared import Prepared
 from metrics.table import as_text
 from retrieval.build import build_index
 from retrieval.searcher import Searcher
+from script import run_script
 from training.run import Run
-from utils import be_quiet, read_json, run_script, write_json
+from utils import be_quiet, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "numpy", "h5py", "openvino", "faiss-cpu", "transformers")

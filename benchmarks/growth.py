@@ -44,11 +44,12 @@ from retrieval.approximate import EXACT, KINDS, PQ_ROWS, Approximate
 from retrieval.emoji import unit_rows
 from retrieval.index import write_rows
 from retrieval.nearest import COSINE, exact_nearest
+from script import run_script
 from settings import override, read_recipe
 from training.plan import plan_run
 from training.sweep import SplitCache
 from training.trainer import Trainer
-from utils import be_quiet, run_script
+from utils import be_quiet
 
 CAPTIONS = (1000, 10_000, 30_000, 100_000, 617_000)  # Flickr8k has 30,000 to train on, COCO 617,000
 FLICKR8K, VAL_IMAGES, FEATURES = 30_000, 1000, 2048
