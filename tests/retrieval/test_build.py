@@ -227,11 +227,11 @@ def test_opening_during_a_change_of_generation_tries_again(tmp_path, images, mon
     build(run, tmp_path / "index", images)
     opened: Any = vars(Index)["_open"].__func__
 
-    def overtaken(cls, folder, meta, exact):
+    def overtaken(cls, folder, meta, *more):
         if meta.generation == 1:
             paint(images / "new.png", 12)
             build(run, tmp_path / "index", images)
-        return opened(cls, folder, meta, exact)
+        return opened(cls, folder, meta, *more)
 
     old = index.Meta.read(tmp_path / "index")
     reads = iter([old])
