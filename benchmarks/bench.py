@@ -42,7 +42,7 @@ from retrieval.build import build_index
 from retrieval.searcher import Searcher
 from script import run_script
 from training.run import Run
-from utils import be_quiet, read_json, write_json
+from utils import be_quiet, make_folder, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "numpy", "h5py", "openvino", "faiss-cpu", "transformers")
@@ -122,6 +122,7 @@ ALONE = {"one_hot"}  # measured when it is named
 def main() -> None:
     args = arguments()
     be_quiet()
+    make_folder(args.out.parent, "out")
     report = earlier(args.out, about(args))
     for name in works_of(args):
         began = time.monotonic()
