@@ -18,6 +18,7 @@ import itertools
 import math
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -70,10 +71,13 @@ class Curve:
     worked_out: int = 0
 
 
-def apart(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function in a process of its own."""
+def apart(work: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function in a process of its own; say how long it took."""
+    began = time.monotonic()
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
+        result = pool.submit(function, *args).result()
+    print(f"{work}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+    return result
 
 
 def up_to(sizes: Sequence[int], most: int) -> list[int]:
@@ -92,7 +96,8 @@ def training_growth(captions: int = CAPTIONS[-1], pairs: int = 5, steps: int = 1
         reference = write_folder(Path(scratch) / "reference", min(FLICKR8K, captions))
         for size in up_to(CAPTIONS, captions):
             with tempfile.TemporaryDirectory(dir=scratch) as folder:
-                points.append(apart(train_at, write_folder(Path(folder) / "data", size), reference, steps, pairs))
+                data, work = write_folder(Path(folder) / "data", size), f"training, {size:,} captions"
+                points.append(apart(work, train_at, data, reference, steps, pairs))
     sizes = up_to(CAPTIONS, captions)
     read, costs, ratios, memory = zip(*points, strict=True)
     yield Curve("opening a prepared folder", "caption", sizes, list(read), list(memory))
@@ -158,7 +163,7 @@ def part_of_epoch(trainer: Trainer, steps: int) -> Callable[[], float]:
 def prep_growth(images: int = IMAGES[-1]) -> Iterator[Curve]:
     """Yield what prep.py takes for an image, and how much memory, by their number."""
     sizes = up_to(IMAGES, images)
-    took, memory = zip(*(apart(prepare_at, size) for size in sizes), strict=True)
+    took, memory = zip(*(apart(f"prep.py, {size:,} images", prepare_at, size) for size in sizes), strict=True)
     yield Curve(f"prep.py, {SMALL_NETWORK}, {PIXELS} pixels", "image", sizes, list(took), list(memory))
 
 
@@ -184,7 +189,7 @@ def index_growth(vectors: int = VECTORS[-2], to: int = 10_000_000) -> Iterator[C
         sizes = [size for size in up_to(VECTORS, vectors) if kind != "ivf_pq" or size >= PQ_ROWS]
         if not sizes:
             continue
-        points = [apart(search_at, kind, size) for size in sizes]
+        points = [apart(f"{kind}, {size:,} vectors", search_at, kind, size) for size in sizes]
         for what, unit, column in (("building", "vector", 0), ("a query", "query", 1))[kind == EXACT :]:
             took, memory = [point[column] for point in points], [point[2] for point in points]
             yield continued(Curve(f"{what}, {kind}", unit, sizes, took, memory), to)
