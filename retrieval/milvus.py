@@ -57,7 +57,8 @@ class Collection:
             ) from None
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise BadInput(f"{str(name)[:80]}: no collection of an index; build the index again with `fresh`")
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # tracebacks of what it raises, too
+        for library in ("pymilvus", "milvus_lite", "grpc"):  # which print tracebacks of what they raise, too
+            logging.getLogger(library).setLevel(logging.CRITICAL)
         self.shown, self.name, self.added = re.sub("//[^/]*@", "//", url), name, 0  # a password is not shown
         with self._speaking():
             self.client = MilvusClient(url)
@@ -71,7 +72,8 @@ class Collection:
             yield
         except (MilvusException, ValueError) as error:
             said = (getattr(error, "message", "") or str(error)).strip().splitlines()[0][:200]
-            raise BadInput(f"`index_url` {self.shown}: {said}; see that this is Milvus, and that it runs") from error
+            remedy = "see that this is Milvus, that it runs, and that no other program has its file"
+            raise BadInput(f"`index_url` {self.shown}: {said}; {remedy}") from error
 
     def create(self, dim: int) -> None:
         """Make the collection, of vectors of `dim` numbers, which must not be there yet."""
