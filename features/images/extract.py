@@ -16,9 +16,10 @@ from features.datasets.dataset import Image
 from features.distributed import from_all
 from features.engines import Engine, TorchEngine, run_ahead
 from features.images.backbones import Backbone
-from features.images.decode import ImageSource, Unreadable, read_image
+from features.images.decode import ImageSource
 from features.images.engine import image_engine
 from features.images.files import image_file
+from features.images.loader import Batch, pixel_batches
 from features.images.store import FORMAT, FeatureStore, write_store
 from features.progress import progress_bar
 from utils import BadInput, write_json
@@ -29,43 +30,6 @@ IDENTITY_KEYS = ("backbone", "layer", "digest", "transform", "map", "crops", "dt
 REMEDY = "repeat with `fresh` to make it again, or with the weights and options it was made with"
 
 Result = np.ndarray | str  # a row of features, or why there is none
-
-
-class _Images(torch.utils.data.Dataset):
-    """Decoded and transformed images; for one that cannot be read, the reason."""
-
-    def __init__(self, paths: Sequence[ImageSource | None], transform: Any) -> None:
-        self.paths, self.transform = paths, transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, row: int) -> tuple[int, Tensor | str]:
-        path = self.paths[row]
-        if path is None:
-            return row, "has no file"
-        try:
-            return row, self.transform(read_image(path))
-        except Unreadable as error:
-            return row, str(error)
-
-
-def _collate(batch: int, samples: list[tuple[int, Tensor | str]]) -> tuple[list[int], list[str | None], Tensor | None]:
-    """Return rows, reasons, and pixels (batch, …), with zeros for what cannot be read and up to the full batch.
-
-    A convolution may round differently in batches of different size: all of one size, and a row depends on its image
-    alone, wherever a run was interrupted.
-    """
-    rows = [row for row, _ in samples]
-    reasons = [sample if isinstance(sample, str) else None for _, sample in samples]
-    shape = next((sample.shape for _, sample in samples if isinstance(sample, Tensor)), None)
-    if shape is None:
-        return rows, reasons, None
-    pixels = torch.zeros(batch, *shape)
-    for i, (_, sample) in enumerate(samples):
-        if isinstance(sample, Tensor):
-            pixels[i] = sample
-    return rows, reasons, pixels
 
 
 def features_of(
@@ -86,34 +50,17 @@ def features_of(
     if groups is None:
         starts = range(0, len(paths), ROWS_PER_BLOCK)
         groups = [range(start, min(start + ROWS_PER_BLOCK, len(paths))) for start in starts]
-    loader = torch.utils.data.DataLoader(
-        _Images(paths, backbone.transform),
-        batch_sampler=(list(group[start : start + batch]) for group in groups for start in range(0, len(group), batch)),
-        num_workers=workers,
-        collate_fn=functools.partial(_collate, batch),
-    )
-    for (numbers, reasons, _), rows in run_ahead(functools.partial(_start, engine), _watched(loader), engine.ahead):
+    batches = (list(group[start : start + batch]) for group in groups for start in range(0, len(group), batch))
+    loaded = pixel_batches(paths, backbone.transform, batches, batch=batch, workers=workers)
+    for (numbers, reasons, _), rows in run_ahead(functools.partial(_start, engine), loaded, engine.ahead):
         features = rows.numpy()
         for i, (number, reason) in enumerate(zip(numbers, reasons, strict=True)):
             yield number, reason or features[i]
 
 
-def _start(engine: Engine, batch: tuple[list[int], list[str | None], Tensor | None]) -> Callable[[], Tensor]:
+def _start(engine: Engine, batch: Batch) -> Callable[[], Tensor]:
     _, _, pixels = batch
     return torch.Tensor if pixels is None else engine.start(pixels)  # no image of the batch can be read
-
-
-def _watched(loader: Iterable[Any]) -> Iterator[Any]:
-    """Yield from `loader`. A decoding process that the system killed becomes one sentence; finished blocks are safe."""
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise BadInput(
-            "`workers`: a process that decodes images was killed, probably for want of memory; "
-            "repeat the command with `workers` 0, it continues"
-        ) from error
 
 
 def extract(  # noqa: PLR0913 (its options, keyword-only)

@@ -94,7 +94,8 @@ def size_of(image: ImageFile) -> int:
 
 
 def open_image_file(image: ImageFile) -> IO[bytes]:
-    """Open the bytes of an image. Raises OSError if that cannot be done, or it is a pipe or the like."""
-    if not stat.S_ISREG(os.stat(file_on_disk(image)).st_mode):  # a pipe would be waited for, for ever
-        raise OSError("not a file")
+    """Open the bytes of an image. Raises OSError if that cannot be done, or it is a folder, a pipe or the like."""
+    mode = os.stat(file_on_disk(image)).st_mode
+    if not stat.S_ISREG(mode):  # a pipe would be waited for, for ever
+        raise OSError("a folder, not a file" if stat.S_ISDIR(mode) else "a pipe or a device, not a file")
     return open(image, "rb") if isinstance(image, Path) else io.BytesIO(image.read())

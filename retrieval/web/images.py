@@ -1,7 +1,6 @@
 """Images that strangers send, checked before they are decoded; and images on their way out, encoded anew.
 
-What is sent is decoded by Pillow's own decoders of raster images only: never by one that calls another program, as it
-does for EPS. What goes out is a JPEG of ours, whatever the file is called or holds.
+What goes out is a JPEG of ours, whatever the file is called or holds.
 """
 
 import io
@@ -13,13 +12,12 @@ from typing import Any
 
 from PIL import Image as PILImage
 
-from features.images.decode import Unreadable, formats, jpeg_bytes, read_image, thumbnail, wanting
+from features.images.decode import Timed, Unreadable, formats, jpeg_bytes, read_image, thumbnail, wanting
 from features.images.files import ImageFile, file_on_disk, open_image_file, size_of
 from utils import BadInput
 
-FORMATS = {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF"}
 NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF"
-MAX_PIXELS = 50_000_000  # of an image that is sent: a telephone's largest, 150 MB once it is decoded
+MAX_PIXELS = 50_000_000  # of an image that is sent: a telephone's largest
 VIEW_PIXELS, PREVIEW_PIXELS = 1600, 320  # the longer side of an image that goes out, and of one that was sent
 FULL_PIXELS, FULL_QUALITY = 65_500, 95  # of an image that goes out at full size: what a JPEG can hold
 QUALITY = 88  # of a JPEG that goes out
@@ -38,12 +36,12 @@ def open_upload(data: bytes) -> PILImage.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a large one: it is refused below
-            with PILImage.open(io.BytesIO(data), formats=sorted(FORMATS & set(formats()))) as opened:
+            with PILImage.open(Timed(io.BytesIO(data)), formats=formats()) as opened:
                 width, height = opened.size
     except PILImage.DecompressionBombError:
         raise BadInput(f"the image has more than {MAX_PIXELS:,} pixels; choose a smaller one") from None
     except Exception:  # on a damaged header, Pillow raises whatever it stumbles over
-        what = wanting(io.BytesIO(data))
+        what = wanting(data[:12])
         what = f"{what}, where app.py runs" if what else "no image that can be read here"
         raise BadInput(f"the file is {what}; choose a {NAMES}") from None
     if width * height > MAX_PIXELS:
@@ -84,7 +82,7 @@ def file_facts(path: ImageFile | None) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with open_image_file(path) as file, PILImage.open(file, formats=formats()) as image:
+            with open_image_file(path) as file, PILImage.open(Timed(file), formats=formats()) as image:
                 if image.format in SHOWN:
                     facts["type"] = f"image/{SHOWN[image.format]}"
                 exif, (width, height) = image.getexif(), image.size

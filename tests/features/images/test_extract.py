@@ -1,13 +1,11 @@
 """Extraction: rows keyed by image, resumable after a kill, with whatever cannot be read told and all else kept."""
 
-import io
 import os
 import signal
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,10 @@ from PIL import Image as PILImage
 
 from features.blocks import Blocks
 from features.datasets.dataset import Image
-from features.images import decode
 from features.images import extract as extraction
+from features.images import loader
 from features.images.backbones import Backbone, load
-from features.images.decode import Unreadable, read_image
+from features.images.decode import read_image
 from features.images.extract import extract, features_of
 from features.images.store import FeatureStore
 from tests.helpers import ROOT, Network, make_images, see, tiny_backbone
@@ -42,125 +40,6 @@ def batches(of: Backbone) -> int:
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extraction, "ROWS_PER_BLOCK", 8)
-
-
-# --- images
-
-
-HEIC = b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00mif1heic"
-
-
-@pytest.mark.parametrize("opened", [False, True])
-def test_heic_is_read_or_the_package_is_named(opened: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked() -> Any:
-        return io.BytesIO((tmp_path / "a.heic").read_bytes()) if opened else tmp_path / "a.heic"
-
-    heif = pytest.importorskip("pillow_heif")
-    heif.from_pillow(PILImage.new("RGB", (64, 48), "red")).save(tmp_path / "a.heic")
-    image = read_image(asked())
-    assert image.size == (64, 48)
-    assert np.asarray(image)[9, 9, 0] > 240
-    monkeypatch.setattr(decode, "formats", lambda: ("JPEG", "PNG"))  # as without the package
-    with pytest.raises(Unreadable, match="pip install pillow-heif"):
-        read_image(asked())
-    (tmp_path / "a.heic").write_bytes(HEIC.replace(b"heic", b"avif"))
-    with pytest.raises(Unreadable, match="AVIF, which needs a newer Pillow: pip install --upgrade pillow"):
-        read_image(asked())
-    (tmp_path / "a.heic").write_bytes(HEIC[:9])
-    with pytest.raises(Unreadable, match="not an image"):
-        read_image(asked())
-
-
-def test_a_damaged_heic_needs_no_package(tmp_path: Path) -> None:
-    pytest.importorskip("pillow_heif")
-    (tmp_path / "a.heic").write_bytes(HEIC)
-    with pytest.raises(Unreadable) as raised:
-        read_image(tmp_path / "a.heic")
-    assert "pip install" not in str(raised.value)
-
-
-def test_images_are_turned_as_their_exif_says(tmp_path: Path) -> None:
-    image = PILImage.new("RGB", (40, 20), "red")
-    image.paste("blue", (0, 0, 20, 20))
-    exif = PILImage.Exif()
-    exif[0x0112] = 6  # turn a quarter clockwise: what was left is up
-    image.save(tmp_path / "a.png", exif=exif)
-    turned = read_image(tmp_path / "a.png")
-    assert turned.size == (20, 40)
-    assert turned.getpixel((10, 5)) == (0, 0, 255)
-    assert turned.getpixel((10, 35)) == (255, 0, 0)
-
-
-def _palette() -> PILImage.Image:
-    image = PILImage.new("P", (8, 8), 1)
-    image.putpalette([0, 0, 0, 10, 20, 30])
-    return image
-
-
-def _see_through() -> PILImage.Image:
-    image = _palette()
-    image.info["transparency"] = 1
-    return image
-
-
-@pytest.mark.parametrize(
-    ("image", "suffix", "color"),
-    [
-        (PILImage.new("L", (8, 8), 77), "png", (77, 77, 77)),
-        (PILImage.new("1", (8, 8), 1), "png", (255, 255, 255)),
-        (_palette(), "png", (10, 20, 30)),
-        (_see_through(), "png", (255, 255, 255)),
-        (_see_through(), "gif", (255, 255, 255)),
-        (PILImage.new("RGBA", (8, 8), (200, 0, 0, 0)), "png", (255, 255, 255)),
-        (PILImage.new("RGBA", (8, 8), (200, 0, 0, 255)), "webp", (200, 0, 0)),
-        (PILImage.new("LA", (8, 8), (50, 255)), "png", (50, 50, 50)),
-        (PILImage.new("CMYK", (8, 8), (0, 255, 255, 0)), "tiff", (255, 0, 0)),
-        (PILImage.fromarray(np.full((8, 8), 257 * 99, np.uint16)), "png", (99, 99, 99)),
-        (PILImage.fromarray(np.full((8, 8), 257 * 99, np.uint16)), "tiff", (99, 99, 99)),
-        (PILImage.fromarray(np.full((8, 8), 99, np.int32)), "tiff", (99, 99, 99)),
-    ],
-)
-def test_every_kind_of_pixel_becomes_rgb(
-    tmp_path: Path, image: PILImage.Image, suffix: str, color: tuple[int, int, int]
-) -> None:
-    options: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
-    image.save(tmp_path / f"a.{suffix}", **options)
-    rgb = read_image(tmp_path / f"a.{suffix}")
-    assert (rgb.mode, rgb.size) == ("RGB", (8, 8))
-    assert rgb.getpixel((4, 4)) == color
-
-
-def _jpeg(path: Path) -> bytes:
-    noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
-    PILImage.fromarray(noise).save(path)
-    return path.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (lambda path: path.write_bytes(_jpeg(path)[:2000]), "truncated"),
-        (lambda path: path.write_text("<html>not found</html>"), "not an image"),
-        (lambda path: path.write_bytes(b""), "not an image"),
-        (lambda path: None, "no such file"),
-        (lambda path: path.mkdir(), "directory"),
-        (lambda path: PILImage.new("RGB", (150, 100)).save(path), "more than 10,000 pixels"),
-        (lambda path: PILImage.new("RGB", (300, 100)).save(path), "more than 10,000 pixels"),
-        (lambda path: PILImage.new("RGB", (120, 2)).save(path), "120 by 2 pixels is too thin"),
-        (lambda path: PILImage.new("F", (9, 9)).save(path, format="tiff"), "floating-point"),
-    ],
-)
-def test_what_cannot_be_read_says_why_and_never_warns(
-    tmp_path: Path, damage: Callable[[Path], object], reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(PILImage, "MAX_IMAGE_PIXELS", 10_000)
-    damage(tmp_path / "a.jpg")
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        with pytest.raises(Unreadable, match=reason) as error:
-            read_image(tmp_path / "a.jpg")
-    assert not said
-    assert "\n" not in str(error.value)
 
 
 # --- rows
@@ -229,7 +108,7 @@ def test_views_are_rows_of_an_image_that_is_decoded_once(tmp_path: Path, monkeyp
         decoded.append(path)
         return read_image(path)
 
-    monkeypatch.setattr(extraction, "read_image", counted)
+    monkeypatch.setattr(loader, "read_image", counted)
     assert extract(images, tiny_views(), tmp_path / "a.h5", batch=3, workers=0) == []
     assert decoded == [image.path for image in images]
     store = FeatureStore.open(tmp_path / "a.h5")

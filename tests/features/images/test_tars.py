@@ -183,7 +183,7 @@ def test_an_image_that_has_gone_or_is_too_large_is_unreadable(tmp_path):
     os.mkfifo(tmp_path / "pipe.tar")
     for span, reason in (
         (Span(tmp_path / "b.tar", member.span.start, size), "b.tar ends before it"),
-        (Span(tmp_path / "none.tar", 0, size), "No such file"),
+        (Span(tmp_path / "none.tar", 0, size), "no such file"),
         (Span(path, 0, MAX_IMAGE_BYTES + 1), "too many for an image"),
         (Span(path, 0, 512), "not an image"),
         (Span(tmp_path / "pipe.tar", 0, 10), "not a file"),
