@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two tests at a time; a worker that is done takes from the other's.
 PARALLEL := -n 2 --dist worksteal
 
-.PHONY: demo search test torture bench check format
+.PHONY: demo search test torture bench check format lock
 
 demo: .venv/ready
 	$(BIN)/python prep.py
@@ -41,6 +41,14 @@ check: .venv/dev
 format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The versions that .venv holds, with the hashes of their files, and a bill of materials with their licenses.
+lock: .venv/dev
+	$(BIN)/pip install --quiet uv
+	$(BIN)/pip freeze > .venv/frozen.txt
+	$(BIN)/uv pip compile requirements-dev.txt --constraint .venv/frozen.txt --generate-hashes --no-annotate \
+		--custom-compile-command 'make lock' --quiet --output-file requirements.lock
+	$(BIN)/python package/sbom.py > sbom.json
 
 .venv/ready: requirements.txt requirements-search.txt
 	$(PYTHON) -m venv .venv
