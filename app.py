@@ -2,7 +2,7 @@
 """The web page: search an index with a sentence, or with an image that you drop, paste or choose.
 
 python app.py photos.index                    a page on http://127.0.0.1:7860/, for this machine alone
-python app.py photos.index --host 0.0.0.0     for everybody who can reach this machine
+python app.py photos.index --host 0.0.0.0     for everybody who can reach this machine and has the token it prints
 
 It asks no other host for anything, and shows no file but the images of the index. Where files lie is shown on this
 machine alone.
@@ -31,6 +31,9 @@ def arguments() -> argparse.Namespace:
     where = "where Milvus is, if it searches the index; default: INDEX_URL of the environment"
     parser.add_argument("--index-url", metavar="URL", help=where)
     parser.add_argument("--max-upload", type=float, default=20, metavar="MB", help="of an image sent; default: 20")
+    parser.add_argument(
+        "--token", help="open the page by /?token=TOKEN; default: beyond this machine, one that it draws"
+    )
     complete(parser)
     return one_sentence(parser).parse_args()
 

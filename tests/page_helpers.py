@@ -6,6 +6,8 @@ import io
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 
@@ -15,11 +17,11 @@ from PIL import Image as PILImage
 import prep
 import train
 from retrieval.build import build_index
-from tests.helpers import QUICK, call, draw_images, prep_args
+from tests.helpers import QUICK, ROOT, call, draw_images, prep_args
 from training import fill_bank
 from training.run import Run
 
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
 
 ODD = ["a b/c%20d.png", "new\nline.png", "<b>&'\".png", os.fsdecode(b"no-unicode-\xff.png")]
 
@@ -47,21 +49,28 @@ def make_index(folder):
 
 
 @contextlib.contextmanager
-def served(searcher, host="127.0.0.1", megabytes=LIMIT, ready=True):
+def served(searcher, host="127.0.0.1", megabytes=LIMIT, ready=True, token=None):
     """The page on a free port; yields the port. ready: once all is read, and tests may use the searcher themselves."""
+    from retrieval.web.connection import server_of
     from retrieval.web.server import application
 
     with socket.create_server(("127.0.0.1", 0), backlog=200) as listening:
-        config = uvicorn.Config(application(searcher, host, megabytes), log_level="critical", server_header=False)
-        server = uvicorn.Server(config)
+        server = server_of(application(searcher, host, megabytes, token))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         port = listening.getsockname()[1]
         if ready:
-            assert ask(port, "/api/image", jpeg())[0] == 200
+            assert ask(port, "/api/image", jpeg(), Cookie=f"token-{port}={token}")[0] == 200
         yield port
         server.should_exit = True
         thread.join(20)
+
+
+def run_app(*args):
+    """app.py in a process of its own."""
+    command = [sys.executable, str(ROOT / "app.py"), *map(str, args)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def ask(port, path, body=None, method=None, **headers):

@@ -6,7 +6,7 @@ import math
 import socket
 from pathlib import Path
 
-from utils import BadInput, log
+from utils import BadInput, log, warn
 
 
 def serve(
@@ -18,12 +18,15 @@ def serve(
     exact: bool = False,
     index_url: str | None = None,
     max_upload: float = 20,
+    token: str | None = None,
 ) -> None:
     """Serve the page until Ctrl-C.
 
     index: its folder; port: 0 for any free one; run: where the index's run lies, if it has moved; exact: also where
     the index has a graph; index_url: where Milvus is, if it searches the index; max_upload: of an image that is sent,
-    MB. Raises BadInput where a package is missing, the address cannot be used, or the index cannot be opened.
+    MB; token: what the page is opened with, at /?token=TOKEN; None for one that is drawn and said, where other machines
+    reach the host. Raises BadInput where a package is missing, the address cannot be used, or the index cannot be
+    opened.
 
     >>> serve("photos.index", port=0)  # doctest: +SKIP
     """
@@ -34,26 +37,29 @@ def serve(
             importlib.import_module(package)
     except ImportError as error:
         raise BadInput(f"{error.name}: the page needs this package; pip install -r requirements-search.txt") from None
-    with contextlib.suppress(KeyboardInterrupt), listen(host, port) as listening:
-        import uvicorn
+    from retrieval.web.guard import TOKEN, checked_token, is_loopback
 
+    secret = checked_token(token, host)
+    with contextlib.suppress(KeyboardInterrupt), listen(host, port) as listening:
         from retrieval.searcher import Searcher
+        from retrieval.web.connection import server_of
         from retrieval.web.server import application
 
         searcher = Searcher.open(index, run, exact, index_url)
         with contextlib.suppress(BadInput):  # this run knows no such word
             searcher.search("a!", k=1)  # the first query is the slowest, and the first that is not plain imports NLTK
-        config = uvicorn.Config(
-            application(searcher, host, max_upload),
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=3,
-            h11_max_incomplete_event_size=2**18,  # bytes; each character of a query may take twelve in an address
-        )
+        server = server_of(application(searcher, host, max_upload, secret))
+        if not is_loopback(host):
+            warn(
+                f"`host` {host}: other machines reach this page, and nothing on the way is encrypted; they open it by "
+                f"this machine's name or address, with the same token"
+            )
         host, port = listening.getsockname()[:2]
         name = f"[{host}]" if ":" in host else host
-        log(f"{len(searcher.index):,} images on http://{name}:{port}/ (Ctrl-C ends it)")
-        uvicorn.Server(config).run(sockets=[listening])
+        # a token that was given is known, and need not stand in a log
+        opened = "" if secret is None else f"?{TOKEN}={secret if token is None else '…'}"
+        log(f"{len(searcher.index):,} images on http://{name}:{port}/{opened} (Ctrl-C ends it)")
+        server.run(sockets=[listening])
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -62,6 +62,8 @@ SCRIPTS = ("script.js", "tiles.js", "larger.js")
 FILES = {"style.css": "text/css", "icon.svg": "image/svg+xml"} | dict.fromkeys(SCRIPTS, "text/javascript")
 MAX_UPLOAD_MB = 20
 MAX_WAIT_SECONDS = 10  # for the emoji to be read
+UNKNOWN_WORD = "qxzvjqxzvj"
+MAX_DECODING = 2  # images that were sent and lie decoded, of 300 MB each at most
 GENERAL_ERRORS = {
     404: "there is nothing at this address; the page is at /",
     405: "this address does not take such a request; the page is at /",
@@ -69,8 +71,13 @@ GENERAL_ERRORS = {
 }
 
 
-def application(searcher: Searcher, host: str = "127.0.0.1", max_upload: float = MAX_UPLOAD_MB) -> ASGIApp:
-    """Return the page as an ASGI application. host: the address it is served at; max_upload: of a request, MB."""
+def application(
+    searcher: Searcher, host: str = "127.0.0.1", max_upload: float = MAX_UPLOAD_MB, token: str | None = None
+) -> ASGIApp:
+    """Return the page as an ASGI application.
+
+    host: the address it is served at; max_upload: of a request, MB; token: what it is opened with, if it asks for one.
+    """
     page = Page(searcher, max_upload, is_loopback(host))
     routes = [
         Route("/", page.show),
@@ -88,9 +95,10 @@ def application(searcher: Searcher, host: str = "127.0.0.1", max_upload: float =
     ]
     handlers: dict[Any, Any] = dict.fromkeys((BadInput, HTTPException, ClientDisconnect, Exception), page.refuse)
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=page.lifespan)
+    app.router.redirect_slashes = False  # to an address that the request's Host header would name
     # from another host's page, a browser could be led here under a name of that host
     hosts = {*LOOPBACK, host.lower()} if is_loopback(host) else None
-    return Guard(app, hosts, int(max_upload * 1_000_000))
+    return Guard(app, hosts, int(max_upload * 1_000_000), token)
 
 
 class RowConvertor(IntegerConvertor):
@@ -114,6 +122,7 @@ class Page:
         # nothing else may run at all: tracing its layers changes the call of every torch module.
         self.queue = ThreadPoolExecutor(1, thread_name_prefix="search")
         self.decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        self.decoding = asyncio.Semaphore(MAX_DECODING)
         self.files = {name: (PAGE / name).read_bytes() for name in FILES}
         loader, strict = jinja2.FileSystemLoader(PAGE), jinja2.StrictUndefined
         environment = jinja2.Environment(
@@ -137,7 +146,7 @@ class Page:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def warm_up(self) -> None:
-        """Load what the first image needs."""
+        """Load what the first image needs, and the first word that the run does not know."""
 
         def in_turn(work: Callable[..., Any], *args: Any) -> Any:
             return self.queue.submit(work, *args).result()
@@ -146,6 +155,8 @@ class Page:
             self.answers.read_emoji(in_turn)
             with contextlib.suppress(BadInput):  # whoever sends an image will read why
                 in_turn(self.searcher.embed_image, PILImage.new("RGB", (64, 64)))
+            with contextlib.suppress(BadInput):  # there is none like it
+                in_turn(self.searcher.ask, UNKNOWN_WORD, 1)
 
     async def show(self, request: Request) -> Response:
         """Show the page: its home, or the answer to what its address asks."""
@@ -188,9 +199,10 @@ class Page:
         """Keep the image that a request brings; return the question for what it finds."""
         query = Query(k=k_of(request))
         data = await body_of(request)
-        image = await run_in(self.decoders, open_upload, data)
-        jpeg = await run_in(self.decoders, jpeg_bytes, image.copy(), PREVIEW_PIXELS, QUALITY)
-        return replace(query, upload=await run_in(self.queue, self.answers.keep_upload, data, image, jpeg))
+        async with self.decoding:
+            image = await run_in(self.decoders, open_upload, data)
+            jpeg = await run_in(self.decoders, jpeg_bytes, image.copy(), PREVIEW_PIXELS, QUALITY)
+            return replace(query, upload=await run_in(self.queue, self.answers.keep_upload, data, image, jpeg))
 
     async def emoji_read(self) -> None:
         """Wait for the emoji, soon after the start."""

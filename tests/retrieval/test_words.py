@@ -77,6 +77,20 @@ def encoder(monkeypatch):
     return made
 
 
+def test_a_query_of_unknown_words_holds_nobody_up(encoder, monkeypatch):
+    """A few of them are looked up, however many there are, and none of thousands of letters."""
+    neighbors = WordNeighbors(processor())
+    neighbors.mend("labradoodle")
+    encoder.read.clear()
+    unknown = [f"{first}zq{last}" for first in "abcdefgh" for last in "klmnop"]
+    query = neighbors.mend(" ".join([*unknown, "labradoodle"]))
+    assert (encoder.read, query.taken) == (unknown[: words.MAX_MENDED], {})
+    assert set(query.left_out) == {*unknown, "labradoodle"}
+    monkeypatch.setattr(words, "one_letter_away", None)
+    assert neighbors.neighbor("a" * 5000) is None
+    assert len(encoder.read) == words.MAX_MENDED
+
+
 def test_a_slip_of_the_pen_is_the_most_frequent_word_a_letter_away(encoder):
     neighbors = WordNeighbors(processor())
     assert neighbors.neighbor("wmoan") == "woman"

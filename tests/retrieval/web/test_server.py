@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +27,8 @@ from retrieval.web.query import MAX_MINUS, Query
 from retrieval.web.server import application
 from retrieval.web.uploads import Upload, Uploads
 from retrieval.words import MAX_QUERY_CHARS
-from tests.helpers import ROOT, FakeRun, call
-from tests.page_helpers import HOSTILE, LIMIT, ODD, SVG, ask, jpeg, served
+from tests.helpers import FakeRun, call
+from tests.page_helpers import HOSTILE, LIMIT, ODD, SVG, ask, jpeg, run_app, served
 
 pytest.importorskip("starlette")
 uvicorn = pytest.importorskip("uvicorn")
@@ -312,6 +311,7 @@ BAD = [
     ("/api/search?q=xyzzy", 400, "unknown words only (xyzzy)"),
     ("/api/search?q=%3F!", 400, "holds no word"),
     ("/api/search?q=" + "a+" * MAX_QUERY_CHARS, 400, "say it in 5,000 at most"),
+    ("/api/search?q=" + "9" * 5000, 400, "put blanks between its words"),
     ("/api/search?q=%ff%fe", 400, "the query"),
     ("/api/search?q=a&k=0", 400, "choose one from 1 to 200"),
     ("/api/search?q=a&k=201", 400, "choose one from 1 to 200"),
@@ -331,6 +331,7 @@ BAD = [
     ("/about/24", 404, "no image of number 24"),
     ("/upload/..%2f..%2fetc", 404, "nothing at this address"),
     ("/api/similar?id=3.png", 404, "nothing at this address"),
+    ("/thumbnail/3/", 404, "nothing at this address"),
     ("/thumbnail/24", 404, "no image of number 24"),
     ("/image/999999999999999999", 404, "no image of number"),
     ("/image/" + "9" * 5000, 404, "nothing at this address"),
@@ -534,12 +535,6 @@ def test_answers_without_captions_or_emoji_and_a_true_image_far_down(tmp_path, s
     answer = Answers(Searcher.open(tmp_path / "other.index", other)).of(Query(like="3.png", k=2))
     assert (answer["captions"], len(answer["images"])) == ([], 2)
     assert answer["asides"][0].startswith("The index has no captions: ")
-
-
-def run_app(*args):
-    command = [sys.executable, str(ROOT / "app.py"), *map(str, args)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def test_the_command_says_its_address_and_ends_quietly(page_folder):
