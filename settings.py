@@ -7,12 +7,15 @@ import dataclasses
 import json
 import tomllib
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from reading import read_text
 from utils import BadInput, did_you_mean, digest_text
 
 RECIPES = Path(__file__).parent / "recipes"
+MAX_RECIPE_CHARS, MAX_RECIPE_DOTS = 2**17, 2000  # of a file: tomllib takes the square of a key's parts
 LARGE = 10**6  # no width, batch or number of epochs beyond it is meant
 CLOSED_FORMS = ("cca", "ridge", "procrustes", "asif", "none")  # values of loss.name without a gradient
 
@@ -254,9 +257,12 @@ def read_recipe(name: str) -> Settings:
 
 def read_toml(path: Path, remedy: str) -> dict[str, Any]:
     """Read a TOML file. Raises BadInput, ending in `remedy`."""
+    text = read_text(path, remedy, "TOML file")
+    if len(text) > MAX_RECIPE_CHARS or text.count(".") > MAX_RECIPE_DOTS:
+        raise BadInput(f"{path}: is too large for a recipe, {len(text):,} characters; {remedy}")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # an integer of too many digits is no TOMLDecodeError
         raise BadInput(f"{path}: not a TOML file, or cut short ({error}); {remedy}") from None
 
 
@@ -358,15 +364,16 @@ def _checked(value: Any, annotation: Any, name: str) -> Any:
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
     kind, span = get_args(annotation) if get_origin(annotation) is Annotated else (str if choices else annotation, None)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**53 else inf
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
-        raise BadInput(f"{name} takes {names[kind]}, not {value!r}")
+        raise BadInput(f"{name} takes {names[kind]}, not {repr(value)[:60]}")
     if choices and value not in choices:
         raise BadInput(f"{name} is {value!r}; {did_you_mean(value, choices)}")
     if span and not span.low <= value <= span.high:
         end = f" to {span.high:g}" if span.high < LARGE else " up"
-        raise BadInput(f"{name} is {value:g}; it takes a number from {span.low:g}{end}")
+        shown = f"{value:g}" if isinstance(value, float) or abs(value) < 2**53 else "a huge number"
+        raise BadInput(f"{name} is {shown}; it takes a number from {span.low:g}{end}")
     return value
 
 

@@ -258,49 +258,11 @@ def write_json(path: Path | str, value: Any) -> None:
         file.write("\n")
 
 
-def read_text(path: Path | str, remedy: str, kind: str = "text file", encoding: str = "utf-8") -> str:
-    """Read a file whole. Raises BadInput, ending in `remedy`, if it is missing, a folder or not UTF-8."""
-    try:
-        return Path(path).read_text(encoding=encoding)
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file; {remedy}") from None
-    except IsADirectoryError:
-        raise BadInput(f"{path}: is a folder, not a {kind}; {remedy}") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 text (byte {error.start}); {remedy}") from None
-
-
-def read_json(path: Path | str, remedy: str) -> Any:
-    """Read the value in a JSON file. Raises BadInput, ending in `remedy`, if it is missing, cut short or not UTF-8."""
-    text = read_text(path, remedy, "JSON file")
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}: not JSON, or cut short (line {error.lineno}: {error.msg}); {remedy}") from None
-
-
 def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows as JSON lines, whole."""
     with atomic_write(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def read_jsonl(path: Path | str, remedy: str) -> list[dict[str, Any]]:
-    """Read the rows of a JSON-lines file; blank lines are passed over. Raises BadInput, ending in `remedy`."""
-    rows = []
-    lines = read_text(path, remedy, "JSON-lines file").split("\n")  # splitlines would cut at U+2028 in a caption, too
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{path}: line {number} is not JSON, or cut short ({error.msg}); {remedy}") from None
-        if not isinstance(row, dict):
-            raise BadInput(f"{path}: line {number} is not a JSON object; {remedy}")
-        rows.append(row)
-    return rows
 
 
 def digest_text(text: str) -> str:

@@ -38,11 +38,12 @@ from timing import Goal, Timing, seconds, timings_table
 
 from features.prepared import Prepared
 from metrics.table import as_text
+from reading import read_json
 from retrieval.build import build_index
 from retrieval.searcher import Searcher
 from script import run_script
 from training.run import Run
-from utils import be_quiet, make_folder, read_json, write_json
+from utils import be_quiet, make_folder, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "numpy", "h5py", "openvino", "faiss-cpu", "transformers")

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import safetensors
 import torch
 from torch import Tensor
 
 from features.datasets.vsepp import open_npy
+from features.hdf5 import read_head, read_sorted
+from features.npz import read_npz
 from features.progress import progress_bar
 from metrics.similarity import Scores
 from utils import BadInput, did_you_mean
@@ -35,15 +36,18 @@ NAMES["captions"] += ("embeddings", "features")
 ID_NAMES = {"images": ("image_ids", "images", "image"), "captions": ("caption_ids", "captions", "caption")}
 
 
+Read = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
+
+
 @dataclass(frozen=True)
 class ArrayFile:
-    """A matrix in a file. read: returns the block of a slice of rows and a slice of columns; ids: those that the file
-    has of images and of captions.
+    """A matrix in a file. read: returns the block of rows, numbers that do not decrease, and of a range of columns;
+    ids: those that the file has of images and of captions.
     """
 
     path: Path
     shape: tuple[int, int]
-    read: Callable[[slice, slice], np.ndarray]
+    read: Read
     ids: Mapping[str, list[str]] = field(default_factory=dict)
 
     def blocks(self, what: str) -> Iterator[tuple[int, np.ndarray]]:
@@ -52,7 +56,7 @@ class ArrayFile:
         step = max(1, VALUES_PER_BLOCK // columns)
         bar = progress_bar(range(0, rows, step), f"read {what}", unit=" blocks", leave=False, disable=rows <= step)
         for start in bar:
-            block = _floats(self.read(slice(start, start + step), slice(None)))
+            block = _floats(self.read(np.arange(start, min(start + step, rows)), (0, columns)))
             finite = np.isfinite(block)
             if not finite.all():
                 row, column = np.argwhere(~finite)[0].tolist()
@@ -64,12 +68,12 @@ class ArrayFile:
 
     def taken(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Return the values (r, c) of rows (r,) and columns (c,), in any order; what is consecutive is read at once."""
-        span = slice(int(columns.min()), int(columns.max()) + 1)
-        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
-        parts = [_floats(self.read(slice(int(run[0]), int(run[-1]) + 1), span)) for run in runs]
-        whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        consecutive = len(columns) == span.stop - span.start and bool((np.diff(columns) == 1).all())
-        return whole if consecutive else whole[:, columns - span.start]
+        first, last = int(columns.min()), int(columns.max()) + 1
+        order = np.argsort(rows, kind="stable")
+        whole = np.empty_like(block := _floats(self.read(rows[order], (first, last))))
+        whole[order] = block
+        consecutive = len(columns) == last - first and bool((np.diff(columns) == 1).all())
+        return whole if consecutive else whole[:, columns - first]
 
 
 def _floats(block: np.ndarray) -> np.ndarray:
@@ -92,13 +96,12 @@ def open_array(path: Path, kind: str) -> ArrayFile:
 
 def _open_npy(path: Path, kind: str) -> ArrayFile:
     array = open_npy(path)
-    return _file(path, kind, {kind: (array.shape, _kind(array.dtype))}, lambda name: lambda r, c: array[r, c], {})
+    return _file(path, kind, {kind: (array.shape, _kind(array.dtype))}, lambda name: _reader(array), {})
 
 
 def _open_npz(path: Path, kind: str) -> ArrayFile:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: held for name in archive.files if isinstance(held := archive[name], np.ndarray)}
+        arrays = read_npz(path)
     except Exception as error:  # a damaged archive raises almost anything
         raise BadInput(
             f"{path}: not an .npz archive of plain arrays, or cut short ({_reason(error)}); save it again, and ids as "
@@ -106,20 +109,39 @@ def _open_npz(path: Path, kind: str) -> ArrayFile:
         ) from None
     shapes = {name: (array.shape, _kind(array.dtype)) for name, array in arrays.items()}
     texts = {name: array.tolist() for name, array in arrays.items() if array.ndim == 1}
-    return _file(path, kind, shapes, lambda name: lambda r, c: arrays[name][r, c], texts)
+    return _file(path, kind, shapes, lambda name: _reader(arrays[name]), texts)
 
 
 def _open_h5(path: Path, kind: str) -> ArrayFile:
+    ids = [name for names in ID_NAMES.values() for name in names]
     try:
-        store = h5py.File(path, "r")
-        arrays: dict[str, h5py.Dataset] = {}
-        # what has no shape is a group, a single value or an h5py.Empty
-        store.visititems(lambda name, item: arrays.update({name: item} if getattr(item, "shape", None) else {}))
-        texts = {name: array[()].tolist() for name, array in arrays.items() if array.ndim == 1}
-    except (OSError, RuntimeError) as error:
-        raise BadInput(f"{path}: not an HDF5 file, or cut short ({_reason(error)}); save it again") from None
-    shapes = {name: (array.shape, _kind(array.dtype)) for name, array in arrays.items()}
-    return _file(path, kind, shapes, lambda name: lambda r, c: arrays[name][r, c], texts)
+        head = read_head(path, *dict.fromkeys([*ids, "ids"]))
+    except OSError as error:
+        raise BadInput(f"{path}: not an HDF5 file, or cut short ({error}); save it again") from None
+    shapes = {n: (shape, d if isinstance(d, str) else _kind(d)) for n, (shape, d) in head.arrays.items() if shape}
+    texts = {name: values for name, values in head.texts.items() if len(head.arrays[name][0]) == 1}
+
+    def reader(name: str) -> Read:
+        def read(rows: np.ndarray, columns: tuple[int, int]) -> np.ndarray:
+            try:
+                return read_sorted(path, name, rows, columns=columns)
+            except OSError as error:
+                raise BadInput(f"{path}: cannot be read ({error}); save it again") from None
+
+        return read
+
+    return _file(path, kind, shapes, reader, texts)
+
+
+def _reader(array: np.ndarray) -> Read:
+    return lambda rows, columns: array[_as_slice(rows), slice(*columns)]
+
+
+def _as_slice(rows: np.ndarray) -> slice | np.ndarray:
+    """Return the slice of consecutive rows, which is read at once, or else the rows."""
+    first, last = int(rows[0]), int(rows[-1])
+    consecutive = last - first + 1 == len(rows) and bool((np.diff(rows) == 1).all())
+    return slice(first, last + 1) if consecutive else rows
 
 
 def _open_safetensors(path: Path, kind: str) -> ArrayFile:
@@ -133,9 +155,11 @@ def _open_safetensors(path: Path, kind: str) -> ArrayFile:
     kinds = {name: "f" if REAL.fullmatch(known) else known for name, known in types.items()}
     shapes = {name: (tuple(tensor.get_shape()), kinds[name]) for name, tensor in tensors.items()}
 
-    def reader(name: str) -> Callable[[slice, slice], np.ndarray]:
-        def read(rows: slice, columns: slice) -> np.ndarray:
-            block = tensors[name][rows, columns]
+    def reader(name: str) -> Read:
+        def read(rows: np.ndarray, columns: tuple[int, int]) -> np.ndarray:
+            runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+            parts = [tensors[name][int(run[0]) : int(run[-1]) + 1, slice(*columns)] for run in runs]
+            block = torch.cat(parts) if len(parts) > 1 else parts[0]
             return (block.float() if block.dtype == torch.bfloat16 else block).numpy()  # numpy has no bfloat16
 
         return read
@@ -147,7 +171,7 @@ def _file(
     path: Path,
     kind: str,
     shapes: Mapping[str, tuple[tuple[int, ...], str]],
-    reader: Callable[[str], Callable[[slice, slice], np.ndarray]],
+    reader: Callable[[str], Read],
     texts: Mapping[str, list[Any]],
 ) -> ArrayFile:
     """shapes: name of an array → its shape and the kind of its numbers, of REAL_KINDS, or else what it holds instead;

@@ -18,9 +18,10 @@ from features.images.files import ImageFile
 from metrics.ranks import COLUMNS, DIRECTIONS
 from metrics.similarity import Scores
 from metrics.table import Table, as_csv
+from reading import read_jsonl
 from settings import flat_table
 from training.run import LOG, read_run_config
-from utils import BadInput, atomic_write, make_folder, read_jsonl
+from utils import BadInput, atomic_write, make_folder
 
 MAX_PAIRS = 32  # of the similarity matrix
 LOGGED = ("epoch", "loss", "rate", "rsum", "collapsed", "seconds", "threads")  # of an epoch, besides recalls and ranks

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from evaluation.trec import AGAIN, is_qrels, named_direction, read_qrels, withou
 from features.datasets.vsepp import open_npy
 from metrics.positions import Truth
 from metrics.ranks import DIRECTIONS
-from utils import BadInput, log, read_text
+from reading import parse_json, read_text
+from utils import BadInput, log
 
 IMAGE_COLUMNS = ("image", "image_id", "image_row", "filename", "file_name", "file")
 CAPTION_COLUMNS = ("caption", "caption_id", "caption_row", "sentence_id", "text_id")
@@ -108,10 +108,10 @@ def _json_pairs(path: Path, text: str) -> Iterator[tuple[str, str, bool]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             captions = row["captions"] if "captions" in row else row["caption"]
             ids = [_id(one) for one in (row["image"], *(captions if isinstance(captions, list) else [captions]))]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             raise BadInput(
                 f'{path}: line {number} is not {{"image": …, "caption": …}} with ids or row numbers; {AGAIN}'
             ) from None

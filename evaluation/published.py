@@ -5,7 +5,7 @@ from typing import Any
 
 from evaluation.comparison import ResultRow
 from metrics.ranks import RECALLS, rsum
-from utils import read_json
+from reading import read_json
 
 PUBLISHED = Path(__file__).with_name("published.json")
 

@@ -19,7 +19,8 @@ from evaluation.gallery import Gallery
 from features.progress import progress_bar
 from metrics.ranks import DIRECTIONS
 from metrics.similarity import Scores
-from utils import BadInput, atomic_write, read_text
+from reading import read_text
+from utils import BadInput, atomic_write
 
 DEPTH = 100  # documents that are written for a topic: five thousand captions are half a million lines
 TOPICS_PER_BLOCK = 256

@@ -5,6 +5,7 @@ import functools
 import secrets
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,14 +14,17 @@ from typing import Any
 import numpy as np
 
 from features.distributed import deal, from_first, rank, size
-from utils import LOCK, BadInput, atomic_write, lock_folder, make_folder, read_json, write_json
+from features.npz import read_npz
+from reading import read_json
+from utils import LOCK, BadInput, atomic_write, lock_folder, make_folder, write_json
 
 META = "meta.json"
 AUTO, TORCH, OPENVINO = "auto", "torch", "openvino"  # engines, which features.engines has
 FLOAT32, BFLOAT16 = "float32", "bfloat16"  # in which they compute
 MADE_WITH = {"engine": TORCH, "precision": FLOAT32}  # rows that do not say so
 CACHED_COLUMNS = 4  # of finished blocks, kept in memory while they are read
-DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what np.load makes of a file cut short
+# what np.load makes of a damaged file
+DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -227,5 +231,4 @@ def take_work() -> Iterator[Work]:
 
 
 def _read_column(file: Path, name: str) -> np.ndarray:
-    with np.load(file) as block:
-        return block[name]
+    return read_npz(file, name)[name]

@@ -1,13 +1,19 @@
-"""HDF5 files of rows: written whole or not at all, and read in any order, block by block."""
+"""HDF5 files of rows: written whole or not at all, and read in any order, block by block.
+
+They are read by another process (features/apart.py): no file, damaged or made to do harm, ends or stops this one.
+"""
 
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
+from features.apart import ask
 from utils import BadInput, atomic_file
 
 CHUNK_BYTES = 2**20  # bytes of a chunk of the file
@@ -50,25 +56,56 @@ def write_rows(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str, b
         done += len(block)
 
 
+@dataclass(frozen=True)
+class Head:
+    """What an HDF5 file holds. arrays: name → shape and dtype; texts: the values of those that were asked for."""
+
+    attributes: dict[str, str | int]
+    arrays: dict[str, tuple[tuple[int, ...], np.dtype | str]]
+    texts: dict[str, list[Any]]
+
+    def numbers(self, name: str) -> tuple[tuple[int, ...], np.dtype] | None:
+        """Return shape and dtype of an array of numbers; None if there is none of this name."""
+        shape, dtype = self.arrays.get(name, ((), ""))
+        return (shape, dtype) if isinstance(dtype, np.dtype) else None
+
+
+def read_head(path: Path, *names: str) -> Head:
+    """Read what a file says of itself, and the values, text or numbers, in its arrays `names`, as far as it has them.
+
+    Raises OSError if the file is none of HDF5, is damaged, or has arrays that lie in other files.
+    """
+    value, _ = ask(path, "head", names)
+    arrays = {n: (tuple(shape), np.dtype(d) if d[0] in "<>|" else d) for n, (shape, d) in value["arrays"].items()}
+    return Head(value["attributes"], arrays, value["texts"])
+
+
 def read_rows(path: Path, name: str, rows: np.ndarray, dtype: str) -> np.ndarray:
     """Read `rows` (any order, repeats allowed) of the dataset `name`, (len(rows), …) in `dtype`, block by block.
 
-    Nothing is held but the result and one block of the file. Raises OSError or KeyError if the file is damaged.
+    Nothing is held but the result and one block of the file. Raises OSError if the file is damaged.
     """
-    with h5py.File(path, "r") as file:
-        dataset = file[name]
-        out = np.empty((len(rows), *dataset.shape[1:]), dtype)
-        height = max(1, BLOCK_BYTES // max(1, _row_bytes(dataset.shape[1:], dataset.dtype)))
-        order = np.argsort(rows, kind="stable")
-        for part in np.split(order, np.flatnonzero(np.diff(rows[order] // height)) + 1):
-            if len(part):
-                out[part] = _read_sorted(dataset, rows[part])
+    numbers = read_head(path).numbers(name)
+    if numbers is None:
+        raise OSError(f"it has no numbers {name!r}")
+    shape, stored = numbers
+    out = np.empty((len(rows), *shape[1:]), dtype)
+    height = max(1, BLOCK_BYTES // max(1, _row_bytes(shape[1:], stored)))
+    order = np.argsort(rows, kind="stable")
+    for part in np.split(order, np.flatnonzero(np.diff(rows[order] // height)) + 1):
+        if len(part):
+            out[part] = read_sorted(path, name, rows[part], dtype)
     return out
 
 
-def plain_attributes(file: h5py.File) -> dict[str, str | int]:
-    """Return the attributes of a file as text and numbers of Python's own."""
-    return {name: _plain(value) for name, value in file.attrs.items()}
+def read_sorted(
+    path: Path, name: str, rows: np.ndarray, dtype: str | None = None, columns: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Read `rows`, one at least, which do not decrease, at once; of a matrix perhaps a range of columns alone.
+
+    dtype: None for that of the file. Raises OSError if the file is damaged, or there is no such row.
+    """
+    return ask(path, "rows", name, dtype, columns, data=rows.astype(np.int64).tobytes())[1]
 
 
 def _row_bytes(shape: tuple[int, ...], dtype: str | np.dtype) -> int:
@@ -77,18 +114,3 @@ def _row_bytes(shape: tuple[int, ...], dtype: str | np.dtype) -> int:
 
 def _chunk_rows(count: int, shape: tuple[int, ...], dtype: str) -> int:
     return max(1, min(count, CHUNK_BYTES // max(1, _row_bytes(shape, dtype))))
-
-
-def _read_sorted(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
-    """Read `rows`, which do not decrease. HDF5 is slow with lists: a slice, unless most of it would be thrown away."""
-    first, last = int(rows[0]), int(rows[-1])
-    distinct, back = np.unique(rows, return_inverse=True)
-    if last - first + 1 <= 4 * len(distinct):
-        return dataset[first : last + 1][rows - first]
-    return dataset[distinct][back]
-
-
-def _plain(value: object) -> str | int:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return int(value) if isinstance(value, np.integer | int) else str(value)

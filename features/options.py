@@ -4,7 +4,6 @@ Splits and precomputed features belong to their captions: other captions are rea
 Imports nothing heavy: the script's help waits for it.
 """
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -14,6 +13,7 @@ from typing import Any
 from features.datasets.dataset import brings_features, is_vsepp
 from features.format import check_format
 from features.text.hub import OPEN_CLIP, is_dual, text_store_name
+from reading import read_json
 from utils import BadInput, did_you_mean
 
 CAPTIONS, DATASET, VOCABULARY = "captions.jsonl", "dataset.json", "vocabulary.json"
@@ -136,8 +136,8 @@ def recorded(folder: Path, dataset: str) -> dict[str, Any]:
     Raises BadInput if it is of another format.
     """
     try:
-        head = json.loads((folder / DATASET).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # damaged: prepared again, from what is given
+        head = read_json(folder / DATASET, "prepare it again")
+    except BadInput:  # damaged: prepared again, from what is given
         return {}
     if not isinstance(head, dict):
         return {}

@@ -26,7 +26,11 @@ def import_arrow(module: str, path: Path) -> Any:
 
 def parquet_columns(path: Path) -> list[str]:
     """Return the names of the columns of a Parquet file. Raises BadInput if it is none, or cut short."""
-    return list(_metadata(path).schema.to_arrow_schema().names)
+    metadata = _metadata(path)
+    try:
+        return list(metadata.schema.to_arrow_schema().names)
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from None
 
 
 def parquet_rows(path: Path) -> int:

@@ -1,7 +1,6 @@
 """Prepare a dataset: features of its images, captions and vocabulary, features of its sentences, in one folder."""
 
 import contextlib
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from features.blocks import end_work, take_work
 from features.datasets.clip_retrieval import open_clip_folder
-from features.datasets.dataset import SPLITS, Dataset, check_on_disk, is_clip_retrieval
+from features.datasets.dataset import SPLITS, Dataset, check_on_disk, is_clip_retrieval, note_duplicates
 from features.datasets.precomputed import load_precomputed
 from features.datasets.readers import read
 from features.datasets.scenes import scenes
@@ -30,6 +29,7 @@ from features.text.store import (
     write_text_store,
 )
 from features.text.vocabulary import Vocabulary, make_stemmer
+from reading import read_jsonl
 from utils import BadInput, lock_folder, log, make_folder, warn
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def prepare_images(options: PrepOptions) -> None:
         store_precomputed(options, dataset)
         store_sentences(options, dataset)
     else:
-        dataset = extract_features(options, dataset, backbones)
+        dataset = note_duplicates(extract_features(options, dataset, backbones))
     write_captions(options, dataset, images)
 
 
@@ -222,7 +222,7 @@ def store_precomputed(options: PrepOptions, dataset: Dataset) -> None:
             raise BadInput(f"{path}: was made from another file than {file}; repeat with `fresh` to replace it")
         if store.ids == precomputed.ids:
             return
-    attributes: dict[str, str | int] = {
+    attributes: dict[str, str | int] = dict(precomputed.about) or {
         "backbone": name,
         "layer": "precomputed",
         "digest": precomputed.digest,
@@ -297,8 +297,7 @@ def write_captions(options: PrepOptions, dataset: Dataset, images: Path | None) 
 def same_rows(folder: Path, dataset: Dataset) -> bool:
     """Return whether captions.jsonl of `folder` already says what `dataset` says."""
     try:
-        lines = (folder / CAPTIONS).read_text(encoding="utf-8").splitlines()
-        rows = [(row["image"], row["split"], tuple(row["captions"])) for row in map(json.loads, lines)]
+        rows = [(row["image"], row["split"], tuple(row["captions"])) for row in read_jsonl(folder / CAPTIONS, "")]
         return rows == [(image.id, image.split, image.captions) for image in dataset.images]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (BadInput, KeyError, TypeError):
         return False

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from features.datasets.dataset import SPLITS, Dataset, Image
+from features.datasets.line_files import image_id
 from features.format import check_format
 from features.images.files import ImageFile, image_file
 from features.images.maps import FeatureMaps
@@ -20,17 +21,8 @@ from features.options import CAPTIONS, DATA, DATASET, DRAWN, FORMAT, VOCABULARY
 from features.text.hub import text_store_name
 from features.text.store import SUFFIX, TextStore
 from features.text.vocabulary import Vocabulary
-from utils import (
-    BadInput,
-    NotPrepared,
-    command_line,
-    did_you_mean,
-    digest_text,
-    read_json,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-)
+from reading import read_json, read_jsonl
+from utils import BadInput, NotPrepared, command_line, did_you_mean, digest_text, write_json, write_jsonl
 
 ROWS_PER_BLOCK = 4096  # rows of features that are read at once
 # What stands at the end of a store's name, from the last to the first, for these options of prep.py.
@@ -96,7 +88,8 @@ class Prepared:
         if not isinstance(head, dict):
             raise BadInput(f"{self.folder / DATASET}: not the {DATASET} of a prepared folder; {remedy}")
         check_format(self.folder / DATASET, head.get("format"), FORMAT, remedy)
-        if not isinstance(head.get("dataset"), str):
+        sound = isinstance(head.get("dataset"), str) and isinstance(head.get("images", ""), str | None)
+        if not sound or not head["dataset"].isprintable():
             raise BadInput(f"{self.folder / DATASET}: does not say which dataset this is; {remedy}")
         self.name: str = head["dataset"]
         self.images_folder = None if head.get("images") is None else Path(head["images"])
@@ -104,6 +97,7 @@ class Prepared:
         for number, row in enumerate(self.rows, 1):
             if not _is_sound(row):
                 raise BadInput(f"{self.folder / CAPTIONS}: line {number} lacks image, split or captions; {remedy}")
+            image_id(self.folder / CAPTIONS, f"line {number}", row["image"])  # none leads out of the image folder
         (image, count), *_ = Counter(row["image"] for row in self.rows).most_common(1) or [("", 1)]
         if count > 1:
             raise BadInput(f"{self.folder / CAPTIONS}: image {image} stands in it {count} times; {remedy}")
@@ -245,7 +239,7 @@ def options_of_store(name: str) -> dict[str, Any]:
 
 def _is_sound(row: dict[str, Any]) -> bool:
     captions = row.get("captions")
-    named = isinstance(row.get("image"), str) and row.get("split") in SPLITS
+    named = isinstance(row.get("image"), str) and row.get("split") in SPLITS and isinstance(row.get("path", ""), str)
     return named and isinstance(captions, list) and bool(captions) and all(isinstance(c, str) for c in captions)
 
 

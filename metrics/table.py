@@ -115,7 +115,7 @@ def as_latex(table: Table) -> str:
     >>> print(as_latex(Table("", ["run", "R@1"], [["my_run", "9.0\n±0.4"]])).splitlines()[4])
     my\_run & 9.0 {\scriptsize$\pm$0.4} \\
     """
-    out = [f"% {line}" for line in (table.title, *table.notes) if line]
+    out = [f"% {' '.join(line.split())}" for line in (table.title, *table.notes) if line]
     columns = "".join("l" if column in table.left else "r" for column in range(len(table.header)))
     out += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     if table.groups:

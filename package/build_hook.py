@@ -16,7 +16,7 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 NAME = "image_text_retrieval"
 FOLDERS = ("features", "layers", "metrics", "training", "evaluation", "retrieval")
-FILES = ("model.py", "losses.py", "settings.py", "utils.py")
+FILES = ("model.py", "losses.py", "settings.py", "reading.py", "utils.py")
 DATA = ("recipes", "models")
 ROOMS = {*FOLDERS, *(file.removesuffix(".py") for file in FILES)}
 

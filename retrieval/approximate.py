@@ -133,9 +133,11 @@ class Approximate:
     def open(cls, kind: str, path: Path, rows: np.ndarray, effort: int) -> "Approximate":
         """Open an index by memory map. Raises BadInput if the file is damaged."""
         faiss = import_faiss()
+        if hasattr(faiss, "set_deserialization_vector_byte_limit"):  # newer ones: tables are larger than the file
+            faiss.set_deserialization_vector_byte_limit(16 * path.stat().st_size)
         try:
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             raise BadInput(f"{path}: missing or damaged; build the index again with `fresh`") from None
         if (index.ntotal, index.d) != rows.shape:
             raise BadInput(f"{path}: not of the rows of this index; build the index again with `fresh`")

@@ -27,11 +27,14 @@ from typing import Any, overload
 
 import numpy as np
 
+from features.datasets.vsepp import open_npy
 from features.format import check_format
 from features.images.files import ImageFile, image_file
-from retrieval.approximate import Approximate
+from reading import open_regular, read_json, typed
+from retrieval.approximate import KINDS, Approximate
 from retrieval.milvus import MILVUS, address_of, open_collection
-from utils import BadInput, atomic_write, read_json, write_json
+from settings import LARGE
+from utils import BadInput, atomic_write, write_json
 
 FORMAT = 1
 META, PART = "meta.json", "part-"
@@ -91,9 +94,24 @@ class Meta:
             raise BadInput(f"{path}: not the {META} of an index; name a folder that search.py index has written")
         check_format(path, table["format"], FORMAT, REMEDY)
         try:
-            return cls(**table)
-        except TypeError:
+            meta = typed(cls, table)
+            meta.check()
+        except (TypeError, ValueError):
             raise BadInput(f"{path}: not the {META} of an index of this version; {REMEDY}") from None
+        return meta
+
+    def check(self) -> None:
+        """Raise ValueError if it says what no index does, or names a file that is not one of an index."""
+        named = all(re.fullmatch(rf"{column}-\d{{6,}}\.(?:npy|bin|faiss)", name) for column, name in self.files.items())
+        about, needed = self.approximate, {"embeddings", "files", "ids", "paths"} if self.images else set()
+        if about and (about.get("search") not in (*KINDS, MILVUS) or not 1 <= int(about.get("effort", 0)) <= 2**20):
+            raise ValueError("a search that no index has")
+        needed |= {"approximate"} if about and about["search"] in KINDS else set()
+        numbers = (self.generation, self.dim, *(n + 1 for n in (self.images, self.captions, *self.packs)))
+        if not named or not needed <= self.files.keys() or self.similarity not in ("cosine", "order"):
+            raise ValueError("files or a similarity that no index has")
+        if self.dim > LARGE or min(numbers) < 1:
+            raise ValueError("impossible numbers")
 
     def write(self, folder: Path) -> None:
         write_json(folder / META, asdict(self))
@@ -153,7 +171,11 @@ class Strings(Sequence[str]):
             raise IndexError(row)
         row %= len(self)
         start, stop = self.base + int(self.starts[row]), self.base + int(self.starts[row + 1])
-        return bytes(self.data[start:stop]).decode("utf-8", "surrogatepass")
+        text = bytes(self.data[start:stop])
+        try:
+            return text.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:  # a damaged one is none that anybody asks for
+            return text.decode("utf-8", "replace")
 
     def rows_of(self, text: str) -> range:
         """Return the rows of `text` among sorted strings; an empty range if there is none."""
@@ -234,13 +256,16 @@ class Index:
             if column not in meta.files:
                 return np.empty((0, *shape[1:]), dtype)
             # copy on write: nobody writes, but torch warns of arrays that cannot be written
-            rows = np.load(folder / meta.files[column], mmap_mode="c")
+            try:
+                rows = open_npy(inside(folder, meta.files[column]), "c")
+            except BadInput as error:
+                raise ValueError(str(error).removeprefix(f"{folder}/").partition(";")[0]) from None
             if rows.dtype != dtype or rows.shape != shape:
                 raise ValueError(f"{meta.files[column]} has {rows.shape} {rows.dtype}")
             return rows.view(np.ndarray)  # an array over the same map: np.memmap is slower to slice
 
         def strings(column: str, count: int | None = None) -> Strings:
-            texts = Strings(map_file(folder / meta.files[column])) if column in meta.files else Strings.empty()
+            texts = Strings(map_file(inside(folder, meta.files[column]))) if column in meta.files else Strings.empty()
             if count is not None and len(texts) != count:
                 raise ValueError(f"{meta.files[column]} holds {len(texts)} strings")
             return texts
@@ -251,7 +276,7 @@ class Index:
         if about and not exact and about["search"] == MILVUS:
             approximate = open_collection(address_of(index_url, about), about, embeddings)
         elif about and not exact:
-            path = folder / meta.files["approximate"]
+            path = inside(folder, meta.files["approximate"])
             approximate = Approximate.open(about["search"], path, embeddings, about["effort"])
         return cls(
             folder,
@@ -265,7 +290,7 @@ class Index:
             known,
             array("known_rows", (len(known),), np.int64),
             approximate,
-            {number: map_file(folder / file_name("pack", number)) for number in meta.packs},
+            {number: map_file(inside(folder, file_name("pack", number))) for number in meta.packs},
         )
 
     def __repr__(self) -> str:
@@ -311,12 +336,12 @@ class Index:
     def thumbnail(self, row: int) -> bytes | None:
         """Return the image of a row, small, as a JPEG; None where there was no file."""
         pack, start, length = (int(self.rows[row][name]) for name in ("pack", "start", "length"))
-        return bytes(self.packs[pack][start : start + length]) if length else None
+        return bytes(self.packs[pack][start : start + length]) if length and pack in self.packs else None
 
     def true_rows(self, caption: str) -> list[int]:
         """Return the rows of the images that the indexed dataset has this very caption for."""
         rows = self.known.rows_of(caption)
-        return sorted({int(row) for row in self.known_rows[rows.start : rows.stop]})
+        return sorted({int(row) for row in self.known_rows[rows.start : rows.stop] if 0 <= row < len(self)})
 
 
 def index_folder(images: Sequence[Path]) -> Path:
@@ -334,8 +359,16 @@ def index_folder(images: Sequence[Path]) -> Path:
     return folder.with_name(folder.name + INDEX_SUFFIX)
 
 
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of a file of an index. Raises OSError if a link leads out of the folder, to anybody's file."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise OSError(f"{name} is a link out of the folder")
+    return path
+
+
 def map_file(path: Path) -> Any:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from features.text.hub import find
+from reading import read_json
 from training.run import RESULT, Run, read_run_config, run_folders
-from utils import BadInput, log, read_json
+from utils import BadInput, log
 
 MODELS = Path(__file__).parents[1] / "models"
 

@@ -17,11 +17,12 @@ from features.images.tars import members
 from features.images.views import join_features
 from features.prepared import CAPTIONS, DATASET, Prepared
 from features.progress import progress_bar
+from reading import read_text
 from retrieval.approximate import RECALL_QUERIES, drawn_queries
 from retrieval.correction import asking
 from training.bank import read_bank
 from training.run import Run
-from utils import BadInput, log, read_text
+from utils import BadInput, log
 
 ROWS_PER_BLOCK = 256  # rows of cached features read at a time
 CONTAINERS = (TAR, ARROW, PARQUET)  # files that hold images

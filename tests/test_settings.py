@@ -1,6 +1,7 @@
 """Recipes, overrides, and what is said about a key or a value that is not known."""
 
 import dataclasses
+import time
 
 import pytest
 import tomli_w
@@ -52,6 +53,9 @@ def test_an_unknown_key_names_the_nearest():
         ("loss.margin", float("inf"), "from 0 up"),
         ("loss.margin", float("nan"), "from 0 up"),
         ("embed_dim", 10**12, "from 1 up"),
+        ("embed_dim", 10**400, "from 1 up"),
+        ("loss.margin", 10**400, "from 0 up"),
+        ("image.dropout", -(10**400), "from 0 to 0.99"),
         ("embed_dim", 1.5, "a whole number"),
         ("embed_dim", True, "a whole number"),
         ("text.stem", 1, "true or false"),
@@ -128,3 +132,17 @@ def test_every_setting_changes_the_digest_but_source_and_features_do_not():
         group, _, name = key.rpartition(".")  # not by `override`: several settings want another beside them
         changed = {group: dataclasses.replace(getattr(plain, group), **{name: other})} if group else {name: other}
         assert dataclasses.replace(plain, **changed).digest() != plain.digest(), key
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a = " + "[" * 100_000, "a = " + "9" * 5000, "a." * 30_000 + "a = 1", "# " + "x" * 10**6, "a = 1\0", "a = \xff"],
+    ids=["deep", "digits", "dots", "long", "zero", "unicode"],
+)
+def test_a_recipe_that_does_harm_is_refused_at_once(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(text.encode("latin-1"))
+    began = time.process_time()
+    with pytest.raises(BadInput, match=r"mine\.toml: (not|is too large)"):
+        read_recipe(str(path))
+    assert time.process_time() - began < 1

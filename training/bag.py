@@ -42,11 +42,25 @@ class BagRun(Run):
         path = self.folder / MODEL
         try:
             with safetensors.safe_open(path, "numpy") as file:
-                return {name: file.get_tensor(name) for name in file.keys() if name.startswith("text.")}  # noqa: SIM118
+                weights = {n: file.get_tensor(n) for n in file.keys() if n.startswith("text.")}  # noqa: SIM118
+            self._check(weights)
+            return weights
         except FileNotFoundError:
             raise BadInput(f"{path}: no such file; {AGAIN}") from None
-        except (safetensors.SafetensorError, TypeError) as error:
+        except (safetensors.SafetensorError, TypeError, KeyError, ValueError, OSError) as error:
             raise BadInput(f"{path}: cut short, or not the weights of this recipe ({error}); {AGAIN}") from None
+
+    def _check(self, weights: dict[str, np.ndarray]) -> None:
+        """Raise ValueError or KeyError unless they are those of `model.OneHotBranch` of these settings."""
+        words, dim = len(self.processor.words), self.settings.embed_dim
+        deep = "text.second.1.weight" in weights
+        width = self.settings.text.hidden_dim if deep else dim
+        shapes = {"text.bag.weight": (words, width)}
+        shapes |= {"text.bias": (width,)} if "text.bias" in weights else {}
+        shapes |= {"text.second.1.weight": (dim, width), "text.second.1.bias": (dim,)} if deep else {}
+        for name, shape in shapes.items():
+            if weights[name].shape != shape or weights[name].dtype.kind != "f":
+                raise ValueError(f"{name} is {weights[name].shape} and not {shape}")
 
     def _embed(self, sentences: Sentences) -> np.ndarray:
         if not len(sentences):

@@ -7,7 +7,6 @@ makes a probability of a score (training/calibration.py).
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import safetensors
 
 from metrics.parameters import Parameters
+from reading import parse_json, typed
 from training.calibration import Calibration
 from training.run import AGAIN
 from utils import BadInput
@@ -73,18 +73,21 @@ def read_bank(folder: Path) -> RunBank | None:
         return None
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            about = json.loads(file.metadata()["about"])
+            about = parse_json(file.metadata()["about"])
             tensors = {name: file.get_tensor(name) for name in TENSORS}
-        calibration = about["calibration"] and Calibration(**about["calibration"])
+        calibration = about["calibration"] and typed(Calibration, about["calibration"])
         chosen = {
             bank: {
                 direction: {
-                    name: Parameters(**{key: row[key] for key in row if key != "val"}) for name, row in rows.items()
+                    name: typed(Parameters, {key: row[key] for key in row if key != "val"})
+                    for name, row in rows.items()
                 }
                 for direction, rows in directions.items()
             }
             for bank, directions in about["chosen"].items()
         }
+        if any(tensor.ndim != 2 - name.endswith("_keys") for name, tensor in tensors.items()):
+            raise ValueError("tensors of other shapes")
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{path}: cut short, or not the bank of a run of this version ({reason}); {AGAIN}") from None

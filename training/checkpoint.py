@@ -2,7 +2,6 @@
 
 import copy
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 
 from features.device import default_device
 from model import TwoBranch
+from reading import open_regular
 from utils import BadInput, atomic_write
 
 
@@ -25,7 +25,8 @@ def load_model(path: Path, model: TwoBranch) -> None:
     """Put saved weights into a model. Raises BadInput if they are missing, damaged or of another recipe."""
     remedy = "train the run again with `fresh`"
     try:
-        model.load_state_dict(safetensors.torch.load(path.read_bytes()))
+        with open_regular(path) as file:
+            model.load_state_dict(safetensors.torch.load(file.read()))
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; {remedy}") from None
     except (SafetensorError, RuntimeError) as error:
@@ -66,9 +67,6 @@ def load_checkpoint(
             average = copy.deepcopy(model)
             average.load_state_dict(state["average"])
         return list(state["log"]), average
-    except (
-        *(RuntimeError, KeyError, ValueError, EOFError, OSError, TypeError, AttributeError, IndexError),
-        pickle.UnpicklingError,
-    ) as error:  # whatever a damaged file makes torch stumble over
+    except Exception as error:  # whatever a damaged file makes torch stumble over
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{path}: not a checkpoint of this run ({reason}); start over with `fresh`") from None

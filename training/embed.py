@@ -15,20 +15,32 @@ from features.text.vocabulary import Sentences, Vocabulary, WordIndex
 from model import InputDims, TwoBranch
 from settings import Settings
 from training.run import RunInfo
+from utils import BadInput
 
 ROWS_PER_BATCH = 1000  # images or sentences embedded at a time; of maps, as many as
 BATCH_BYTES = 2**26  # bytes hold;
 SENTENCES_PER_BATCH = 64  # sentences through a transformer
+MAX_PARAMETERS = 2**31  # of a model
 
 
-def new_model(settings: Settings, info: RunInfo, vocabulary: Vocabulary) -> TwoBranch:
-    """Make a model whose first weights depend on the seed alone; a transformer that is trained too has its own."""
+def new_model(settings: Settings, info: RunInfo, vocabulary: Vocabulary, largest: int = MAX_PARAMETERS) -> TwoBranch:
+    """Make a model whose first weights depend on the seed alone; a transformer that is trained too has its own.
+
+    Raises BadInput, before it takes memory, if there are more than `largest` parameters.
+    """
     num_words = len(WordIndex(vocabulary, settings.text.stem, settings.text.min_count))
     dims = InputDims(sum(info.sizes), num_words, info.grid, info.sizes, info.encoder_size)
     if settings.text.finetune:
         encoder = sentence_encoder(settings.text.encoder)
         module = copy.deepcopy(encoder.module).requires_grad_(True)
         dims = replace(dims, transformer=module, padding=encoder.padding)
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in TwoBranch(settings, dims).parameters())
+    if count > largest:
+        raise BadInput(
+            f"these settings make a model of {count:,} parameters, where there may be {largest:,}: make its branches "
+            f"narrower; if it is trained already, its weights are cut short, or not those of this recipe"
+        )
     torch.manual_seed(info.seed)
     return TwoBranch(settings, dims).to(default_device())
 

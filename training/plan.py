@@ -74,7 +74,7 @@ def plan_run(
         dataset=data.name,
         data=str(data.folder.resolve()),
         features=tuple(names),
-        digests=tuple(str(store.attributes["digest"]) for store in stores),
+        digests=tuple(store.digest for store in stores),
         sizes=tuple(store.shape[-1] for store in stores),
         seed=seed,
         captions=captions or data.digest(),

@@ -24,8 +24,9 @@ from features.format import check_format
 from features.images.files import ImageFile
 from features.text.sentences import TextProcessor, as_sentences
 from features.text.vocabulary import Sentences, Vocabulary, tokenize
-from settings import Settings, TextSettings, from_table, read_toml, to_table
-from utils import BadInput, atomic_write, did_you_mean, digest_text, make_folder, read_json
+from reading import open_regular, read_json, typed
+from settings import LARGE, Settings, TextSettings, from_table, read_toml, to_table
+from utils import BadInput, atomic_write, did_you_mean, digest_text, make_folder
 
 if TYPE_CHECKING:  # torch is imported where it is used: a search for a sentence may do without (training/bag.py)
     from features.images.backbones import Backbone
@@ -59,6 +60,16 @@ class RunInfo:
     encoder_size: int = 0  # the size of its features
     from_run: str = ""  # the run that it began with, if any, and
     from_digest: str = ""  # what tells it from others
+
+    def check(self) -> None:
+        """Raise ValueError if numbers or names are such as no run has."""
+        numbers = (*self.sizes, *self.grid, self.encoder_size + 1)
+        counts = {len(self.features), len(self.digests), len(self.sizes)}
+        made = all(known.get("dtype") in ("float16", "float32") for known in self.backbones)
+        named = all(map(str.isprintable, (self.recipe, self.dataset, *self.features)))
+        sized = all(1 <= number <= LARGE for number in numbers) and 0 <= self.seed < 2**32
+        if not (named and sized and made and len(counts) == 1 and len(self.grid) in (0, 2)):
+            raise ValueError("names, sizes or features that no run has")
 
     def run_name(self, settings: Settings) -> str:
         """Return the name of the run's folder. The prepared folder stands for the dataset: there may be two of one."""
@@ -100,9 +111,9 @@ def read_run_config(folder: Path) -> tuple[Settings, RunInfo]:
     try:
         run: dict[str, Any] = table.pop("run")
         check_format(path, run.pop("format", 1), FORMAT, AGAIN)
-        lists = {key: tuple(value) for key, value in run.items() if isinstance(value, list)}
-        info = RunInfo(**{**run, **lists})
-    except (KeyError, TypeError, AttributeError):
+        info = typed(RunInfo, run)
+        info.check()
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise BadInput(f"{path}: not the recipe of a run of this version; {AGAIN}") from None
     return from_table(table, str(path)), info
 
@@ -183,8 +194,9 @@ class Run:
         from training.checkpoint import load_model
         from training.embed import new_model
 
-        model = new_model(self.settings, self.info, self.vocabulary)
-        load_model(self.folder / MODEL, model)
+        path = self.folder / MODEL
+        size = path.stat().st_size if path.is_file() else 0  # a parameter takes a byte at least
+        load_model(path, model := new_model(self.settings, self.info, self.vocabulary, size))
         return model.eval()
 
     def __repr__(self) -> str:
@@ -303,14 +315,22 @@ class Run:
 
     def digest(self) -> str:
         """Return sixteen hexadecimal digits that differ when the weights, the settings or the features differ."""
-        info = self.info
-        total = hashlib.sha256((self.folder / MODEL).read_bytes())
-        total.update(f"{self.settings.digest()} {info.features} {info.digests}".encode())
+        with open_regular(self.folder / MODEL) as file:
+            total = hashlib.sha256(file.read())
+        total.update(f"{self.settings.digest()} {self.info.features} {self.info.digests}".encode())
         return total.hexdigest()[:16]
 
     def result(self) -> dict[str, Any]:
         """Read result.json."""
-        return read_json(self.folder / RESULT, AGAIN)
+        return read_result(self.folder)
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Read the metrics of a run on val. Raises BadInput if it has none, or not those of a run."""
+    result, about = read_json(folder / RESULT, AGAIN), ("rsum", "best_epoch", "epochs")
+    if not isinstance(result, dict) or not all(type(result.get(name)) in (int, float) for name in about):
+        raise BadInput(f"{folder / RESULT}: not the result of a training; {AGAIN}")
+    return result
 
 
 def known_sentences(sentences: str | Iterable[str], knows: Callable[[str], bool]) -> list[str]:

@@ -16,22 +16,34 @@ from typing import Any, cast
 
 import torch
 
-from features.blocks import clear
+from features.blocks import clear, refuse_link
 from features.distributed import from_first, joined, rank, size
 from features.prepared import Prepared, Split, newest_prepared
 from features.progress import duration, progress_bar
 from features.text.sentences import TextProcessor
 from features.text.vocabulary import Sentences, Vocabulary
+from reading import read_jsonl
 from settings import CLOSED_FORMS, override, read_recipe
 from training import closed_form
 from training.distributed import check_together, resume
 from training.events import EventWriter, check_tensorboard
 from training.plan import parse_changes, plan_run
-from training.run import AGAIN, LAST, LOG, RECIPE, RESULT, RunPlan, check_same, create_run, encoding_settings
+from training.run import (
+    AGAIN,
+    LAST,
+    LOG,
+    RECIPE,
+    RESULT,
+    RunPlan,
+    check_same,
+    create_run,
+    encoding_settings,
+    read_result,
+)
 from training.schedule import epochs_of, using_threads
 from training.start import joint_vocabulary, open_start
 from training.trainer import OnEpoch, Trainer, TrainingData
-from utils import BadInput, lock_folder, log, make_folder, read_json, read_jsonl, warn
+from utils import BadInput, lock_folder, log, make_folder, warn
 
 MAX_THREADS = 1024  # of a run: what is more is a slip, and far more is no number that torch takes
 
@@ -96,7 +108,7 @@ def train_recipes(  # noqa: PLR0913 (a command's options, keyword-only)
 
 def results_of(folders: Sequence[Path]) -> list[str]:
     """Return a line for each finished run: its name, and its rsum on val."""
-    results = [(folder.name, read_json(folder / RESULT, AGAIN)) for folder in folders]
+    results = [(folder.name, read_result(folder)) for folder in folders]
     return [f"{name}: val rsum {r['rsum']:.1f} (epoch {r['best_epoch']} of {r['epochs']})" for name, r in results]
 
 
@@ -202,7 +214,7 @@ def train(
     with lock, using_threads(threads):
         begun = from_first(lambda: take_up(plan, fresh))
         if begun == RESULT:
-            return read_json(folder / RESULT, AGAIN)
+            return read_result(folder)
         with EventWriter(None if rank() else tensorboard, plan) as events:
 
             def hear(epochs: int, line: str, *warning: bool) -> None:
@@ -218,7 +230,7 @@ def train(
                 closed_form.fit(trainer)
             else:
                 trainer.fit()
-            result = from_first(lambda: read_json(folder / RESULT, AGAIN))
+            result = from_first(lambda: read_result(folder))
             events.finish(result)
             return result
 
@@ -229,6 +241,7 @@ def take_up(plan: RunPlan, fresh: bool) -> str:
     Raises BadInput if the folder holds a run of other features.
     """
     if fresh:
+        refuse_link(plan.folder)
         for name in (RESULT, LAST):  # first, so that what a kill leaves is neither finished nor continued
             (plan.folder / name).unlink(missing_ok=True)
         clear(plan.folder)
@@ -243,7 +256,7 @@ def write_finished(plan: RunPlan, tensorboard: Path | None) -> None:
     if tensorboard:
         with EventWriter(tensorboard, plan) as events:
             events.update(read_jsonl(plan.folder / LOG, AGAIN))
-            events.finish(read_json(plan.folder / RESULT, AGAIN))
+            events.finish(read_result(plan.folder))
 
 
 class Sweep:

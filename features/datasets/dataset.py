@@ -1,13 +1,18 @@
 """What every reader returns: images with an id, a path and a split, and any number of captions each."""
 
+import contextlib
+import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from features.images.files import ImageFile, file_on_disk
-from utils import BadInput, unit_hash
+from features.images.files import ImageFile, file_on_disk, open_image_file, size_of
+from features.progress import progress_bar
+from utils import BadInput, unit_hash, warn
 
 SPLITS = ("train", "val", "test")
+_CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], " ")
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,14 @@ def brings_features(folder: Path) -> bool:
 
 
 def clean_caption(caption: str) -> str:
-    """Fold white space to single blanks: a caption is one line everywhere in this project.
+    """Fold white space and control characters to single blanks, and letters to one form of Unicode (NFC).
+
+    A caption is one line everywhere in this project, and two are the same if they read the same.
 
     >>> clean_caption(" A dog  runs\\nfast. ")
     'A dog runs fast.'
     """
-    return " ".join(caption.split())
+    return " ".join(unicodedata.normalize("NFC", caption.translate(_CONTROLS)).split())
 
 
 def check(dataset: Dataset, source: Path | str) -> Dataset:
@@ -123,3 +130,29 @@ def check_on_disk(images: Sequence[Image], folder: Path | str, skip: bool = Fals
         remedy = "point `images` to the folder that holds them"
         remedy += "" if len(missing) == len(images) else ", or go on without them with `skip_unreadable`"
         raise BadInput(f"{folder}: {what}; {remedy}")
+
+
+def note_duplicates(dataset: Dataset) -> Dataset:
+    """Warn of images in different splits whose files are the same to the byte, counted in a note.
+
+    Only files of one size are read.
+    """
+    by_size: dict[int, list[Image]] = {}
+    for image in dataset.images:
+        with contextlib.suppress(OSError):  # what is missing is told elsewhere
+            if image.path is not None:
+                by_size.setdefault(size_of(image.path), []).append(image)
+    by_content: dict[bytes, list[Image]] = {}
+    alike = [image for images in by_size.values() if len({image.split for image in images}) > 1 for image in images]
+    for image in progress_bar(alike, "duplicates", unit=" images", delay=2, leave=False):
+        with contextlib.suppress(OSError):
+            assert image.path is not None
+            with open_image_file(image.path) as file:
+                by_content.setdefault(hashlib.sha256(file.read()).digest(), []).append(image)
+    groups = [images for images in by_content.values() if len({image.split for image in images}) > 1]
+    if not groups:
+        return dataset
+    count, (first, second, *_) = sum(map(len, groups)), groups[0]
+    note = f"{count:,} images have the same file in another split, the first {first.id} as {second.id}"
+    warn(f"{note}: what is trained on is measured, too; leave one of the two out of the captions")
+    return replace(dataset, notes=(*dataset.notes, note))

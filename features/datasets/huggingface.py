@@ -12,7 +12,8 @@ from features.datasets.json_files import RESTVAL, TRAIN_OR_VAL
 from features.datasets.line_files import CAPTION_COLUMNS, SPLIT_WORDS, Source
 from features.images.tables import ARROW, PARQUET, Block, image_column, row_name, table_blocks, table_schema
 from features.progress import progress_bar
-from utils import BadInput, read_json
+from reading import read_json
+from utils import BadInput
 
 DICT, STATE = "dataset_dict.json", "state.json"
 AGAIN = "save it again with save_to_disk"

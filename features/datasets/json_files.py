@@ -1,11 +1,11 @@
 """Caption files that are one JSON value: Karpathy's dataset_*.json, COCO's captions_*.json, plain lists of records."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from features.datasets.line_files import AGAIN, Source, caption_text, image_id, read_text
+from reading import parse_json
 from utils import BadInput
 
 # Words for splits that are settled later, because options decide: see features/datasets/readers.py.
@@ -32,11 +32,9 @@ def read_json_captions(path: Path, text: str) -> Source:
 
 def parse(path: Path, text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}: not JSON, or cut short (line {error.lineno}: {error.msg}); {AGAIN}") from None
-    except (ValueError, RecursionError):
-        raise BadInput(f"{path}: is not JSON of captions; {AGAIN}") from None
+        return parse_json(text)
+    except ValueError as error:
+        raise BadInput(f"{path}: not JSON, or cut short ({error}); {AGAIN}") from None
 
 
 def read_records(path: Path, rows: list[Any]) -> Source:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from features.images.files import ImageFile
+from reading import open_regular, parse_json
 from utils import BadInput
 
 AGAIN = "get the file again, or check that `captions` names the right one"
@@ -35,6 +35,7 @@ BEGINNINGS = {
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # cannot be written as UTF-8
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _TOKEN_ID = re.compile(r"(.+)#\d+")
 
 
@@ -99,7 +100,8 @@ class Source:
 def read_text(path: Path) -> str:
     """Read a text file without its byte order mark. Raises BadInput if it is missing, empty, binary or not UTF-8."""
     try:
-        raw = path.read_bytes()
+        with open_regular(path) as file:
+            raw = file.read()
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; check the path given") from None
     except IsADirectoryError:
@@ -130,9 +132,9 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
     text = text.replace("\r\n", "\n")
     if "\n" not in text:
         text = text.replace("\r", "\n")
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, line
+    for number, match in enumerate(_LINE.finditer(text), 1):  # one at a time: a list of them may be 20 times the text
+        if match[0].strip():
+            yield number, match[0].rstrip("\n")
 
 
 def image_id(path: Path, where: str, text: Any) -> str:
@@ -302,9 +304,9 @@ def read_json_lines(path: Path, text: str) -> Source:
     source = Source(path)
     for number, line in numbered_lines(text):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", "cannot be read")
+            row = parse_json(line)
+        except ValueError as error:
+            reason = str(error).removeprefix("line 1: ")
             raise BadInput(f"{path}: line {number} is not JSON, or cut short ({reason}); {AGAIN}") from None
         source.add_json(f"line {number}", row)
     return source

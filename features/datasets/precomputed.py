@@ -2,23 +2,26 @@
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
-import scipy.io
 
+from features.apart import ask
 from features.datasets.clip_retrieval import files_of, open_clip_folder, take_rows
 from features.datasets.dataset import Dataset, is_clip_retrieval
 from features.datasets.line_files import numbered_lines, read_text
 from features.datasets.readers import finder
 from features.datasets.vsepp import PARTS, block_rows, open_npy, open_parts
+from features.hdf5 import Head, read_head, read_sorted
+from features.images.store import is_store
+from features.npz import read_npz
+from reading import parse_json
 from utils import BadInput, did_you_mean
 
+ID_ARRAYS = ("image", "ids")  # of a file, what its rows belong to
 IDS = "give a list of the image ids of its rows with `ids`"
 
 CHUNK_BYTES = 2**20  # bytes of a file read at a time
@@ -31,7 +34,8 @@ class Precomputed:
     """N features, one for each image of the dataset, in dataset order.
 
     shape: of a row, (D,) or (H, W, C). dtype: float16 or float32. digest: SHA-256 of the file, and of the id list where
-    one was given. blocks(): reads the rows anew, about 16 MiB at a time; raises BadInput if a value is not finite.
+    one was given; of a store of ours, that of the weights. about: what such a store says of its features. blocks():
+    reads the rows anew, about 16 MiB at a time; raises BadInput if a value is not finite.
     """
 
     ids: list[str]
@@ -40,16 +44,21 @@ class Precomputed:
     blocks: Callable[[], Iterator[np.ndarray]]
     digest: str
     notes: tuple[str, ...]
+    about: Mapping[str, str | int]
 
 
 @dataclass(frozen=True)
 class Table:
-    """An opened file of shape (N, …). rows: reads those at an array of indices. ids: the file's own, if it has some."""
+    """An opened file of shape (N, …). rows: reads those at an array of indices. ids: the file's own, if it has some.
+
+    about: what a store of ours says of its features.
+    """
 
     rows: Rows
     shape: tuple[int, ...]
     dtype: np.dtype
     ids: list[str] | None = None
+    about: Mapping[str, str | int] = field(default_factory=dict)
 
 
 def load_precomputed(file: Path, dataset: Dataset, ids: Path | None = None) -> Precomputed:
@@ -95,9 +104,14 @@ def load_precomputed(file: Path, dataset: Dataset, ids: Path | None = None) -> P
             if not finite.all():
                 what = f"{wanted[start + int(np.argmin(finite))]} are not all finite (NaN, or too large for {dtype})"
                 raise BadInput(f"{file}: the features of {what}; compute that row again, or leave the image out")
+            empty = ~block.reshape(len(block), -1).any(axis=1)
+            if empty.any():
+                what = f"{wanted[start + int(np.argmax(empty))]} are all zero, and have no direction"
+                raise BadInput(f"{file}: the features of {what}; compute that row again, or leave the image out")
             yield block
 
-    return Precomputed(wanted, table.shape[1:], dtype, blocks, _digest(file, ids), tuple(notes))
+    digest = str(table.about.get("digest") or _digest(file, ids))
+    return Precomputed(wanted, table.shape[1:], dtype, blocks, digest, tuple(notes), table.about)
 
 
 def _image_of_row(file: Path, table: Table, dataset: Dataset, ids: Path | None) -> tuple[list[str], list[str]]:
@@ -158,9 +172,9 @@ def read_ids(path: Path) -> list[str]:
     if path.suffix != ".json":
         return [line.strip() for _, line in numbered_lines(text)]
     try:
-        ids = json.loads(text)
-    except (ValueError, RecursionError):
-        raise BadInput(f"{path}: not JSON, or cut short; give a list of image ids") from None
+        ids = parse_json(text)
+    except ValueError as error:
+        raise BadInput(f"{path}: not JSON, or cut short ({error}); give a list of image ids") from None
     if not isinstance(ids, list) or not all(isinstance(key, str) for key in ids):
         raise BadInput(f"{path}: is not a JSON list of strings; give a list of image ids")
     return ids
@@ -185,43 +199,47 @@ def _in_memory(array: np.ndarray, ids: list[str] | None = None) -> Table:
 
 
 def _open_npz(file: Path) -> Table:
-    with _reading(file, ".npz archive"), np.load(file, allow_pickle=False) as archive:
-        arrays = {name: held for name in archive.files if isinstance(held := archive[name], np.ndarray)}
+    with _reading(file, ".npz archive"):
+        arrays = read_npz(file)
     key, ids = _features_and_ids(file, arrays)
     return _in_memory(arrays[key], ids)
 
 
 def _open_h5(file: Path) -> Table:
-    with _reading(file, "HDF5 file"), h5py.File(file, "r") as store:
-        arrays = _datasets(store)
-        key, ids = _features_and_ids(file, arrays)
-        return Table(_h5_rows(file, key), arrays[key].shape, arrays[key].dtype, ids)
+    with _reading(file, "HDF5 file"):
+        head = read_head(file, *ID_ARRAYS)
+    key = _only(file, [name for name in head.arrays if name not in ID_ARRAYS], "features")
+    ids = next((head.texts[name] for name in ID_ARRAYS if name in head.texts), None)
+    about = head.attributes if is_store(head) else {}
+    return Table(_h5_rows(file, key), *_numbers(file, head, key), None if ids is None else list(map(str, ids)), about)
 
 
 def _features_and_ids(file: Path, arrays: Mapping[str, Any]) -> tuple[str, list[str] | None]:
     """The name of the array of features, and the ids in an array "image" or "ids"."""
-    key = _only(file, [name for name in arrays if name not in ("image", "ids")], "features")
-    for name in ("image", "ids"):
+    key = _only(file, [name for name in arrays if name not in ID_ARRAYS], "features")
+    for name in ID_ARRAYS:
         if name in arrays:
-            return key, [_text(value) for value in arrays[name][()].ravel().tolist()]
+            return key, [_text(value) for value in arrays[name].ravel().tolist()]
     return key, None
 
 
 def _open_mat(file: Path) -> Table:
     """MATLAB: D×N in files up to v7; v7.3 is HDF5, which shows the same matrix as N×D."""
-    if h5py.is_hdf5(file):
-        with _reading(file, "HDF5 file"), h5py.File(file, "r") as store:
-            arrays = {name: array for name, array in _datasets(store).items() if array.ndim == 2}
-            key = _only(file, [name for name in arrays if arrays[name].dtype.kind in "fiu"], "feats")
-            return Table(_h5_rows(file, key), arrays[key].shape, arrays[key].dtype)
     with _reading(file, "MATLAB file"):
-        names = [name for name, shape, kind in scipy.io.whosmat(file) if len(shape) == 2 and kind not in _NOT_NUMBERS]
-        key = _only(file, names, "feats")
-        feats = np.asarray(scipy.io.loadmat(file, variable_names=[key])[key])
-    return _in_memory(feats.T)
+        shapes, _ = ask(file, "matrices")
+        if shapes is not None:
+            return _in_memory(ask(file, "matrix", _only(file, list(shapes), "feats"))[1])
+        head = read_head(file)
+    matrices = [name for name in head.arrays if (numbers := head.numbers(name)) and len(numbers[0]) == 2]
+    key = _only(file, matrices, "feats")
+    return Table(_h5_rows(file, key), *_numbers(file, head, key))
 
 
-_NOT_NUMBERS = ("char", "cell", "struct", "object", "sparse", "function", "opaque", "logical", "unknown")
+def _numbers(file: Path, head: Head, key: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of an array. Raises BadInput if it holds something else than numbers."""
+    if (numbers := head.numbers(key)) is None:
+        raise BadInput(f"{file}: holds {head.arrays[key][1]}, not numbers; save features as float16 or float32")
+    return numbers
 
 
 def _open_vsepp(folder: Path) -> Table:
@@ -271,26 +289,13 @@ def _reading(file: Path, kind: str) -> Iterator[None]:
         raise BadInput(f"{file}: not a {kind}, or cut short ({reason}); save or get the file again") from None
 
 
-def _datasets(store: h5py.File) -> dict[str, h5py.Dataset]:
-    arrays: dict[str, h5py.Dataset] = {}
-
-    def visit(name: str, item: Any) -> None:  # an h5py.Empty has no shape, #refs# is MATLAB's own
-        if isinstance(item, h5py.Dataset) and item.shape is not None and not name.startswith("#"):
-            arrays[name] = item
-
-    store.visititems(visit)
-    return arrays
-
-
 def _h5_rows(file: Path, key: str) -> Rows:
-    """Rows by index. HDF5 is quick at ranges and slow at lists: read in ascending order, each run as one range."""
+    """Rows by index, in ascending order as they lie in the file."""
 
     def rows(index: np.ndarray) -> np.ndarray:
         order = np.argsort(index, kind="stable")
-        ascending = index[order]
-        runs = np.split(ascending, np.flatnonzero(np.diff(ascending) != 1) + 1)
-        with _reading(file, "HDF5 file"), h5py.File(file, "r") as store:
-            read = np.concatenate([store[key][run[0] : run[-1] + 1] for run in runs])
+        with _reading(file, "HDF5 file"):
+            read = read_sorted(file, key, index[order])
         out = np.empty_like(read)
         out[order] = read
         return out

@@ -1,9 +1,9 @@
 """Read the caption files of the field as a Dataset: one entry point, `read`, and the splits, given or drawn."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from unicodedata import normalize
 
 from features.datasets import line_files
 from features.datasets.clip_retrieval import open_clip_folder
@@ -14,6 +14,7 @@ from features.datasets.line_files import AGAIN, Source, image_id, numbered_lines
 from features.datasets.vsepp import read_vsepp
 from features.datasets.webdataset import read_webdataset
 from features.images.decode import IMAGE_SUFFIXES
+from reading import parse_json
 from utils import BadInput, did_you_mean, warn
 
 # What each dataset's folder may hold, the first that is there is read.
@@ -146,8 +147,8 @@ def reader_of(name: str, file: Path, text: str) -> Callable[[Path, str], Source]
 
 def _is_object(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(parse_json(line), dict)
+    except ValueError:
         return False
 
 
@@ -156,7 +157,13 @@ def _path_of(images: Path | None, source: Source, key: str) -> Path | None:
         return None
     subfolder = source.subfolders.get(key)
     nested = Path(images) / (subfolder or "") / key
-    return nested if subfolder and nested.is_file() else Path(images) / key
+    if subfolder and nested.is_file():
+        return nested
+    path = Path(images) / key
+    if key.isascii() or path.exists():
+        return path
+    forms = (Path(images) / form for form in (normalize("NFC", key), normalize("NFD", key)))
+    return next((other for other in forms if other.exists()), path)
 
 
 def split_images(source: Source, splits: Path | None, restval: bool, ratio: Ratio) -> Splits:
@@ -268,13 +275,18 @@ def without_ending(key: str) -> str:
 
 
 def finder(known: Iterable[str]) -> Callable[[str], str | None]:
-    """Return a function from an id to the known one that means it: the same, or one of the two lacks its `.jpg`."""
-    exact = set(known)
-    bare = {without_ending(key): key for key in known}
+    """Return a function from an id to the known one that means it: the same, or one of the two lacks its `.jpg`.
+
+    An accented letter may be one character (NFC) or two (NFD).
+    """
+    same = set(known)
+    exact = {normalize("NFC", key): key for key in same}
+    bare = {without_ending(key): whole for key, whole in exact.items()}
 
     def find(key: str) -> str | None:
-        if key in exact:
+        if key in same:
             return key
-        return without_ending(key) if without_ending(key) in exact else bare.get(key)
+        key = normalize("NFC", key)
+        return exact.get(key) or exact.get(without_ending(key)) or bare.get(key)
 
     return find

@@ -3,11 +3,13 @@
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from features.datasets.dataset import Dataset, Image, check
 from features.datasets.line_files import AGAIN, read_text
+from reading import open_regular
 from utils import BadInput
 
 BLOCK_BYTES = 1 << 24
@@ -72,10 +74,14 @@ def _open_part(folder: Path, prefix: str, split: str) -> Part:
     return Part(file, split, rows, first, [captions[start:end] for start, end in itertools.pairwise(bounds)])
 
 
-def open_npy(file: Path) -> np.ndarray:
-    """Open a .npy file by memory map. Raises BadInput if it is none, is cut short or holds Python objects."""
+def open_npy(file: Path, mode: Literal["r", "c"] = "r") -> np.ndarray:
+    """Open a .npy file by memory map, "c": copied where it is written to.
+
+    Raises BadInput if it is none, is cut short or holds Python objects.
+    """
     try:
-        return np.lib.format.open_memmap(file, mode="r")
+        open_regular(file).close()
+        return np.lib.format.open_memmap(file, mode=mode)
     except FileNotFoundError:
         raise BadInput(f"{file}: no such file; check the path given") from None
     except Exception as error:  # a damaged header raises almost anything

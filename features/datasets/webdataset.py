@@ -1,7 +1,6 @@
 """Webdataset tars as img2dataset writes them: KEY.jpg, KEY.txt and KEY.json together; images stay where they lie."""
 
 import glob
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from features.images import tars
 from features.images.decode import IMAGE_SUFFIXES
 from features.images.tars import Member
 from features.progress import progress_bar
+from reading import parse_json
 from utils import BadInput
 
 MAX_TEXT_BYTES = 2**20  # of a caption or a JSON object
@@ -101,10 +101,10 @@ def _add_sample(source: Source, shard: str, group: Sequence[Member]) -> Iterator
         return
     try:
         texts = {ending: _text(parts[ending]) for ending in ("json", "txt") if ending in parts}
-        row = json.loads(texts.get("json", "{}"))
+        row = parse_json(texts.get("json", "{}"))
         if not isinstance(row, dict):
             raise ValueError("its JSON is no object")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         yield parts[image].name, f"{' '.join(str(error).split()) or 'its JSON cannot be read'}"
         return
     key, where = f"{shard}/{parts[image].name}", f"{shard}, {parts[image].name},"

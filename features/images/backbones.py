@@ -208,7 +208,7 @@ def reopen(attributes: Mapping[str, Any]) -> Backbone:
 
     Raises BadInput if the features came precomputed, or the weights are no longer those they were.
     """
-    name, layer, text = (str(attributes[key]) for key in ("backbone", "layer", "weights"))
+    name, layer, text = (str(attributes.get(key, "")) for key in ("backbone", "layer", "weights"))
     if layer == "precomputed":
         raise BadInput(
             f"{name}: its features came precomputed ({text}); only images of its prepared folder can be used"
@@ -217,13 +217,17 @@ def reopen(attributes: Mapping[str, Any]) -> Backbone:
     if weights is None and text.startswith("file "):
         raise BadInput(f"{name}: nothing says where its weights lie ({text}); extract its features again with prep.py")
     node = None if layer == "output" else layer
+    numbers = {key: attributes.get(key, usual) for key, usual in (("map", None), ("crops", None), ("views", 1))}
+    whole = {"backbone", "layer", "weights", "digest"} <= attributes.keys() and isinstance(weights, str | None)
+    if not whole or not all(isinstance(number, int) for number in numbers.values()):
+        raise BadInput(f"{name}: nothing says how its features were made; extract them again with prep.py")
     backbone = load(
         name,
         layer=node,
         weights=weights,
-        map=bool(attributes["map"]),
-        crops=int(attributes["crops"]),
-        views=int(attributes.get("views", 1)),
+        map=bool(numbers["map"]),
+        crops=numbers["crops"],
+        views=numbers["views"],
         size=attributes.get("size"),
     )
     if backbone.digest != attributes["digest"]:

@@ -8,10 +8,11 @@ import os
 import weakref
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 
+from features.apart import ask
+from features.hdf5 import read_head
 from features.images.store import FeatureStore
 from features.progress import progress_bar
 from utils import BadInput
@@ -116,10 +117,9 @@ class _RowFile:
         self.path = store.path
         self.bytes = int(np.prod(store.shape)) * np.dtype(store.dtype).itemsize  # of a row
         try:
-            with h5py.File(store.path, "r") as file:
-                self.starts = _starts(file["features"], store)
+            self.starts = _starts(store)
             self.descriptor = os.open(store.path, os.O_RDONLY)
-        except (OSError, KeyError, RuntimeError) as error:
+        except OSError as error:
             raise self._unreadable(error) from error
         weakref.finalize(self, os.close, self.descriptor)
 
@@ -142,22 +142,18 @@ class _RowFile:
         return BadInput(f"{self.path}: cannot be read ({reason}); make it again with prep.py and `fresh`")
 
 
-def _starts(features: h5py.Dataset, store: FeatureStore) -> np.ndarray:
+def _starts(store: FeatureStore) -> np.ndarray:
     """Return the byte of the file at which each row begins, (N,) int64.
 
     Raises BadInput if rows do not lie there as write_store leaves them: a tool may have packed them since.
     """
-    if features.shape != (len(store), *store.shape) or str(features.dtype) != store.dtype:
+    if read_head(store.path).numbers("features") != ((len(store), *store.shape), np.dtype(store.dtype)):
         raise BadInput(f"{store.path}: was made anew while it was in use; repeat the command")
-    chunks = features.chunks
-    if chunks is None or chunks[1:] != store.shape or features.id.get_create_plist().get_nfilters():
+    layout, begins = ask(store.path, "starts", "features")
+    if layout["chunks"] is None or layout["chunks"][1:] != list(store.shape) or layout["filters"]:
         raise BadInput(
             f"{store.path}: is packed or laid out otherwise than prep.py does, so that maps cannot be read one by one; "
             f"make it again with prep.py and `fresh`"
         )
-    corner = (0,) * len(store.shape)
-    begins = [
-        features.id.get_chunk_info_by_coord((row, *corner)).byte_offset for row in range(0, len(store), chunks[0])
-    ]
-    rows = np.arange(len(store))
-    return np.array(begins, np.int64)[rows // chunks[0]] + rows % chunks[0] * (features.nbytes // len(store))
+    rows, height = np.arange(len(store)), layout["chunks"][0]
+    return begins[rows // height] + rows % height * (int(np.prod(store.shape)) * np.dtype(store.dtype).itemsize)

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from features.format import check_format
-from features.hdf5 import atomic_hdf5, plain_attributes, read_rows, rows_bytes, write_rows
+from features.hdf5 import Head, atomic_hdf5, read_head, read_rows, rows_bytes, write_rows
 from utils import BadInput
 
 FORMAT = 1
@@ -87,6 +87,12 @@ def _sound_blocks(
         raise BadInput(f"{path}: {done} rows for {len(ids)} images; check that features and ids belong together")
 
 
+def is_store(head: Head) -> bool:
+    """Return whether a file is a store of features, which says what made them."""
+    about = {"backbone", "layer", "digest", "transform", "weights", "map", "crops"}
+    return head.attributes.get("format") == FORMAT and about <= head.attributes.keys()
+
+
 @dataclass(frozen=True)
 class FeatureStore:
     """A complete store, opened for reading; the file is open only while rows are read.
@@ -109,23 +115,26 @@ class FeatureStore:
         if not path.is_file():
             raise BadInput(f"{path}: no such feature store; make it with prep.py")
         try:
-            with h5py.File(path, "r") as file:
-                return cls._read_head(path, file)
+            head = read_head(path, "image")
         except OSError as error:
             raise BadInput(f"{path}: not an HDF5 file, or damaged ({error}); {AGAIN}") from error
-
-    @classmethod
-    def _read_head(cls, path: Path, file: h5py.File) -> "FeatureStore":
-        attributes = plain_attributes(file)
-        check_format(path, attributes.get("format"), FORMAT, AGAIN)
-        for name in ("features", "image"):
-            if not isinstance(file.get(name), h5py.Dataset):
-                raise BadInput(f"{path}: has no dataset {name!r}, so it is no feature store; make one with prep.py")
-        features, ids = file["features"], [str(image) for image in file["image"].asstr()[:]]
+        check_format(path, head.attributes.get("format"), FORMAT, AGAIN)
+        features, ids = head.numbers("features"), list(map(str, head.texts.get("image", [])))
+        if features is None or "image" not in head.texts:
+            name = "features" if features is None else "image"
+            raise BadInput(f"{path}: has no dataset {name!r}, so it is no feature store; make one with prep.py")
         row = {image: number for number, image in enumerate(ids)}
-        if features.ndim not in (2, 3, 4) or len(ids) != features.shape[0] or len(row) != len(ids):
-            raise BadInput(f"{path}: {len(row)} image ids for features of shape {features.shape}; {AGAIN}")
-        return cls(path, ids, features.shape[1:], str(features.dtype), attributes, row)
+        shape, dtype = features
+        if len(shape) not in (2, 3, 4) or len(ids) != shape[0] or len(row) != len(ids):
+            raise BadInput(f"{path}: {len(row)} image ids for features of shape {shape}; {AGAIN}")
+        return cls(path, ids, shape[1:], str(dtype), head.attributes, row)
+
+    @property
+    def digest(self) -> str:
+        """What tells the weights that made it from others. Raises BadInput if it does not say so."""
+        if "digest" not in self.attributes:
+            raise BadInput(f"{self.path}: does not say which weights made it; {AGAIN}")
+        return str(self.attributes["digest"])
 
     @property
     def views(self) -> int:
@@ -160,5 +169,5 @@ class FeatureStore:
             raise IndexError(f"rows {rows.min()}..{rows.max()} of a store of {len(self)}")
         try:
             return read_rows(self.path, "features", rows, dtype)
-        except (OSError, KeyError) as error:
+        except OSError as error:
             raise BadInput(f"{self.path}: cannot be read ({error}); {AGAIN}") from error

@@ -1,6 +1,5 @@
 """Images in tables: a column of bytes in Arrow files, as `datasets` saves them, or in Parquet files; read in blocks."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from features.images.files import Cell, ImageFile, Span
 from features.parquet import ROWS_PER_BLOCK, damaged, import_arrow
+from reading import parse_json
 from utils import BadInput
 
 ARROW, PARQUET = ".arrow", ".parquet"
@@ -31,9 +31,12 @@ def table_schema(path: Path) -> Any:
     arrow, parquet = import_arrow("ipc", path), import_arrow("parquet", path)
     try:
         if path.suffix.lower() == PARQUET:
-            return parquet.read_schema(path)
-        with import_arrow("lib", path).memory_map(str(path)) as file:
-            return arrow.open_stream(file).schema
+            schema = parquet.read_schema(path)
+        else:
+            with import_arrow("lib", path).memory_map(str(path)) as file:
+                schema = arrow.open_stream(file).schema
+        list(schema.names)  # decoded only now, and perhaps no UTF-8
+        return schema
     except (OSError, ValueError) as error:  # pyarrow's own errors are of these
         raise damaged(path, error) from None
 
@@ -49,7 +52,7 @@ def image_column(schema: Any) -> str | None:
 
     columns = [name for name in dict.fromkeys(schema.names) if schema.names.count(name) == 1 and has_bytes(name)]
     try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        features = parse_json(schema.metadata[b"huggingface"])["info"]["features"]
         named = [name for name in columns if features[name]["_type"] == "Image"]
     except (TypeError, KeyError, ValueError):  # not written by `datasets`
         named = []

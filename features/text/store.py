@@ -25,7 +25,7 @@ from features.blocks import (
 )
 from features.distributed import from_all
 from features.format import check_format
-from features.hdf5 import atomic_hdf5, plain_attributes, read_rows, rows_bytes, write_rows
+from features.hdf5 import atomic_hdf5, read_head, read_rows, rows_bytes, write_rows
 from features.progress import progress_bar
 from utils import BadInput, command_line, digest_text
 
@@ -93,28 +93,23 @@ class TextStore:
         command = command or "prep.py, with `text_encoder`"
         if not path.is_file():
             raise BadInput(f"{path}: no such sentence features; make them with: {command}")
+        again = f"make it again with: {command}, and `fresh`"
         try:
-            with h5py.File(path, "r") as file:
-                return cls._read_head(path, file, command)
-        except (OSError, KeyError, UnicodeDecodeError) as error:
-            reason = str(error).splitlines()[0]
-            raise BadInput(
-                f"{path}: not an HDF5 file, or damaged ({reason}); make it again with: {command}, and `fresh`"
-            ) from error
-
-    @classmethod
-    def _read_head(cls, path: Path, file: h5py.File, command: str) -> "TextStore":
-        again, attributes = f"make it again with: {command}, and `fresh`", plain_attributes(file)
-        check_format(path, attributes.get("format"), FORMAT, again)
-        poolings = (PROJECTED,) if PROJECTED in file else POOLINGS
+            head = read_head(path, "image", "caption", "digest")
+        except OSError as error:
+            raise BadInput(f"{path}: not an HDF5 file, or damaged ({error}); {again}") from error
+        check_format(path, head.attributes.get("format"), FORMAT, again)
+        attributes, poolings = head.attributes, (PROJECTED,) if PROJECTED in head.arrays else POOLINGS
         for name in (*poolings, "image", "caption", "digest"):
-            if not isinstance(file.get(name), h5py.Dataset):
+            if name not in head.arrays:
                 raise BadInput(f"{path}: has no dataset {name!r}, so it holds no sentence features; {again}")
-        parts = file["image"].asstr()[:], file["caption"][:].tolist(), file["digest"].asstr()[:]
+        if not {"encoder", "digest", "size"} <= attributes.keys():
+            raise BadInput(f"{path}: does not say which encoder made it; {again}")
+        parts = [head.texts[name] for name in ("image", "caption", "digest")]
         lengths = {len(part) for part in parts}
         keys = [Key(*key) for key in zip(*parts, strict=False)]  # if one is shorter: see below
         row = {key: number for number, key in enumerate(keys)}
-        shapes = {file[pooling].shape for pooling in poolings}
+        shapes = {head.arrays[pooling][0] for pooling in poolings}
         if len(lengths) > 1 or len(row) != len(keys) or shapes != {(len(keys), attributes.get("size"))}:
             raise BadInput(f"{path}: {len(row)} captions for features of shape {sorted(shapes)[0]}; {again}")
         return cls(path, keys, attributes, command, poolings, row)
@@ -151,7 +146,7 @@ class TextStore:
         rows = np.fromiter((self._row[key] for key in keys), np.int64, len(keys))
         try:
             return read_rows(self.path, kept, rows, dtype)
-        except (OSError, KeyError) as error:
+        except OSError as error:
             raise BadInput(
                 f"{self.path}: cannot be read ({error}); make it again with: {self.command}, and `fresh`"
             ) from error

@@ -21,7 +21,8 @@ import regex
 from features.format import check_format
 from features.options import LANGUAGES
 from features.progress import progress_bar
-from utils import BadInput, did_you_mean, read_json, write_json
+from reading import read_json, typed
+from utils import BadInput, did_you_mean, write_json
 
 
 @contextlib.contextmanager
@@ -62,6 +63,9 @@ UNKNOWN = 0  # the number of every word that the vocabulary does not hold
 # Scripts written without blanks; a whole clause would otherwise be one word that never comes again.
 _UNSPACED = regex.compile(r"([\p{Han}\p{Hiragana}\p{Katakana}])")
 _WORD = regex.compile(r"[\p{L}\p{N}]")
+# So long a run without a blank is no word: the tokenizer would take the square of its length, or more. And it gives up
+# after 5 seconds, so that a caption as long as a book is cut in parts.
+_NO_WORD, _PART = regex.compile(r"\S{256}"), regex.compile(r"(?s).{1,4096}(?=\s|$)")
 # Letters, and full stops and commas by themselves: cutting these at blanks gives the tokenizer's words, sooner.
 PLAIN = regex.compile(r"(?:[a-z]+(?= |$)|[.,](?= |$)| )*+")
 
@@ -75,7 +79,8 @@ def tokenize(sentence: str) -> list[str]:
     if PLAIN.fullmatch(plain := sentence.lower()):
         return [word for word in plain.split() if word not in ".,"]
     sentence = _UNSPACED.sub(r" \1 ", unicodedata.normalize("NFC", sentence).lower())
-    return [token for token in _tokenizer().tokenize(sentence) if _WORD.search(token)]
+    parts = _PART.findall(_NO_WORD.sub(r"\g<0> ", sentence))
+    return [token for part in parts for token in _tokenizer().tokenize(part) if _WORD.search(token)]
 
 
 def make_stemmer(language: str) -> Any:
@@ -172,7 +177,8 @@ class Vocabulary:
             words = table["words"]
             counts = {row["word"]: row["count"] for row in words}
             stems = {row["word"]: row["stem"] for row in words}
-            return cls(table["language"], counts, stems, dict(table.get("bigrams", {})))
+            facts = {"language": table["language"], "counts": counts, "stems": stems}
+            return typed(cls, {**facts, "bigrams": table.get("bigrams", {})})
         except (KeyError, TypeError, ValueError):
             raise BadInput(f"{path}: not a vocabulary of this project; {remedy}") from None
 

@@ -1,5 +1,7 @@
 """A bag of words by NumPy alone: the embeddings of the model itself, and what else a run can do."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -63,3 +65,13 @@ def test_what_is_wrong_with_a_run_is_said_at_once(tmp_path):
     (folder / "result.json").unlink()
     with pytest.raises(BadInput, match="has not finished"):
         open_for_sentences(folder)
+
+
+def test_weights_that_are_not_those_of_the_words(tmp_path):
+    train_small(tmp_path / "run", text__branch="onehot", training__epochs=1)
+    file = tmp_path / "run/vocabulary.json"
+    table = json.loads(file.read_text())
+    table["words"].append({"word": "more", "count": 1, "stem": "more"})
+    file.write_text(json.dumps(table))
+    with pytest.raises(BadInput, match=r"not the weights of this recipe \(text\.bag\.weight is \(11, 16\) and not"):
+        open_for_sentences(tmp_path / "run")

@@ -2,9 +2,13 @@
 
 import io
 import json
+import os
+import shutil
+import tomllib
 
 import numpy as np
 import pytest
+import tomli_w
 from PIL import Image
 
 import eval as evaluation
@@ -17,9 +21,10 @@ from features.prepared import Prepared
 from metrics.ranks import metrics_of, ranks_by_block
 from metrics.similarity import RANKING
 from retrieval.sources import CachedFeatures
-from tests.helpers import QUICK, call, draw_images, prep_args
+from settings import override
+from tests.helpers import QUICK, call, draw_images, prep_args, train_small
 from training.bank import read_bank
-from training.embed import embed_features, embed_sentences
+from training.embed import embed_features, embed_sentences, new_model
 from training.run import Run, find_runs
 from utils import BadInput
 
@@ -146,3 +151,97 @@ def test_runs_are_found_by_their_recipe(tmp_path):
 def test_a_flag_that_is_a_setting_is_helped(flag, said, monkeypatch, capsys):
     assert call(monkeypatch, train, flag, "strong") == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_store_given_as_precomputed_features_keeps_its_backbone(opened, monkeypatch):
+    _, folder = opened
+    store = folder / f"data/folder/{NAME}.size64.h5"
+    more = ["--captions", folder / "captions.csv", "--precomputed", store, "--data", folder / "again"]
+    assert call(monkeypatch, prep, "folder", *more) == 0
+    assert call(monkeypatch, prep, "folder", *more) == 0, "the same store again"
+    where = ["--data", folder / "again/folder", "--runs", folder / "again/runs"]
+    assert call(monkeypatch, train, "strong", *where, *QUICK) == 0
+    (run,) = map(Run.open, (folder / "again/runs").iterdir())
+    split = Prepared(run.info.data).split("test", run.info.features)
+    embedded = run.embed_images([folder / "images" / image for image in split.images])
+    np.testing.assert_allclose(embedded, run.embed_features(split.features), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The folder of a small run."""
+    folder = tmp_path_factory.mktemp("small") / "run"
+    train_small(folder, training__epochs=1)
+    return folder
+
+
+def changed(small, to, **facts):
+    shutil.copytree(small, to)
+    table = tomllib.loads((to / "recipe.toml").read_text())
+    table["run"].update(facts)
+    (to / "recipe.toml").write_text(tomli_w.dumps(table))
+    return to
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"sizes": "abc"},
+        {"sizes": [12, 12]},
+        {"sizes": [-12]},
+        {"sizes": [10**9]},
+        {"features": ["one\x1b[2J"]},
+        {"recipe": "a\nb"},
+        {"seed": -1},
+        {"seed": 1.5},
+        {"grid": [7]},
+        {"backbones": ["one"]},
+        {"backbones": [{"backbone": "one"}]},
+        {"encoder_size": -2},
+        {"captions": 5},
+    ],
+    ids=str,
+)
+def test_a_recipe_that_says_what_no_run_does(small, tmp_path, facts):
+    with pytest.raises(BadInput, match=r"recipe\.toml: not the recipe of a run of this version; train the run again"):
+        Run.open(changed(small, tmp_path / "run", **facts))
+
+
+def test_a_model_larger_than_its_weights_is_refused_before_it_takes_memory(small, tmp_path):
+    """Two million million parameters by the recipe, a few thousand in the file."""
+    shutil.copytree(small, tmp_path / "run")
+    text = (tmp_path / "run/recipe.toml").read_text().replace("embed_dim = 16", "embed_dim = 1000000")
+    (tmp_path / "run/recipe.toml").write_text(text.replace("word_dim = 8", "word_dim = 1000000"))
+    with pytest.raises(
+        BadInput, match=r"a model of 6,\d{3},\d{3},\d{3},\d{3} parameters, where there may be [0-9,]{5,7}:"
+    ):
+        Run.open(tmp_path / "run")
+
+
+def test_a_model_that_no_memory_holds_is_not_begun(small):
+    run = Run.open(small)
+    huge = override(run.settings, {"embed_dim": 10**6, "text.word_dim": 10**6})
+    with pytest.raises(BadInput, match=r"where there may be 2,147,483,648: make its branches narrower"):
+        new_model(huge, run.info, run.vocabulary)
+
+
+@pytest.mark.parametrize("result", [[], {}, {"rsum": "1", "best_epoch": 1, "epochs": 1}, {"rsum": None}], ids=str)
+def test_a_result_that_is_none(small, tmp_path, result):
+    shutil.copytree(small, tmp_path / "run")
+    (tmp_path / "run/result.json").write_text(json.dumps(result))
+    with pytest.raises(BadInput, match=r"result\.json: not the result of a training"):
+        Run.open(tmp_path / "run").result()
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "recipe.toml", "vocabulary.json", "result.json", "bank.safetensors"]
+)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(small, tmp_path, name):
+    shutil.copytree(small, tmp_path / "run")
+    (tmp_path / "run" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "run" / name)
+    if name == "bank.safetensors":
+        assert read_bank(tmp_path / "run") is None
+        return
+    with pytest.raises(BadInput):
+        Run.open(tmp_path / "run")

@@ -268,3 +268,16 @@ def test_a_value_may_be_empty():
 def test_changes_that_cannot_be_read(words):
     with pytest.raises(BadInput, match="`set`"):
         parse_changes(words)
+
+
+def test_starting_over_goes_through_no_link(prepared, undisturbed, tmp_path):
+    """What a run folder links to is somebody's: its result stays."""
+    shutil.copytree(undisturbed, tmp_path / "kept")
+    (tmp_path / "runs").mkdir()
+    for folder in (tmp_path / "kept").iterdir():
+        (tmp_path / "runs" / folder.name).symlink_to(folder)
+    done = train(prepared, tmp_path / "runs", "--fresh")
+    assert done.returncode == 2
+    assert "is a symbolic link in place of a folder; remove it and repeat the command" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert_same(undisturbed, tmp_path / "kept")

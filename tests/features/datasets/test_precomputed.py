@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import unicodedata
 import zipfile
 
 import h5py
@@ -10,9 +11,11 @@ import pytest
 import scipy.io
 
 import features.datasets.vsepp
+from features import reader_process
 from features.datasets.dataset import Dataset, Image
 from features.datasets.precomputed import load_precomputed, read_ids
 from features.datasets.readers import read
+from features.images.store import write_store
 from tests.helpers import karpathy, vsepp, write
 from utils import BadInput
 
@@ -268,3 +271,42 @@ def test_paths_and_names_that_are_wrong(tmp_path, dataset):
         with pytest.raises(BadInput, match=words):
             read_ids(tmp_path / name)
     assert read_ids(write(tmp_path / "ids.json", json.dumps(IDS))) == IDS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_of_zeros_is_called_by_its_name(tmp_path, dataset, kind):
+    array = FEATURES + 1
+    array[3] = 0
+    with pytest.raises(BadInput, match=rf"features of {IDS[3]} are all zero, and have no direction; compute that row"):
+        rows(load_precomputed(save(tmp_path, kind, array), dataset))
+
+
+def test_features_of_a_store_of_ours_keep_what_made_them(tmp_path, dataset):
+    about = {"backbone": "resnet50", "layer": "avgpool", "digest": "weights", "transform": "t", "weights": "w"}
+    about |= {"file": "", "map": 0, "crops": 1, "engine": "torch", "precision": "float32"}
+    write_store(tmp_path / "a.h5", IDS[::-1], (4,), "float32", about, [FEATURES])
+    precomputed = load_precomputed(tmp_path / "a.h5", dataset)
+    assert precomputed.about == {**about, "format": 1}
+    assert precomputed.digest == "weights"
+    np.testing.assert_array_equal(rows(precomputed), FEATURES[::-1])
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file.attrs["digest"]
+    other = load_precomputed(tmp_path / "a.h5", dataset)
+    assert other.about == {}, "not a store, whatever it calls itself"
+    assert other.digest == hashlib.sha256((tmp_path / "a.h5").read_bytes()).hexdigest()
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path, dataset, monkeypatch):
+    np.savez_compressed(tmp_path / "a.npz", features=np.zeros((5, 10**5), np.float32))
+    monkeypatch.setattr(reader_process, "MAX_FREE", 10**6)
+    with pytest.raises(BadInput, match=r"a\.npz: not a \.npz archive, or cut short \(it claims an array of 2,000,"):
+        load_precomputed(tmp_path / "a.npz", dataset)
+
+
+def test_ids_in_either_form_of_unicode_find_their_row(tmp_path):
+    composed, split = (unicodedata.normalize(form, "é.jpg") for form in ("NFC", "NFD"))
+    images = tuple(Image(key, None, "train", ("one",)) for key in (composed, "b.jpg"))
+    (tmp_path / "ids.txt").write_text(f"b.jpg\n{split}\n")
+    np.save(tmp_path / "a.npy", FEATURES[:2])
+    precomputed = load_precomputed(tmp_path / "a.npy", Dataset("x", images), tmp_path / "ids.txt")
+    np.testing.assert_array_equal(rows(precomputed), FEATURES[[1, 0]])

@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from features.datasets.dataset import clean_caption, hash_split
+from features.datasets.line_files import numbered_lines
 from features.datasets.readers import finder, read, without_ending
 from tests.helpers import FLICKR8K, karpathy, vsepp, write
 from utils import BadInput
@@ -534,3 +538,41 @@ def test_the_real_flickr8k():
     assert "92 images in no split list left out, 1 of them not named like an image file (" in note(dataset, "left out")
     assert isinstance(dataset.images[-1].path, Path)
     assert dataset.images[-1].path.is_file()
+
+
+def test_a_file_in_either_form_of_unicode_is_the_image_that_is_meant(tmp_path):
+    composed, split = (normalize(form, "café.jpg") for form in ("NFC", "NFD"))
+    rows = [f"{composed},one,train", "b.jpg,two,val", f"{split.replace('c', 'd')},three,test"]
+    file = write(tmp_path / "captions.csv", "\n".join(["image,caption,split", *rows]))
+    (tmp_path / split).write_text("its image")
+    (tmp_path / composed.replace("c", "d")).write_text("its image")
+    dataset = read("folder", file, tmp_path)
+    assert [image.id for image in dataset.images] == [composed, "b.jpg", split.replace("c", "d")]
+    paths = [image.path.name for image in dataset.images]
+    assert paths == [split, "b.jpg", composed.replace("c", "d")]
+    find = finder([composed, split.replace("c", "d")])
+    assert find(split) == find(split.removesuffix(".jpg")) == composed
+    assert find(normalize("NFC", "dafé")) == split.replace("c", "d")
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "captions.jsonl", "dataset_coco.json"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(BadInput, match=rf"{name}: cannot be read \(a pipe or a device, not a file\)"):
+        read("folder", tmp_path / name, None)
+
+
+def test_captions_are_told_apart_as_they_are_read():
+    assert clean_caption("caf\u00e9") == clean_caption("cafe\u0301")
+    assert clean_caption("a\0 dog\x1b[2J\x9b runs\x7f") == "a dog [2J runs"
+
+
+def test_lines_are_split_as_they_are_asked_for():
+    """A list of all of them takes 20 times the text."""
+    text = "ab\n" * 10**6 + "\ncd"
+    tracemalloc.start()
+    lines = numbered_lines(text)
+    assert [next(lines) for _ in range(3)] == [(1, "ab"), (2, "ab"), (3, "ab")]
+    assert tracemalloc.get_traced_memory()[1] < 10**5
+    tracemalloc.stop()
+    assert [number for number, line in lines][-1] == 10**6 + 2

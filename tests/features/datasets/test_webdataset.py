@@ -84,7 +84,7 @@ def test_what_cannot_be_read_of_a_sample_is_left_out_and_counted(tmp_path):
     assert len(dataset.images) == 9
     assert dataset.images[-1].captions == ("kept",)
     (note,) = dataset.notes
-    assert note.startswith("5 files in tars left out, the first odd.tar/a.png (Expecting property name")
+    assert note.startswith("5 files in tars left out, the first odd.tar/a.png (line 1: Expecting property name")
 
 
 def test_names_with_full_stops_and_files_apart_are_named_and_counted(tmp_path):

@@ -201,3 +201,9 @@ def test_a_store_of_more_dimensions_is_none(tmp_path: Path) -> None:
     write_store(tmp_path / "a.h5", ["a"], shape, "float32", {}, [np.zeros((1, *shape), np.float32)])
     with pytest.raises(BadInput, match=r"features of shape \(1, 2, 3, 4, 5\)"):
         FeatureStore.open(tmp_path / "a.h5")
+
+
+def test_a_store_that_does_not_say_what_made_it_trains_nothing(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.h5", ["a"], (2,), "float32", {}, [np.ones((1, 2), np.float32)])
+    with pytest.raises(BadInput, match="does not say which weights made it; make it again"):
+        _ = FeatureStore.open(tmp_path / "a.h5").digest

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -155,3 +156,37 @@ assert {{name for name in ("scipy.stats", "sklearn") if name in sys.modules}} ==
 import scipy.stats, sklearn
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1" * 10**6, "1-" * 50_000, "a" * 10**6, "1 " * 10_000, "(" * 10**5, "é" * 10**5, "A dog runs. " * 10_000],
+    ids=["digits", "numbers", "letter", "ones", "parentheses", "accents", "book"],
+)
+def test_captions_of_any_length_are_cut_in_a_moment(text):
+    """NLTK's tokenizer gives up on 100,000 digits, after half a minute."""
+    began = time.process_time()
+    words = tokenize(text)
+    assert time.process_time() - began < 5
+    assert sum(sign.isalnum() for word in words for sign in word) == sum(sign.isalnum() for sign in text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"language": 3},
+        {"words": [{"word": "a", "count": "1", "stem": "a"}]},
+        {"words": [{"word": ["a"], "count": 1, "stem": "a"}]},
+        {"words": [{"word": "a", "count": 1, "stem": None}]},
+        {"words": "a"},
+        {"bigrams": {"a b": "x"}},
+        {"bigrams": 1},
+    ],
+    ids=str,
+)
+def test_a_vocabulary_of_other_types_is_refused(tmp_path, change):
+    Vocabulary.build(["a dog"]).save(tmp_path / "vocabulary.json")
+    table = json.loads((tmp_path / "vocabulary.json").read_text())
+    (tmp_path / "vocabulary.json").write_text(json.dumps(table | change))
+    with pytest.raises(BadInput, match="not a vocabulary of this project"):
+        Vocabulary.load(tmp_path / "vocabulary.json")
