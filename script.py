@@ -12,12 +12,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from utils import BadInput, NotPrepared, as_script, command_line, with_flags
+from utils import BadInput, NotPrepared, as_script, command_line, refused, with_flags
 
 STOPPED = "stopped; repeat the command, without --fresh, and it continues"
 STOPS = (signal.SIGINT, signal.SIGTERM)
 SECONDS_TO_END = 0.7  # for what is under way to be put in order; what is left then, a kill would leave, too
-CANNOT = "check that it exists, that you may read and write there, and that the disk is not full"
 
 _stoppable = False  # whether this process hears STOPS as `stoppable` says
 
@@ -35,6 +34,7 @@ def run_script(main: Callable[[], None]) -> None:
             status = _status_of(main)
     finally:
         sys.stderr = stderr
+    flush_or_discard()
     if heard:  # at once: a thread of a library may still be at work, and would be waited for
         os._exit(status and 128 + heard[0])
     if status:
@@ -45,7 +45,7 @@ def _status_of(main: Callable[[], None]) -> int:
     """Call `main`, say in one sentence what ended it, if anything did, and return the exit status."""
     try:
         main()
-        flush_output()
+        sys.stdout.flush()  # what goes to a full disk is an error
     except NotPrepared as error:
         return _say(f"{with_flags(str(error))}; prepare them with: {command_line('prep.py', error.options)}", 2)
     except BadInput as error:
@@ -57,12 +57,11 @@ def _status_of(main: Callable[[], None]) -> int:
             raise
         return _say(sentence, 2)
     except BrokenPipeError:  # the reader of a pipe (head, less) went away: not an error of ours
-        discard_output()
+        return 0
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        return _say(f"{where}{error.strerror or error}; {CANNOT}", 2)
+        return _say(refused(error), 2)
     return 0
 
 
@@ -72,20 +71,12 @@ def _say(sentence: str, status: int) -> int:
     return status
 
 
-def flush_output() -> None:
-    """Write what has been printed: what goes to a full disk is an error, not a line after the end of the program."""
+def flush_or_discard() -> None:
+    """Write what has been printed; what cannot be written goes nowhere, and is no error once the program ends."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        discard_output()
-        raise OSError(error.errno, error.strerror, "what is printed") from error
-
-
-def discard_output() -> None:
-    """Let what has been printed, and cannot be written, go nowhere when the program ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 LOCK = ".lock"  # in a folder: who is at work in it
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what network file systems without them answer
 
 
 class BadInput(Exception):
@@ -31,6 +33,17 @@ class NotPrepared(BadInput):
     def __init__(self, sentence: str, options: dict[str, Any]):
         super().__init__(sentence)
         self.options = options
+
+
+def refused(error: OSError) -> str:
+    """Return what the system has refused, in one sentence with the remedy.
+
+    >>> refused(OSError(28, "No space left on device", "a.h5"))
+    'a.h5: No space left on device; check that it exists, that you may read and write there, and that ...'
+    """
+    where = f"{error.filename}: " if error.filename else ""
+    remedy = "check that it exists, that you may read and write there, and that the disk is not full"
+    return f"{where}{error.strerror or error}; {remedy}"
 
 
 def with_flags(sentence: str) -> str:
@@ -177,7 +190,13 @@ def _lock_file(path: Path) -> int | None:
         raise
     _LOCKED.add(descriptor)
     with contextlib.suppress(BlockingIOError, FileNotFoundError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                remedy = "mount it with locks, or choose a folder on another"
+                raise BadInput(f"{path.parent}: its file system has no locks ({error.strerror}); {remedy}") from None
+            raise
         status = os.fstat(descriptor)
         # Its holder may have removed or renamed it while we asked; and under a second name it is not ours to write to.
         if status.st_nlink == 1 and os.path.samestat(status, os.lstat(path)):

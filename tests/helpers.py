@@ -561,8 +561,11 @@ def hugging_face(folder, numbers, **columns):
 # Several processes of one command
 
 
-def run_together(folder, main, *args):
-    """Call a script's main in two processes as torchrun would, but forked; return their exit statuses and sentences."""
+def run_together(folder, main, *args, disturb=lambda processes: None):
+    """Call a script's main in two processes as torchrun would, but forked; return their exit statuses and sentences.
+
+    disturb: is called with the processes when they are under way.
+    """
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("fork")
     said = folder / "said.txt"
@@ -570,6 +573,7 @@ def run_together(folder, main, *args):
     processes = [context.Process(target=_join, args=(rank, store.port, said, main, args)) for rank in range(2)]
     for process in processes:
         process.start()
+    disturb(processes)
     for process in processes:
         process.join(100)
         process.kill()

@@ -1,5 +1,6 @@
 """What every room needs: sentences with flags, commands, whole files, locks."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -88,6 +89,18 @@ def test_nothing_is_locked_through_a_link(tmp_path):
     with lock_folder(tmp_path / "folder"):
         pass
     assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    """As of a network, mounted so."""
+
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    named = r": its file system has no locks \(No locks available\); mount it with locks"
+    with pytest.raises(BadInput, match=named), lock_folder(tmp_path):
+        pass
 
 
 WRITE = """

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from features.images.views import take_features
+from features.prepared import Split
+from features.text.vocabulary import Sentences
 from losses import structure
-from settings import LossSettings
+from settings import LossSettings, TrainingSettings
 
 
 def grouped_order(image_of_caption: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
@@ -76,3 +79,19 @@ def structure_loss(s: LossSettings, sides: list[tuple[Tensor | None, Tensor]]) -
         if before is not None
     ]
     return s.structure * torch.stack(parts).sum()
+
+
+def about_batch(t: TrainingSettings, split: Split, sentences: Sentences, rows: np.ndarray) -> str:
+    """Return which captions `rows` (B,) of the training split are, and why they may give no finite loss or gradient."""
+    images = split.image_of_caption[rows]
+    which = f"of a batch of {len(rows):,} captions, the first of image {split.images[images[0]]}"
+    sides = [("image", split.images, images, take_features(split.features, images, np.random.default_rng(0)))]
+    if sentences.features is not None:
+        sides.append(("caption", split.captions, rows, sentences.features[rows]))
+    for side, names, numbers, features in sides:
+        bad = numbers[~np.isfinite(features).reshape(len(features), -1).all(axis=1)]
+        if len(bad):
+            reason = f"the features of {side} {names[bad[0]]} are not finite; make them again with prep.py and `fresh`"
+            return f"{which}: {reason}"
+    reason = f"steps are too large; lower `training.lr` (it is {t.lr:g}), or clip gradients with `training.grad_clip`"
+    return f"{which}: probably {reason}, for example at 2"

@@ -43,7 +43,7 @@ from training.run import (
 from training.schedule import epochs_of, using_threads
 from training.start import joint_vocabulary, open_start
 from training.trainer import OnEpoch, Trainer, TrainingData
-from utils import BadInput, lock_folder, log, make_folder, warn
+from utils import BadInput, lock_folder, log, make_folder, refused, warn
 
 MAX_THREADS = 1024  # of a run: what is more is a slip, and far more is no number that torch takes
 
@@ -382,8 +382,8 @@ def _train_forked(plan: RunPlan, data: TrainingData, train: Callable[..., Any], 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     try:
         train(plan, data, on_epoch=lambda *said: parent.send(said), progress=False)
-    except BadInput as error:
-        parent.send((None, str(error)))
+    except (BadInput, OSError) as error:
+        parent.send((None, refused(error) if isinstance(error, OSError) else str(error)))
 
 
 def _end_with(parent: int) -> None:

@@ -42,7 +42,7 @@ from training.schedule import (
     view_random,
 )
 from training.start import carry_weights
-from training.steps import draw_mixup, grouped_order, similarities, structure_loss
+from training.steps import about_batch, draw_mixup, grouped_order, similarities, structure_loss
 from utils import BadInput, write_json, write_jsonl
 
 MAX_RESTARTS = 3  # after collapses; what collapses once more is told and goes on
@@ -131,7 +131,10 @@ class Trainer:
         self.finish()
 
     def train_epoch(self) -> float:
-        """Visit every training caption; return the mean loss of a batch. Raises BadInput if it is not finite."""
+        """Visit every training caption; return the mean loss of a batch.
+
+        Raises BadInput where loss or gradient is not finite, before a step is taken by it.
+        """
         t = self.settings.training
         torch.manual_seed(self.seed * 1_000_003 + len(self.log) + 1)
         self.view_random = view_random(self.seed, len(self.log))
@@ -142,21 +145,21 @@ class Trainer:
             for step, rows in enumerate(bar):
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.rate(step / len(batches)) * group.get("share", 1.0)
-                total += self.train_step(rows)
+                try:
+                    total += self.train_step(rows)
+                except FloatingPointError as error:
+                    batch = about_batch(t, self.data.splits["train"], self.data.sentences["train"], rows)
+                    raise BadInput(f"{name}, step {step + 1} of {len(batches)}: {error}, {batch}") from None
                 if t.weight_average:
                     self.average_weights(self.epoch * len(batches) + step)
-                if not math.isfinite(total):
-                    raise BadInput(
-                        f"the loss is no longer a number in epoch {self.epoch + 1}; lower `training.lr` "
-                        f"(it is {t.lr:g}), or clip gradients with `training.grad_clip`, for example at 2"
-                    )
                 bar.set_postfix(loss=f"{total / (step + 1):.3f}", refresh=False)
         return total / len(batches)
 
     def train_step(self, rows: np.ndarray) -> float:
         """Take one step on the training captions `rows` (B,) and their images; return the loss.
 
-        Of several processes each embeds its share of the batch, and all take the same step.
+        Of several processes each embeds its share of the batch, and all take the same step. Raises FloatingPointError
+        if loss or gradient is not finite.
         """
         split, sentences = self.data.splits["train"], self.data.sentences["train"]
         mix = draw_mixup(self.settings.training.mixup, len(rows))
@@ -180,10 +183,14 @@ class Trainer:
             loss = loss + self.structure_loss([(batch, images), (known, captions)], share)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        total = loss.detach()
-        add_up([total, *(weight.grad for weight in self.model.parameters() if weight.grad is not None)])
-        if self.settings.training.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.training.grad_clip)
+        total, clip = loss.detach(), self.settings.training.grad_clip
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        add_up([total, *gradients])
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(total + norm):
+            raise FloatingPointError(f"the loss is {float(total):g}, the length of its gradient {float(norm):g}")
+        if clip:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip, norm)
         self.optimizer.step()
         if self.settings.loss.negatives == "random" and isinstance(scores, Tensor):  # alone
             self.loss(torch.zeros_like(scores), pairs, batch)  # draws again: so docs/RESULTS.md was measured

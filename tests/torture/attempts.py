@@ -7,6 +7,8 @@ import itertools
 import json
 import multiprocessing
 import os
+import random
+import re
 import signal
 import sys
 import time
@@ -24,6 +26,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import eval as eval_script
 import prep
 import search
 import train
@@ -37,6 +40,7 @@ from tests.helpers import Network, call, draw_images, make_tiny_encoder, tiny_ba
 from training import fill_bank
 from training.trainer import Trainer
 
+RESUMED, ANEW = ["prep", "train", "index"], ["eval", "share", "embed", "sheet", "export"]
 ROWS = 3  # of a finished block: what a kill may cost
 EPOCHS = 3
 FORK = multiprocessing.get_context("fork")
@@ -49,11 +53,11 @@ class Task:
     script: ModuleType
     args: Callable[[Path], list[Any]]
     outcome: Callable[[Path], dict[str, Any]]
-    interval: int
+    interval: int = 0
 
 
 class Tasks(dict[str, Task]):
-    """prep.py for images and sentences, train.py for two runs, search.py for an index, each on tiny data."""
+    """What every script writes, on tiny data: RESUMED begin where they were stopped, the others begin anew."""
 
     def __init__(self, home: Path, patch: pytest.MonkeyPatch):
         for room in (extract, store, build):
@@ -78,6 +82,18 @@ class Tasks(dict[str, Task]):
         )
         for task, to in (("prep", "data"), ("train", "runs"), ("index", "indexes")):  # each needs the one before
             assert call(patch, self[task].script, *self[task].args(home / to)) == 0
+        (finished,), indexed = (home / "runs").glob("strong-*-0-*"), home / "indexes/index"
+        files = {"--plots": "plots", "--report": "report.html", "--logs": "logs.csv", "--trec": "trec"}.items()
+        asked = [home / "images/0.png", "--run", finished]
+        self["eval"] = Task(
+            eval_script, lambda to: [finished, *(x for flag, name in files for x in (flag, to / name))], files_of
+        )
+        self["share"] = Task(eval_script, lambda to: [finished, "--share", to / "shared"], files_of)
+        self["embed"] = Task(search, lambda to: ["embed", *asked, "--out", to / "rows.npy"], files_of)
+        self["sheet"] = Task(
+            search, lambda to: ["find", indexed, "a red circle", "--sheet", to / "sheet.png"], files_of
+        )
+        self["export"] = Task(search, lambda to: ["export", indexed, "--out", to / "folder"], files_of)
 
 
 @dataclass
@@ -143,6 +159,24 @@ def at_change(folder: Path, number: int, happen: Callable[[str], Any]) -> None:
             happen(f"{event} {name}")
 
     sys.addaudithook(hook)
+
+
+def kill_at_change(folder: Path, number: int) -> None:
+    """Let the process be killed before its change of this number."""
+    at_change(folder, number, lambda what: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def changes_of(task: Task, to: Path, said: Path) -> tuple[list[str], dict[str, Any]]:
+    """Run a task that nothing disturbs; return what `at_change` hears of it, and its outcome."""
+    whole = start(task, to, said, lambda: at_change(to, 0, lambda what: print(f"change: {what}", file=sys.stderr)))
+    assert whole.end() == 0, whole.sentence()
+    return re.findall(r"^change: (.*)", said.read_text(), re.MULTILINE), task.outcome(to)
+
+
+def chosen(changes: list[str], name: str, torture: bool) -> Sequence[int]:
+    """Return the numbers of all changes, or of a few."""
+    numbers = range(len(changes))
+    return numbers if torture else random.Random(name).sample(numbers, 1 if name in ANEW else 2)
 
 
 def record_work(file: Path) -> None:

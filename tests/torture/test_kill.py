@@ -2,20 +2,18 @@
 
 import os
 import random
-import re
 import shutil
 import signal
-import sys
 import time
+from functools import partial
 
 import pytest
 
-from tests.torture.attempts import at_change, check_whole, record_work, start
+from tests.helpers import run_together
+from tests.torture.attempts import ANEW, RESUMED, changes_of, check_whole, chosen, kill_at_change, record_work, start
 
-SCRIPTS = ["prep", "train", "index"]
 
-
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", RESUMED)
 def test_killed_at_random_moments(name, tasks, tmp_path, torture):
     task, moments = tasks[name], random.Random(name)
     whole = start(task, tmp_path / "whole", tmp_path / "said.txt")
@@ -23,7 +21,7 @@ def test_killed_at_random_moments(name, tasks, tmp_path, torture):
     duration, expected = time.monotonic() - whole.began, task.outcome(tmp_path / "whole")
     work, kills, left = tmp_path / "work.txt", 0, 100 if torture else 4
     while kills < left:
-        to, known = tmp_path / "killed", set()
+        to, known = tmp_path / "killed", set[str]()
         status = None
         while status != 0:
             work.write_text("")
@@ -39,20 +37,16 @@ def test_killed_at_random_moments(name, tasks, tmp_path, torture):
         shutil.rmtree(to)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [*RESUMED, *ANEW])
 def test_killed_before_a_change_on_disk(name, tasks, tmp_path, torture):
     """Random moments seldom lie between two files: so before every change of the file system, or before a few."""
+    if name in ANEW and not torture:
+        pytest.skip("seconds each, and none of them has anything to continue")
     task, to, said = tasks[name], tmp_path / "to", tmp_path / "said.txt"
-    whole = start(task, to, said, lambda: at_change(to, 0, lambda what: print(what, file=sys.stderr)))
-    assert whole.end() == 0, whole.sentence()
-    changes = re.findall(r"^(?:open|os\.[a-z]+) /", said.read_text(), re.MULTILINE)
-    expected = task.outcome(to)
-    numbers = range(len(changes))
-    for number in numbers if torture else random.Random(name).sample(numbers, 3):
+    changes, expected = changes_of(task, to, said)
+    for number in chosen(changes, name, torture):
         shutil.rmtree(to)
-        killed = start(
-            task, to, said, lambda n=number: at_change(to, n, lambda what: os.kill(os.getpid(), signal.SIGKILL))
-        )
+        killed = start(task, to, said, partial(kill_at_change, to, number))
         assert killed.end() == -signal.SIGKILL
         check_whole(to)
         again = start(task, to, said)
@@ -60,7 +54,7 @@ def test_killed_before_a_change_on_disk(name, tasks, tmp_path, torture):
         assert task.outcome(to) == expected, f"killed before {changes[number]}"
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", RESUMED)
 def test_stopped_at_random_moments(name, tasks, tmp_path, torture):
     """By Ctrl-C, or SIGTERM: a sentence within a second, and nothing but finished work is left."""
     task, moments, to = tasks[name], random.Random(name), tmp_path / "to"
@@ -83,3 +77,39 @@ def test_stopped_at_random_moments(name, tasks, tmp_path, torture):
         stops += 1
     print(f"{name}: {stops} stops, the longest wait {max(waits):.2f} s")
     assert max(waits) < 2, "a second on a machine that does nothing else"
+
+
+@pytest.mark.parametrize("name", ["prep", "train"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_one_of_two_processes_killed_or_both_stopped(name, number, tasks, tmp_path, torture):
+    """torchrun sends SIGTERM to the others as soon as one has ended, and to all of them when it gets one itself."""
+    task, moments, to = tasks[name], random.Random(f"{name} {number}"), tmp_path / "to"
+    began = time.monotonic()
+    assert run_together(tmp_path, task.script.main, *task.args(to)) == ([0, 0], [])
+    duration, expected = time.monotonic() - began, task.outcome(to)
+    shutil.rmtree(to)
+
+    def disturb(processes):
+        victim, other = random.Random(kills).sample(processes, 2)
+        victim.join(moments.uniform(0, duration))
+        for process in (victim, other):
+            if process.is_alive():
+                os.kill(process.pid, number if process is victim else signal.SIGTERM)
+                if number == signal.SIGKILL:
+                    process.join()
+        ended.append(time.monotonic())
+
+    kills, ended, waits = 0, list[float](), list[float]()
+    while kills < (20 if torture else 1):
+        statuses, sentences = run_together(tmp_path, task.script.main, *task.args(to), disturb=disturb)
+        waits.append(time.monotonic() - ended.pop())
+        check_whole(to)
+        if statuses == [0, 0]:
+            assert task.outcome(to) == expected
+            shutil.rmtree(to)
+            continue
+        kills += 1
+        assert all(sentence.endswith("and it continues") for sentence in sentences)
+    assert max(waits) < 2, "a second on a machine that does nothing else"
+    assert run_together(tmp_path, task.script.main, *task.args(to)) == ([0, 0], [])
+    assert task.outcome(to) == expected

@@ -219,6 +219,19 @@ def test_a_killed_process_of_a_sweep_is_named(tmp_path, monkeypatch, prepared):
     assert [(plan.folder / "result.json").is_file() for plan in plans] == [True, False, True]
 
 
+def test_a_full_disk_is_a_sentence_of_a_sweeps_processes_too(tmp_path, monkeypatch, prepared, capfd):
+    data, settings = Prepared(prepared), override(Settings(), {"embed_dim": 8, "training.epochs": 1})
+    plans = [plan_run(data, settings, recipe="vse0", features=["one"], seed=n, root=tmp_path) for n in range(2)]
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BadInput, match=r"2 of 2 runs .*: /.*/vocabulary.json: No space left on device; check that"):
+        sweeping.sweep(plans, data, jobs=2)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_how_long_a_sweep_goes_on(tmp_path, prepared, monkeypatch, capsys):
     """Of the seconds that its processes had for each epoch until now, those of a run in turn."""
     data, settings = Prepared(prepared), override(Settings(), {"training.epochs": 10})

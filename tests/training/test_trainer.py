@@ -793,10 +793,49 @@ def test_the_average_of_the_weights_is_what_is_validated_and_saved(tmp_path, mon
     assert Trainer(*plan_small(tmp_path, text__branch="onehot")).average is not None, "a checkpoint brings it back"
 
 
-def test_a_loss_that_is_no_longer_a_number_ends_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "train_step", lambda *args: float("nan"))
-    with pytest.raises(BadInput, match=r"training\.lr"):
-        train_small(tmp_path / "run")
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("step", [3, 7])  # in the middle of an epoch, and its last one
+def test_what_is_not_finite_ends_training_and_the_last_epoch_stays(tmp_path, monkeypatch, what, step):
+    """The step is not taken, so that what is trained next goes on from weights that are sound."""
+    train_small(tmp_path / "whole", text__branch="onehot")
+    loss_of, calls = Trainer.loss, iter(range(100))
+
+    def spoilt(trainer, scores, *others):
+        loss = loss_of(trainer, scores, *others)
+        if next(calls) != 8 + step:
+            return loss
+        return loss * torch.nan if what == "loss" else loss + (scores[0, 0] * 0).sqrt()  # infinite slope, value 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "loss", spoilt)
+        where = rf"epoch 2/4, step {step + 1} of 8: the loss is .*, the length of its gradient nan, of a batch of \d+"
+        reason = r"the first of image train\d+: probably steps are too large; lower `training.lr` \(it is 0.01\)"
+        with pytest.raises(BadInput, match=f"{where} captions, {reason}"):
+            train_small(tmp_path / "stopped", text__branch="onehot")
+    assert len((tmp_path / "stopped/log.jsonl").read_text().splitlines()) == 1
+    train_small(tmp_path / "stopped", text__branch="onehot")
+    assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_named_as_the_reason(tmp_path, value):
+    plan, data = plan_small(tmp_path / "run")
+    data.splits["train"].features[17, 3] = value
+    with pytest.raises(
+        BadInput, match=r"step \d of 8: .*: the features of image train17 are not finite; make them again"
+    ):
+        train(plan, data, progress=False)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "order"])
+def test_features_of_zeros_have_no_direction_and_do_no_harm(tmp_path, similarity):
+    """The image branch begins with a zero bias, so that such an image's embedding is zero, and its slope 1e12."""
+    plan, data = plan_small(tmp_path / "run", similarity=similarity, training__grad_clip=0.0)
+    data.splits["train"].features[:3] = 0
+    result = train(plan, data, progress=False)
+    assert result["rsum"] > 1.5 * chance_rsum(20)
+    weights = safetensors.torch.load_file(tmp_path / "run/model.safetensors")
+    assert all(weight.abs().max() < 10 for weight in weights.values())
 
 
 def test_a_run_of_other_captions_is_not_continued(tmp_path):
