@@ -59,14 +59,16 @@ class Task:
 class Tasks(dict[str, Task]):
     """What every script writes, on tiny data: RESUMED begin where they were stopped, the others begin anew."""
 
-    def __init__(self, home: Path, patch: pytest.MonkeyPatch):
+    def __init__(self, home: Path, patch: pytest.MonkeyPatch, made: bool = False):
+        """made: whether `home` holds already what they read."""
+        self.home = home
         for room in (extract, store, build):
             patch.setattr(room, "ROWS_PER_BLOCK", ROWS)
         patch.setattr(fill_bank, "MIN_IMAGES", 1)
         patch.setattr(os, "fsync", lambda descriptor: None)  # programs are killed, not the machine
         patch.setattr(backbones, "load", lambda name, **options: tiny_backbone())
-        sources = ["--images", home / "images", "--captions", draw_images(home), "--workers", 0]
-        encoder = make_tiny_encoder(home / "tiny")
+        sources = ["--images", home / "images", "--captions", home / "captions.csv", "--workers", 0]
+        encoder = home / "tiny"
         prepared, more = home / "data/folder", ["training.batch_size=8", "training.min_steps=0", "embed_dim=32"]
         trained = ["strong", "--data", prepared, "--seeds", 0, 1, "--set", f"training.epochs={EPOCHS}", *more]
         run = ["--run", "strong-*-0-*", "--runs", home / "runs"]
@@ -80,8 +82,11 @@ class Tasks(dict[str, Task]):
                 ROWS,
             ),
         )
-        for task, to in (("prep", "data"), ("train", "runs"), ("index", "indexes")):  # each needs the one before
-            assert call(patch, self[task].script, *self[task].args(home / to)) == 0
+        if not made:
+            draw_images(home)
+            make_tiny_encoder(encoder)
+            for task, to in (("prep", "data"), ("train", "runs"), ("index", "indexes")):  # each needs the one before
+                assert call(patch, self[task].script, *self[task].args(home / to)) == 0
         (finished,), indexed = (home / "runs").glob("strong-*-0-*"), home / "indexes/index"
         files = {"--plots": "plots", "--report": "report.html", "--logs": "logs.csv", "--trec": "trec"}.items()
         asked = [home / "images/0.png", "--run", finished]

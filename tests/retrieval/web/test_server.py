@@ -549,6 +549,23 @@ def test_the_command_says_its_address_and_ends_quietly(page_folder):
     assert (process.returncode, out, error) == (0, "", "")
 
 
+def test_a_client_that_hangs_does_not_hold_the_end(page_folder):
+    """SIGTERM, as from a service manager, while an upload is on its way."""
+    with run_app(page_folder / "index", "--port", "0") as process:
+        port = urlsplit(process.stderr.readline().split()[3]).port
+        assert ask(port, "/")[0] == 200
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            head = f"POST /api/image HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 1000\r\n\r\n"
+            client.sendall(head.encode() + b"half")
+            assert ask(port, "/")[0] == 200
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            out, error = process.communicate(timeout=30)
+    assert time.monotonic() - began < 2, "a second on a machine that does nothing else"
+    assert process.returncode == 128 + signal.SIGTERM
+    assert (out, error) == ("", "app.py: stopped; repeat the command, without --fresh, and it continues\n")
+
+
 def call_with_taken_port(page_folder, port):
     with run_app(page_folder / "index", "--port", port) as process:
         _, error = process.communicate(timeout=60)
