@@ -16,7 +16,7 @@ from utils import BadInput, NotPrepared, as_script, command_line, refused, with_
 
 STOPPED = "stopped; repeat the command, without --fresh, and it continues"
 STOPS = (signal.SIGINT, signal.SIGTERM)
-SECONDS_TO_END = 0.7  # for what is under way to be put in order; what is left then, a kill would leave, too
+SECONDS_TO_END = 0.5  # for what is under way to be put in order; what is left then, a kill would leave, too
 
 _stoppable = False  # whether this process hears STOPS as `stoppable` says
 
