@@ -76,5 +76,6 @@ def test_a_full_disk(name, tasks, tmp_path, torture):
             if status:
                 assert (status, os.strerror(errno.ENOSPC) in sentence) == (2, True), sentence
                 full += 1
+                print(f"{name}: {full} disks were too small", flush=True)
                 assert start(task, to, said).end() == 0
             assert task.outcome(to) == expected

@@ -33,6 +33,7 @@ def test_killed_at_random_moments(name, tasks, tmp_path, torture):
             known |= done
             assert status in (0, -signal.SIGKILL), attempt.sentence()
             kills += status != 0
+            print(f"{name}: {kills} kills", flush=True)  # long as it takes, and seen with -s
         assert task.outcome(to) == expected
         shutil.rmtree(to)
 
@@ -75,7 +76,7 @@ def test_stopped_at_random_moments(name, tasks, tmp_path, torture):
         assert status == 128 + number
         assert attempt.sentence().endswith(": stopped; repeat the command, without --fresh, and it continues")
         stops += 1
-    print(f"{name}: {stops} stops, the longest wait {max(waits):.2f} s")
+        print(f"{name}: {stops} stops, the longest wait {max(waits):.2f} s", flush=True)
     assert max(waits) < 2, "a second on a machine that does nothing else"
 
 
@@ -109,6 +110,7 @@ def test_one_of_two_processes_killed_or_both_stopped(name, number, tasks, tmp_pa
             shutil.rmtree(to)
             continue
         kills += 1
+        print(f"{name}: {kills} of two processes ended, the longest wait {max(waits):.2f} s", flush=True)
         assert all(sentence.endswith("and it continues") for sentence in sentences)
     assert max(waits) < 2, "a second on a machine that does nothing else"
     assert run_together(tmp_path, task.script.main, *task.args(to)) == ([0, 0], [])
