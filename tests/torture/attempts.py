@@ -40,7 +40,7 @@ from tests.helpers import Network, call, draw_images, make_tiny_encoder, tiny_ba
 from training import fill_bank
 from training.trainer import Trainer
 
-RESUMED, ANEW = ["prep", "train", "index"], ["eval", "share", "embed", "sheet", "export"]
+RESUMED, ANEW = ["prep", "train", "index"], ["embed", "export", "sheet", "share", "eval"]
 ROWS = 3  # of a finished block: what a kill may cost
 EPOCHS = 3
 FORK = multiprocessing.get_context("fork")

@@ -42,7 +42,7 @@ def test_killed_at_random_moments(name, tasks, tmp_path, torture):
 def test_killed_before_a_change_on_disk(name, tasks, tmp_path, torture):
     """Random moments seldom lie between two files: so before every change of the file system, or before a few."""
     if name in ANEW and not torture:
-        pytest.skip("seconds each, and none of them has anything to continue")
+        pytest.skip("at full length only")
     task, to, said = tasks[name], tmp_path / "to", tmp_path / "said.txt"
     changes, expected = changes_of(task, to, said)
     for number in chosen(changes, name, torture):
@@ -77,13 +77,18 @@ def test_stopped_at_random_moments(name, tasks, tmp_path, torture):
         assert attempt.sentence().endswith(": stopped; repeat the command, without --fresh, and it continues")
         stops += 1
         print(f"{name}: {stops} stops, the longest wait {max(waits):.2f} s", flush=True)
-    assert max(waits) < 2, "a second on a machine that does nothing else"
+    assert max(waits) < 5, "a second on a machine that does nothing else"
 
 
-@pytest.mark.parametrize("name", ["prep", "train"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+KILLED, STOPPED = signal.SIGKILL, signal.SIGTERM
+PAIRS = [("prep", KILLED), ("train", STOPPED), ("prep", STOPPED), ("train", KILLED)]
+
+
+@pytest.mark.parametrize(("name", "number"), PAIRS, ids=str)
 def test_one_of_two_processes_killed_or_both_stopped(name, number, tasks, tmp_path, torture):
     """torchrun sends SIGTERM to the others as soon as one has ended, and to all of them when it gets one itself."""
+    if (name, number) in PAIRS[2:] and not torture:
+        pytest.skip("at full length only")
     task, moments, to = tasks[name], random.Random(f"{name} {number}"), tmp_path / "to"
     began = time.monotonic()
     assert run_together(tmp_path, task.script.main, *task.args(to)) == ([0, 0], [])
@@ -96,7 +101,7 @@ def test_one_of_two_processes_killed_or_both_stopped(name, number, tasks, tmp_pa
         for process in (victim, other):
             if process.is_alive():
                 os.kill(process.pid, number if process is victim else signal.SIGTERM)
-                if number == signal.SIGKILL:
+                if number == KILLED:
                     process.join()
         ended.append(time.monotonic())
 
@@ -112,6 +117,6 @@ def test_one_of_two_processes_killed_or_both_stopped(name, number, tasks, tmp_pa
         kills += 1
         print(f"{name}: {kills} of two processes ended, the longest wait {max(waits):.2f} s", flush=True)
         assert all(sentence.endswith("and it continues") for sentence in sentences)
-    assert max(waits) < 2, "a second on a machine that does nothing else"
+    assert max(waits) < 5, "a second on a machine that does nothing else"
     assert run_together(tmp_path, task.script.main, *task.args(to)) == ([0, 0], [])
     assert task.outcome(to) == expected

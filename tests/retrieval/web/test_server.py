@@ -561,7 +561,7 @@ def test_a_client_that_hangs_does_not_hold_the_end(page_folder):
             began = time.monotonic()
             process.send_signal(signal.SIGTERM)
             out, error = process.communicate(timeout=30)
-    assert time.monotonic() - began < 2, "a second on a machine that does nothing else"
+    assert time.monotonic() - began < 5, "a second on a machine that does nothing else"
     assert process.returncode == 128 + signal.SIGTERM
     assert (out, error) == ("", "app.py: stopped; repeat the command, without --fresh, and it continues\n")
 
