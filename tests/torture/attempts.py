@@ -127,7 +127,12 @@ class Attempt:
 
 
 def start(task: Task, to: Path, said: Path, before: Callable[[], Any] = lambda: None) -> Attempt:
-    """Start a task that writes below `to`; before: what its process does first."""
+    """Start a task that writes below `to`, and wait until its main begins; before: what its process does first."""
+    began = FORK.Event()
+
+    def main() -> None:
+        began.set()
+        task.script.main()
 
     def run() -> None:
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
@@ -135,11 +140,12 @@ def start(task: Task, to: Path, said: Path, before: Callable[[], Any] = lambda: 
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         sys.argv = [f"{task.script.__name__}.py", *map(str, task.args(to))]
         before()
-        run_script(task.script.main)
+        run_script(main)
 
     to.mkdir(exist_ok=True)
     process = FORK.Process(target=run)
     process.start()
+    assert began.wait(60), said.read_text()
     return Attempt(process, said, time.monotonic())
 
 
