@@ -208,8 +208,8 @@ def continued(curve: Curve, to: int) -> Curve:
 def goes_on(sizes: Sequence[int], values: Sequence[float], to: int, powers: bool) -> float:
     """Return where a line through the last two points is at `to`: with `powers`, a line on logarithmic axes.
 
-    >>> goes_on([1, 10], [3.0, 30.0], 100, powers=True), goes_on([1, 2], [3.0, 4.0], 5, powers=False)
-    (300.0, 7.0)
+    >>> round(goes_on([1, 10], [3.0, 30.0], 100, powers=True)), goes_on([1, 2], [3.0, 4.0], 5, powers=False)
+    (300, 7.0)
     """
     scale, back = (math.log10, lambda value: 10**value) if powers else (float, float)
     (x0, x1), (y0, y1) = map(scale, sizes[-2:]), map(scale, values[-2:])
