@@ -94,10 +94,11 @@ def compare(
     rows, columns = (random.permutation(len(embeddings))[:queries] for embeddings in (images, captions))
     captions_of = [np.flatnonzero(image_of_caption == image) for image in rows]
     images_of = list(image_of_caption[columns][:, None])
-    embeddings = tuple(torch.from_numpy(rows).to(default_device()) for rows in (images, captions))
+    device = default_device()
+    of_all = torch.from_numpy(images).to(device), torch.from_numpy(captions).to(device)
 
     def ours() -> Ranks:
-        return ranks_by_block(RANKING[similarity], *embeddings, image_of_caption)
+        return ranks_by_block(RANKING[similarity], *of_all, image_of_caption)
 
     def of_images() -> np.ndarray:
         return reference_ranks(similarity, images[rows], captions, captions_of, by_image=True)

@@ -27,7 +27,7 @@ from training.run import read_run_config, write_run_config
 FORMATS = ROOT / "tests/formats"
 SPLITS = ("train", "train", "train", "val", "test")
 COLORS = ("red", "green", "blue", "yellow", "white")
-ENCODER = {"encoder": "made-up", "digest": "0" * 64, "size": 3, "longest": 8}
+ENCODER: dict[str, str | int] = {"encoder": "made-up", "digest": "0" * 64, "size": 3, "longest": 8}
 BACKBONE: dict[str, str | int] = {"backbone": "made-up", "digest": "0" * 64, "dtype": "float32", "file": ""}
 SMALL = ("embed_dim=4", "training.epochs=1", "training.min_steps=0")
 

@@ -55,7 +55,7 @@ class BagRun(Run):
         words, dim = len(self.processor.words), self.settings.embed_dim
         deep = "text.second.1.weight" in weights
         width = self.settings.text.hidden_dim if deep else dim
-        shapes = {"text.bag.weight": (words, width)}
+        shapes: dict[str, tuple[int, ...]] = {"text.bag.weight": (words, width)}
         shapes |= {"text.bias": (width,)} if "text.bias" in weights else {}
         shapes |= {"text.second.1.weight": (dim, width), "text.second.1.bias": (dim,)} if deep else {}
         for name, shape in shapes.items():

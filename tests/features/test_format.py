@@ -5,6 +5,9 @@ import doctest
 import json
 import re
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -26,7 +29,7 @@ from tests.make_formats import FORMATS, SMALL, rows
 from training.run import Run, read_run_config
 from utils import BadInput
 
-OPEN = {
+OPEN: dict[str, Callable[[Path], Any]] = {
     "prepared": Prepared,
     "prepared/vocabulary.json": Vocabulary.load,
     "prepared/made-up.h5": FeatureStore.open,

@@ -31,9 +31,9 @@ def change(folder, **facts):
 @pytest.mark.parametrize(
     "facts",
     [
-        {"files": lambda files: files | {"ids": "../secret.bin"}},
-        {"files": lambda files: files | {"paths": "/etc/passwd"}},
-        {"files": lambda files: files | {"embeddings": files["ids"]}},
+        pytest.param({"files": lambda files: files | {"ids": "../secret.bin"}}, id="a file beside the folder"),
+        pytest.param({"files": lambda files: files | {"paths": "/etc/passwd"}}, id="a file elsewhere"),
+        pytest.param({"files": lambda files: files | {"embeddings": files["ids"]}}, id="the file of another column"),
         {"files": {}},
         {"files": []},
         {"similarity": "c/sine"},

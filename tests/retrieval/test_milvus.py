@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,13 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
+def build(run, sources, folder, **options):
+    """Build an index; what it says of its approximate search."""
+    approximate = build(run, sources, folder, **options)
+    assert approximate is not None
+    return approximate
+
+
 def collections(url):
     return Collection(url, f"images_{0:016x}").client.list_collections()
 
@@ -29,7 +37,7 @@ def test_an_index_in_milvus_is_kept_up_to_date(tmp_path, images, monkeypatch):
     pytest.importorskip("milvus_lite")
     run, url, folder = FakeRun(tmp_path, "cosine"), str(tmp_path / "vectors.db"), tmp_path / "index"
     monkeypatch.delenv(milvus.ADDRESS, raising=False)
-    about = build_index(run, [images], folder, index_url=url).approximate
+    about = build(run, [images], folder, index_url=url)
     assert about["search"] == "milvus"
     assert about["recall@10"] == 1
     assert collections(url) == [about["collection"]]
@@ -45,17 +53,17 @@ def test_an_index_in_milvus_is_kept_up_to_date(tmp_path, images, monkeypatch):
         Searcher.open(folder, run, index_url=str(tmp_path / "other.db"))
     assert not (tmp_path / "other.db").exists()
     monkeypatch.setenv(milvus.ADDRESS, url)
-    assert build_index(run, [images], folder).approximate == about, "nothing has changed"
+    assert build(run, [images], folder) == about, "nothing has changed"
     paint(images / "new.png", 77)
-    grown = build_index(run, [images], folder).approximate
+    grown = build(run, [images], folder)
     assert collections(url) == [grown["collection"]] != [about["collection"]]
     assert len(Searcher.open(folder, run).search("a dog", 40)) == 31
     Collection(url, grown["collection"]).drop()
     with pytest.raises(BadInput, match=r"has no collection images_.* of the 31 rows"):
         Index.open(folder)
-    again = build_index(run, [images], folder).approximate
+    again = build(run, [images], folder)
     assert collections(url) == [again["collection"]]
-    anew = build_index(run, [images], folder, fresh=True, index_url=url).approximate
+    anew = build(run, [images], folder, fresh=True, index_url=url)
     assert collections(url) == [anew["collection"]]
     monkeypatch.delenv(milvus.ADDRESS)
     assert build_index(run, [images], folder, search="exact").approximate is None
@@ -74,17 +82,18 @@ def test_what_a_killed_build_left_is_dropped(tmp_path, images, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             build_index(run, [images], tmp_path / "index", index_url=url)
     (left,) = collections(url)
-    about = build_index(run, [images], tmp_path / "index", index_url=url).approximate
+    about = build(run, [images], tmp_path / "index", index_url=url)
     assert collections(url) == [about["collection"]] != [left]
 
 
 def test_what_is_no_milvus_is_said_before_the_work(tmp_path, images, monkeypatch):
     pytest.importorskip("pymilvus")
     folder = tmp_path / "index"
-    for options, said in [
+    bad: list[tuple[dict[str, Any], str]] = [
         ({"index_url": "http://me:secret@127.0.0.1:1"}, r"`index_url` http://127.0.0.1:1: .*see that this is Milvus"),
         ({"index_url": "x.db", "search": "hnsw"}, "leave one of the two out"),
-    ]:
+    ]
+    for options, said in bad:
         with pytest.raises(BadInput, match=said):
             build_index(FakeRun(tmp_path, "cosine"), [images], folder, **options)
     with pytest.raises(BadInput, match="order similarity is no inner product"):

@@ -3,6 +3,7 @@
 `PARSERS` is the one list: whoever adds a reader adds a line, and tests/torture/test_parsers.py does the rest.
 """
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -179,11 +180,9 @@ def container(name: str, up: int = 0) -> Callable[[Path], object]:
     def read_all(path: Path) -> object:
         dataset = read(name, [path, *path.parents][up], None)
         for image in dataset.images:
-            try:
-                with open_image_file(image.path) as file:
-                    file.read()
-            except OSError:
-                pass
+            assert image.path is not None
+            with contextlib.suppress(OSError), open_image_file(image.path) as file:
+                file.read()
         return dataset
 
     return read_all
@@ -205,7 +204,14 @@ def make_parquet(folder: Path) -> Path:
 
 
 def make_store(folder: Path) -> Path:
-    about = {"backbone": "one", "layer": "precomputed", "digest": "d", "transform": "", "weights": "", "map": 0}
+    about: dict[str, str | int] = {
+        "backbone": "one",
+        "layer": "precomputed",
+        "digest": "d",
+        "transform": "",
+        "weights": "",
+        "map": 0,
+    }
     write_store(folder / "one.h5", IDS, (6,), "float32", about, [FEATURES])
     return folder / "one.h5"
 
@@ -223,7 +229,7 @@ def read_map_store(path: Path) -> object:
 def make_text_store(folder: Path) -> Path:
     keys = [Key(key, n, caption_digest(c)) for key in IDS for n, c in enumerate(CAPTIONS[key])]
     rows = {pooling: [np.ones((len(keys), 4), np.float16)] for pooling in POOLINGS}
-    about = {"encoder": "one", "digest": "d", "size": 4, "longest": 9}
+    about: dict[str, str | int] = {"encoder": "one", "digest": "d", "size": 4, "longest": 9}
     write_text_store(folder / "one.text.h5", keys, about, dict.fromkeys(POOLINGS, "float16"), rows)
     return folder / "one.text.h5"
 

@@ -210,7 +210,8 @@ def send(port, request, wait=True):
 
 def memory(process):
     """Bytes of memory that a process holds."""
-    return 1024 * int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1])
+    (held,) = re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+    return 1024 * int(held)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")

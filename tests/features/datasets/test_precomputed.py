@@ -282,7 +282,13 @@ def test_a_row_of_zeros_is_called_by_its_name(tmp_path, dataset, kind):
 
 
 def test_features_of_a_store_of_ours_keep_what_made_them(tmp_path, dataset):
-    about = {"backbone": "resnet50", "layer": "avgpool", "digest": "weights", "transform": "t", "weights": "w"}
+    about: dict[str, str | int] = {
+        "backbone": "resnet50",
+        "layer": "avgpool",
+        "digest": "weights",
+        "transform": "t",
+        "weights": "w",
+    }
     about |= {"file": "", "map": 0, "crops": 1, "engine": "torch", "precision": "float32"}
     write_store(tmp_path / "a.h5", IDS[::-1], (4,), "float32", about, [FEATURES])
     precomputed = load_precomputed(tmp_path / "a.h5", dataset)
@@ -304,7 +310,7 @@ def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path, dataset, monke
 
 
 def test_ids_in_either_form_of_unicode_find_their_row(tmp_path):
-    composed, split = (unicodedata.normalize(form, "é.jpg") for form in ("NFC", "NFD"))
+    composed, split = unicodedata.normalize("NFC", "é.jpg"), unicodedata.normalize("NFD", "é.jpg")
     images = tuple(Image(key, None, "train", ("one",)) for key in (composed, "b.jpg"))
     (tmp_path / "ids.txt").write_text(f"b.jpg\n{split}\n")
     np.save(tmp_path / "a.npy", FEATURES[:2])

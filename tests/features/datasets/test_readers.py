@@ -541,14 +541,14 @@ def test_the_real_flickr8k():
 
 
 def test_a_file_in_either_form_of_unicode_is_the_image_that_is_meant(tmp_path):
-    composed, split = (normalize(form, "café.jpg") for form in ("NFC", "NFD"))
+    composed, split = normalize("NFC", "café.jpg"), normalize("NFD", "café.jpg")
     rows = [f"{composed},one,train", "b.jpg,two,val", f"{split.replace('c', 'd')},three,test"]
     file = write(tmp_path / "captions.csv", "\n".join(["image,caption,split", *rows]))
     (tmp_path / split).write_text("its image")
     (tmp_path / composed.replace("c", "d")).write_text("its image")
     dataset = read("folder", file, tmp_path)
     assert [image.id for image in dataset.images] == [composed, "b.jpg", split.replace("c", "d")]
-    paths = [image.path.name for image in dataset.images]
+    paths = [image.path.name for image in dataset.images if isinstance(image.path, Path)]
     assert paths == [split, "b.jpg", composed.replace("c", "d")]
     find = finder([composed, split.replace("c", "d")])
     assert find(split) == find(split.removesuffix(".jpg")) == composed
