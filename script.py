@@ -26,12 +26,12 @@ def run_script(main: Callable[[], None]) -> None:
 
     Of the processes that torchrun starts on a machine one alone is heard, until they have joined.
     """
-    stderr = sys.stderr
+    stderr, heard = sys.stderr, list[int]()
     if int(os.environ.get("LOCAL_RANK", "0")):
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until features.distributed.joined)
     try:
-        with as_script(), stoppable() as heard:
-            status = _status_of(main)
+        with as_script():
+            status = _status_of(main, heard)
     finally:
         sys.stderr = stderr
     flush_or_discard()
@@ -41,10 +41,11 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(status)
 
 
-def _status_of(main: Callable[[], None]) -> int:
+def _status_of(main: Callable[[], None], heard: list[int]) -> int:
     """Call `main`, say in one sentence what ended it, if anything did, and return the exit status."""
     try:
-        main()
+        with stoppable(heard):
+            main()
         sys.stdout.flush()  # what goes to a full disk is an error
     except NotPrepared as error:
         return _say(f"{with_flags(str(error))}; prepare them with: {command_line('prep.py', error.options)}", 2)
@@ -80,14 +81,13 @@ def flush_or_discard() -> None:
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[list[int]]:
-    """Let the first Ctrl-C or SIGTERM raise KeyboardInterrupt; yield the list of those that were heard.
+def stoppable(heard: list[int]) -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM raise KeyboardInterrupt, and add its number to those `heard`.
 
     A library may be at work for long without hearing it, or what is to be put in order may take long: then the process
     ends after SECONDS_TO_END as by a kill, of which nothing takes harm. Forked processes leave both to their parent.
     """
     global _stoppable
-    heard: list[int] = []
     reader, writer = os.pipe()
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -111,7 +111,7 @@ def stoppable() -> Iterator[list[int]]:
     threading.Thread(target=watch, daemon=True).start()
     _stoppable = True
     try:
-        yield heard
+        yield
     finally:
         _stoppable = False
         signal.set_wakeup_fd(wakeup)
