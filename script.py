@@ -105,6 +105,11 @@ def stoppable(heard: list[int]) -> Iterator[None]:
                         _say(STOPPED, 0)
                     os._exit(128 + number[0])
 
+    def report(error: Any) -> None:  # one that met a callback, of a weak reference, is lost there: `watch` ends all
+        if not issubclass(error.exc_type, KeyboardInterrupt):
+            unraisable(error)
+
+    unraisable, sys.unraisablehook = sys.unraisablehook, report
     os.set_blocking(writer, False)
     before = [(number, signal.signal(number, stop)) for number in STOPS]
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -114,6 +119,7 @@ def stoppable(heard: list[int]) -> Iterator[None]:
         yield
     finally:
         _stoppable = False
+        sys.unraisablehook = unraisable
         signal.set_wakeup_fd(wakeup)
         for number, handler in before:
             signal.signal(number, signal.SIG_IGN if heard else handler)
