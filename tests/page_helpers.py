@@ -66,11 +66,17 @@ def served(searcher, host="127.0.0.1", megabytes=LIMIT, ready=True, token=None):
         thread.join(20)
 
 
+@contextlib.contextmanager
 def run_app(*args):
-    """app.py in a process of its own."""
+    """app.py in a process of its own, which ends with what went wrong here."""
     command = [sys.executable, str(ROOT / "app.py"), *map(str, args)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as app:
+        try:
+            yield app
+        except BaseException:
+            app.kill()
+            raise
 
 
 def ask(port, path, body=None, method=None, **headers):

@@ -48,7 +48,7 @@ def hook():
 def test_it_takes_every_room_and_no_script(hook):
     assert doctest.testmod(hook).failed == 0
     assert set(hook.FOLDERS) == {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    scripts = {"prep.py", "train.py", "eval.py", "search.py", "app.py"}
+    scripts = {"prep.py", "train.py", "eval.py", "search.py", "app.py", "script.py"}
     assert set(hook.FILES) == {path.name for path in ROOT.glob("*.py")} - scripts
 
 

@@ -221,7 +221,7 @@ def test_joined_features_and_precomputed_ones(prepared, monkeypatch, tmp_path):
     (run,) = tmp_path.glob("strong-*")
     assert "efficientnet_lite0+mine" in run.name
     assert call(monkeypatch, evaluation, run) == 0
-    np.save(features, np.zeros((24, 5), np.float32))
+    np.save(features, np.ones((24, 5), np.float32))
     assert call(monkeypatch, prep, *prep_args(prepared, "--precomputed", features, "--ids", ids)) == 2, "another file"
     assert call(monkeypatch, prep, *prep_args(prepared, "--precomputed", features, "--ids", ids, "--fresh")) == 0
     assert call(monkeypatch, evaluation, run) == 2, "not the features the run was trained on"

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from features.text.sentences import sentence_encoder
 from features.text.vocabulary import Sentences, Vocabulary, WordIndex
 from model import InputDims, TwoBranch
 from settings import Settings
-from training.run import RunInfo
+from training.run import AGAIN, RunInfo
 from utils import BadInput
 
 ROWS_PER_BATCH = 1000  # images or sentences embedded at a time; of maps, as many as
@@ -23,10 +24,11 @@ SENTENCES_PER_BATCH = 64  # sentences through a transformer
 MAX_PARAMETERS = 2**31  # of a model
 
 
-def new_model(settings: Settings, info: RunInfo, vocabulary: Vocabulary, largest: int = MAX_PARAMETERS) -> TwoBranch:
+def new_model(settings: Settings, info: RunInfo, vocabulary: Vocabulary, weights: Path | None = None) -> TwoBranch:
     """Make a model whose first weights depend on the seed alone; a transformer that is trained too has its own.
 
-    Raises BadInput, before it takes memory, if there are more than `largest` parameters.
+    weights: the file that its own will be read from. Raises BadInput, before the model takes memory, if it has more
+    than MAX_PARAMETERS, or than that file can hold.
     """
     num_words = len(WordIndex(vocabulary, settings.text.stem, settings.text.min_count))
     dims = InputDims(sum(info.sizes), num_words, info.grid, info.sizes, info.encoder_size)
@@ -36,10 +38,13 @@ def new_model(settings: Settings, info: RunInfo, vocabulary: Vocabulary, largest
         dims = replace(dims, transformer=module, padding=encoder.padding)
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in TwoBranch(settings, dims).parameters())
-    if count > largest:
+    held = weights.stat().st_size if weights and weights.is_file() else 0
+    if weights and count > held:  # a parameter takes a byte at least
+        raise BadInput(f"{weights}: cut short, or not the weights of this recipe ({count:,} parameters); {AGAIN}")
+    if count > MAX_PARAMETERS:
         raise BadInput(
-            f"these settings make a model of {count:,} parameters, where there may be {largest:,}: make its branches "
-            f"narrower; if it is trained already, its weights are cut short, or not those of this recipe"
+            f"these settings make a model of {count:,} parameters, where there may be {MAX_PARAMETERS:,}; make its "
+            f"branches narrower"
         )
     torch.manual_seed(info.seed)
     return TwoBranch(settings, dims).to(default_device())

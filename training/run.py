@@ -195,8 +195,7 @@ class Run:
         from training.embed import new_model
 
         path = self.folder / MODEL
-        size = path.stat().st_size if path.is_file() else 0  # a parameter takes a byte at least
-        load_model(path, model := new_model(self.settings, self.info, self.vocabulary, size))
+        load_model(path, model := new_model(self.settings, self.info, self.vocabulary, path))
         return model.eval()
 
     def __repr__(self) -> str:

@@ -39,6 +39,7 @@ def trained(folder, name):
     plan, data = plan_small(folder, **{"training__epochs": 1, "training__batch_size": 64})
     changes = RUNS[name]
     made = {"backbone": "made-up", "layer": "end", "weights": "none", "transform": "resize 8", "file": "/somewhere"}
+    made["dtype"] = "float32"
     plan = replace(plan, info=replace(plan.info, backbones=(made,)))
     if name in ("encoder", "joined"):
         changes = {**changes, "text.encoder": "./nowhere"}
@@ -108,7 +109,9 @@ def test_batches_of_any_size(recipe, tmp_path):
     small = {"embed_dim": 16, "text.encoder": "./nowhere", "text.finetune": False, "image.num_heads": 4}
     settings = override(read_recipe(recipe), small)
     maps = (2, 3) if settings.image.branch == "attention" else ()
-    made = ({"backbone": "made-up", "layer": "end", "weights": "none", "transform": "none", "file": ""},)
+    made = (
+        {"backbone": "made-up", "layer": "end", "weights": "none", "transform": "none", "dtype": "float32", "file": ""},
+    )
     info = replace(plan.info, grid=maps, encoder_digest="e", encoder_size=ENCODED, backbones=made)
     create_run(replace(plan, settings=settings, info=info), data.vocabulary)
     save_model(plan.folder / MODEL, new_model(settings, info, data.vocabulary))

@@ -24,7 +24,7 @@ def images(tmp_path):
 
 def build(run, sources, folder, **options):
     """Build an index; what it says of its approximate search."""
-    approximate = build(run, sources, folder, **options)
+    approximate = build_index(run, sources, folder, **options).approximate
     assert approximate is not None
     return approximate
 

@@ -212,16 +212,14 @@ def test_a_model_larger_than_its_weights_is_refused_before_it_takes_memory(small
     shutil.copytree(small, tmp_path / "run")
     text = (tmp_path / "run/recipe.toml").read_text().replace("embed_dim = 16", "embed_dim = 1000000")
     (tmp_path / "run/recipe.toml").write_text(text.replace("word_dim = 8", "word_dim = 1000000"))
-    with pytest.raises(
-        BadInput, match=r"a model of 6,\d{3},\d{3},\d{3},\d{3} parameters, where there may be [0-9,]{5,7}:"
-    ):
+    with pytest.raises(BadInput, match=r"not the weights of this recipe \(6,\d{3},\d{3},\d{3},\d{3} parameters\)"):
         Run.open(tmp_path / "run")
 
 
 def test_a_model_that_no_memory_holds_is_not_begun(small):
     run = Run.open(small)
     huge = override(run.settings, {"embed_dim": 10**6, "text.word_dim": 10**6})
-    with pytest.raises(BadInput, match=r"where there may be 2,147,483,648: make its branches narrower"):
+    with pytest.raises(BadInput, match=r"where there may be 2,147,483,648; make its branches narrower"):
         new_model(huge, run.info, run.vocabulary)
 
 

@@ -724,14 +724,14 @@ def test_the_rate_of_the_schedule_reaches_the_optimizer(tmp_path, monkeypatch):
 
 
 def test_clipping_and_weight_decay_act(tmp_path, monkeypatch):
-    norms, clip = [], torch.nn.utils.clip_grad_norm_
+    norms, clip = [], torch.nn.utils.clip_grads_with_norm_
 
-    def watching(parameters, most):
+    def watching(parameters, most, norm):
         parameters = list(parameters)
-        clip(parameters, most)
+        clip(parameters, most, norm)
         norms.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm().item())
 
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watching)
+    monkeypatch.setattr(torch.nn.utils, "clip_grads_with_norm_", watching)
     train_small(tmp_path / "clipped", training__grad_clip=0.01)
     assert max(norms) <= 0.0101
     train_small(tmp_path / "free", training__grad_clip=0.0, training__weight_decay=0.0)
@@ -872,5 +872,5 @@ def test_a_checkpoint_of_a_stranger_runs_no_code(tmp_path):
 def test_weights_of_another_recipe_are_told(tmp_path):
     train_small(tmp_path / "run")
     safetensors.torch.save_file({"image.1.weight": torch.zeros(1)}, tmp_path / "run" / "model.safetensors")
-    with pytest.raises(BadInput, match=r"not the weights of this recipe \(Error\(s\) in loading state_dict"):
+    with pytest.raises(BadInput, match="not the weights of this recipe"):
         Run.open(tmp_path / "run")
